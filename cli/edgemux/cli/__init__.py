@@ -1,0 +1,1 @@
+"""The one command: knows every part, imports each on use."""

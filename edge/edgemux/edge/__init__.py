@@ -1,0 +1,1 @@
+"""The agent: decides, for each input, where it is answered. No torch, no cloud code."""

@@ -1,0 +1,151 @@
+"""The words of the system as values: what can be run, what it costs, what may be spent, what to do next.
+
+Everything is immutable. Times are seconds, durations unless a name says otherwise; probabilities are in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+from numpy.typing import NDArray
+
+
+class Placement(StrEnum):
+    """Where a route runs."""
+
+    EDGE = "edge"
+    CLOUD = "cloud"
+    SPLIT = "split"
+
+
+class Reason(StrEnum):
+    """Why a request was answered the way it was; the closed set of the ``reason`` label."""
+
+    CONFIDENT = "confident"  # the device's answer was good enough for its price
+    OFFLOADED = "offloaded"  # the cloud by first choice
+    DEFERRED = "deferred"  # the cloud after a device answer
+    DEVICE_BUSY = "device_busy"  # the cloud, because the device could not afford any of its levels
+    BUDGET = "budget"  # the device, because the offload or byte budget was spent
+    LINK = "link"  # the device, because the cloud could not answer in the time left
+    BREAKER = "breaker"  # the device, because the cloud failed too often to be asked now
+    NO_CLOUD = "no_cloud"  # the device, because no cloud is configured
+    CLOUD_TIMEOUT = "cloud_timeout"  # the device, after the cloud did not answer in time (hedge)
+    CLOUD_UNREACHABLE = "cloud_unreachable"  # the device, after nobody answered
+    CLOUD_OVERLOADED = "cloud_overloaded"  # the device, after the cloud refused
+    CLOUD_BAD_ANSWER = "cloud_bad_answer"  # the device, after the cloud answered nonsense
+    DEVICE_FAILED = "device_failed"  # the cloud, after the device's own model failed
+    EXPIRED = "expired"  # shed: the deadline passed before anything could run
+    NO_ROUTE = "no_route"  # shed: every route failed or is too expensive
+
+
+class Route(msgspec.Struct, frozen=True, order=True):
+    """A variant and where it runs; ``level`` is 0 for what is not part of the nested family."""
+
+    variant: str
+    placement: Placement
+    level: int = 0
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """What running a route is predicted to take. ``compute_s`` is CPU time on the device."""
+
+    latency_s: float = 0.0
+    compute_s: float = 0.0
+    memory_bytes: float = 0.0
+    energy_j: float = 0.0
+    sent_bytes: float = 0.0
+    offloads: float = 0.0
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """What may be spent on this request, on the axes of Cost; infinite where nothing is known or limited.
+
+    ``reserve_s`` is the part of the time left that stays reserved for the device's own answer while a cloud route runs
+    and no answer is held yet.
+    """
+
+    latency_s: float = math.inf
+    compute_s: float = math.inf
+    memory_bytes: float = math.inf
+    energy_j: float = math.inf
+    sent_bytes: float = math.inf
+    offloads: float = math.inf
+    reserve_s: float = 0.0
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A route that could run next, its P(correct), its cost, and the price of choosing it.
+
+    ``price`` is in units of P(correct): the gain that the route must bring over what is at hand. ``blocked`` says why
+    it must not run at all, None when it may.
+    """
+
+    route: Route
+    score: float
+    cost: Cost
+    price: float = 0.0
+    blocked: Reason | None = None
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """An answer: ``probabilities`` FP32 [classes], and P(it is right) as far as is known."""
+
+    route: Route
+    label: int
+    probabilities: NDArray[Any]
+    confidence: float
+
+
+class Run(msgspec.Struct, frozen=True):
+    """Decision: run this route, for at most ``timeout_s``."""
+
+    route: Route
+    timeout_s: float
+    reason: Reason
+
+
+class Accept(msgspec.Struct, frozen=True):
+    """Decision: reply with this prediction. ``degraded``: a better route was wanted and could not be had."""
+
+    prediction: Prediction
+    reason: Reason
+    degraded: bool = False
+
+
+class Shed(msgspec.Struct, frozen=True):
+    """Decision: refuse."""
+
+    reason: Reason
+
+
+Decision = Run | Accept | Shed
+
+
+class Case(msgspec.Struct, frozen=True):
+    """All that a policy may look at: the budget, what can still be run, the answer at hand, and what failed.
+
+    ``held`` is the latest prediction, None before the first. ``chosen`` is why it was run; ``failed`` is the cause of
+    the latest failure. A route leaves ``candidates`` when it was tried, so a request ends within one attempt a route.
+    """
+
+    budget: Budget
+    candidates: tuple[Candidate, ...]
+    held: Prediction | None = None
+    chosen: Reason | None = None
+    failure: Reason | None = None
+
+    def answered(self, prediction: Prediction, chosen: Reason, candidates: tuple[Candidate, ...]) -> Case:
+        """The case after a route answered; ``candidates`` are what remains, re-scored."""
+        return Case(self.budget, candidates, prediction, chosen, self.failure)
+
+    def failed(self, route: Route, cause: Reason) -> Case:
+        """The case after a route failed."""
+        rest = tuple(candidate for candidate in self.candidates if candidate.route != route)
+        return Case(self.budget, rest, self.held, self.chosen, cause)
+
+    def within(self, budget: Budget) -> Case:
+        """The same case with what is left of the budget."""
+        return Case(budget, self.candidates, self.held, self.chosen, self.failure)

@@ -1,0 +1,97 @@
+"""A small blocking client for agents and cloud servers (any Open Inference Protocol v2 server over gRPC)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import grpc
+import msgspec
+from numpy.typing import NDArray
+
+from edgemux.multiplexer.bundle import Tensor
+from edgemux.multiplexer.errors import EdgemuxError, InputError, UnknownModel
+from edgemux.wire import oip_pb2 as oip
+from edgemux.wire.channel import client_options
+from edgemux.wire.codec import Parameter, get_parameters, make_request, read_outputs
+from edgemux.wire.service import METHODS, SERVICE
+from edgemux.wire.status import from_peer
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What came back: arrays by output name, and what the server says happened, by parameter name."""
+
+    outputs: dict[str, NDArray[Any]]
+    parameters: dict[str, Parameter]
+    id: str
+
+
+class Client:
+    """One channel to one server. Use as a context manager, or call ``close``."""
+
+    def __init__(self, address: str) -> None:
+        """``address`` is HOST:PORT; nothing is connected before the first call. Plaintext."""
+        self._channel = grpc.insecure_channel(address, options=client_options())
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the channel; calls in flight are cancelled."""
+        self._channel.close()
+
+    def ready(self, timeout_s: float = 5.0) -> bool:
+        """Whether the server answers requests. Raises ExecutionError when it cannot be reached."""
+        return bool(self._call("ServerReady", oip.ServerReadyRequest(), timeout_s).ready)
+
+    def models(self, timeout_s: float = 5.0) -> list[str]:
+        """Names of the models the server lists."""
+        return [model.name for model in self._call("RepositoryIndex", oip.RepositoryIndexRequest(), timeout_s).models]
+
+    def metadata(self, model: str, timeout_s: float = 5.0) -> Any:
+        """The model's ModelMetadataResponse."""
+        return self._call("ModelMetadata", oip.ModelMetadataRequest(name=model), timeout_s)
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, NDArray[Any] | Sequence[bytes]],
+        timeout_s: float = 5.0,
+        parameters: Mapping[str, Parameter] | None = None,
+        request_id: str = "",
+    ) -> Reply:
+        """Answer ``inputs``: arrays as tensors, a list of bytes as encoded pictures.
+
+        Raises InputError when the server refuses the request, ExecutionError when there is no answer in time.
+        """
+        request = make_request(model, inputs, request_id=request_id, parameters=parameters)
+        response = self._call("ModelInfer", request, timeout_s)
+        tensors = [Tensor(o.name, o.datatype, tuple(o.shape)) for o in response.outputs]
+        rows = int(tensors[0].shape[0]) if tensors and tensors[0].shape else 0
+        return Reply(read_outputs(response, tensors, rows), get_parameters(response), response.id)
+
+    def _call(self, method: str, request: Any, timeout_s: float) -> Any:
+        request_type, response_type = METHODS[method]
+        call = self._channel.unary_unary(
+            f"/{SERVICE}/{method}",
+            request_serializer=request_type.SerializeToString,
+            response_deserializer=response_type.FromString,
+        )
+        try:
+            return call(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise _typed(error.code(), error.details() or "") from error
+
+
+def _typed(code: grpc.StatusCode, details: str) -> EdgemuxError:
+    """The server's refusal in our own tree, with its text: here the reader is the one who asked."""
+    if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND):
+        field, _, reason = details.partition(": ")
+        kind = UnknownModel if code is grpc.StatusCode.NOT_FOUND else InputError
+        return kind(field, reason) if reason else kind("request", details)
+    kind_of_failure = type(from_peer(code, details))
+    return kind_of_failure(details.splitlines()[0][:200] if details else f"the server answered {code.name}")

@@ -1,0 +1,304 @@
+"""ndarray <-> tensor message: the only place that knows wire datatypes.
+
+Everything a client claims is checked against the model's tensors before anything of that size is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemux.multiplexer.bundle import Preprocessing, Tensor
+from edgemux.multiplexer.errors import BadAnswer, InputError, TooLarge
+from edgemux.wire import oip_pb2 as oip
+from edgemux.wire.image import decode_image
+
+Array = NDArray[Any]
+Parameter = bool | int | float | str
+
+# Raw bytes are little-endian whatever the machine.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype("u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+}
+_DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
+
+# The typed field that carries each datatype; FP16 travels raw only, as the protocol says.
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+_CONTENTS_FIELDS = sorted(set(_CONTENTS.values()))
+
+MAX_BATCH = 1024
+
+
+def read_inputs(
+    request: Any,
+    tensors: Sequence[Tensor],
+    preprocessing: Preprocessing | None = None,
+    max_batch: int = MAX_BATCH,
+) -> dict[str, Array]:
+    """The inputs of a ModelInferRequest as arrays in the model's dtypes, rows first.
+
+    A tensor that the model wants as UINT8 pixels may also come as BYTES: one encoded picture an element.
+    The arrays are read-only views of the message where they can be. Raises InputError naming the tensor.
+    """
+    wanted = {tensor.name: tensor for tensor in tensors}
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InputError("raw_input_contents", f"{len(raw)} buffers for {len(request.inputs)} inputs")
+    arrays: dict[str, Array] = {}
+    for index, message in enumerate(request.inputs):
+        tensor = wanted.get(message.name)
+        if tensor is None:
+            raise InputError(_quoted(message.name), f"no such input, the model has {', '.join(wanted)}")
+        if tensor.name in arrays:
+            raise InputError(tensor.name, "given twice")
+        pictures = message.datatype == "BYTES" and tensor.datatype == "UINT8" and preprocessing is not None
+        shape = _checked_shape(message, tensor.shape[:1] if pictures else tensor.shape, max_batch)
+        if pictures:
+            assert preprocessing is not None
+            arrays[tensor.name] = _pictures(tensor.name, message, raw[index] if raw else None, shape, preprocessing)
+        else:
+            if message.datatype != tensor.datatype:
+                raise InputError(tensor.name, f"datatype {_quoted(message.datatype)}, expected {tensor.datatype}")
+            arrays[tensor.name] = _dense(tensor.name, message, raw[index] if raw else None, shape)
+    for name in wanted:
+        if name not in arrays:
+            raise InputError(name, "missing")
+    if len({array.shape[0] for array in arrays.values()}) > 1:
+        raise InputError("inputs", "the batch sizes differ")
+    return arrays
+
+
+def _quoted(text: str) -> str:
+    """A client's own word, short and printable, for an error message."""
+    return repr(text[:40])
+
+
+def _checked_shape(message: Any, expected: Sequence[int], max_batch: int) -> tuple[int, ...]:
+    shape = tuple(message.shape)
+    name = message.name
+    if len(shape) != len(expected):
+        raise InputError(name, f"shape has {len(shape)} dimensions, expected {_dims(expected)}")
+    if any(size < 0 for size in shape):
+        raise InputError(name, "shape has a negative dimension")
+    if shape and shape[0] == 0:
+        raise InputError(name, "shape has a batch of 0")
+    for size, want in zip(shape, expected, strict=True):
+        if want >= 0 and size != want:
+            raise InputError(name, f"shape {list(shape)}, expected {_dims(expected)}"[:200])
+    if shape[0] > max_batch:
+        raise TooLarge(name, f"batch of {shape[0]}, at most {max_batch}")
+    return shape
+
+
+def _dims(expected: Sequence[int]) -> str:
+    return "[" + ", ".join(str(size) for size in expected) + "]"
+
+
+def _dense(name: str, message: Any, raw: bytes | None, shape: tuple[int, ...]) -> Array:
+    """A tensor of fixed-size elements. ``math.prod``: numpy's own product wraps at 2**63."""
+    dtype = DTYPES[message.datatype]
+    count = math.prod(shape)
+    if raw is not None:
+        _refuse_contents(name, message)
+        if len(raw) != count * dtype.itemsize:
+            raise InputError(name, f"{len(raw)} bytes of data, its shape and datatype need {count * dtype.itemsize}")
+        array: Array = np.frombuffer(raw, dtype=dtype).reshape(shape)
+    else:
+        values = _contents(name, message, message.datatype)
+        if len(values) != count:
+            raise InputError(name, f"{len(values)} values, its shape needs {count}")
+        try:
+            array = np.array(values, dtype=dtype).reshape(shape)
+        except OverflowError as error:
+            raise InputError(name, f"a value does not fit {message.datatype}") from error
+    if dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError(name, "holds NaN or infinity")
+    return array
+
+
+def _refuse_contents(name: str, message: Any) -> None:
+    if message.HasField("contents") and any(len(getattr(message.contents, field)) for field in _CONTENTS_FIELDS):
+        raise InputError(name, "has both contents and raw_input_contents")
+
+
+def _contents(name: str, message: Any, datatype: str) -> Any:
+    field = _CONTENTS.get(datatype)
+    if field is None:
+        raise InputError(name, f"{datatype} travels in raw_input_contents only")
+    for other in _CONTENTS_FIELDS:
+        if other != field and len(getattr(message.contents, other)):
+            raise InputError(name, f"has {other}, {datatype} needs {field}")
+    values = getattr(message.contents, field)
+    if not len(values):
+        raise InputError(name, "has no data")
+    return values
+
+
+def _pictures(name: str, message: Any, raw: bytes | None, shape: tuple[int, ...], how: Preprocessing) -> Array:
+    if raw is not None:
+        _refuse_contents(name, message)
+        elements = split_bytes(name, raw, shape[0])
+    else:
+        elements = list(_contents(name, message, "BYTES"))
+    if len(elements) != shape[0]:
+        raise InputError(name, f"{len(elements)} elements, its shape needs {shape[0]}")
+    return np.stack([decode_image(name, element, how) for element in elements])
+
+
+def split_bytes(name: str, raw: bytes, count: int) -> list[bytes]:
+    """The elements of a raw BYTES tensor: each has its length before it, 4 bytes little-endian."""
+    elements: list[bytes] = []
+    at = 0
+    while at < len(raw):
+        if len(elements) == count:
+            raise InputError(name, f"more than {count} elements of data")
+        end = at + 4
+        size = int.from_bytes(raw[at:end], "little")
+        if end > len(raw) or end + size > len(raw):
+            raise InputError(name, "an element is cut short")
+        elements.append(raw[end : end + size])
+        at = end + size
+    return elements
+
+
+def join_bytes(elements: Iterable[bytes]) -> bytes:
+    """The raw form of a BYTES tensor."""
+    return b"".join(len(element).to_bytes(4, "little") + element for element in elements)
+
+
+def requested_outputs(request: Any, tensors: Sequence[Tensor]) -> list[str]:
+    """Names of the outputs to send, in the client's order; all when it names none. Raises InputError."""
+    names = [tensor.name for tensor in tensors]
+    if not request.outputs:
+        return names
+    for output in request.outputs:
+        if output.name not in names:
+            raise InputError(_quoted(output.name), f"no such output, the model has {', '.join(names)}")
+    return [output.name for output in request.outputs]
+
+
+def make_request(
+    model: str,
+    inputs: Mapping[str, Array | Sequence[bytes]],
+    *,
+    request_id: str = "",
+    parameters: Mapping[str, Parameter] | None = None,
+) -> Any:
+    """A ModelInferRequest with raw contents. A sequence of bytes becomes a BYTES tensor of rank 1."""
+    request = oip.ModelInferRequest(model_name=model, id=request_id)
+    for name, value in inputs.items():
+        if isinstance(value, np.ndarray):
+            array = np.ascontiguousarray(value)
+            request.inputs.add(name=name, datatype=datatype_of(array), shape=array.shape)
+            request.raw_input_contents.append(array.tobytes())
+        else:
+            request.inputs.add(name=name, datatype="BYTES", shape=[len(value)])
+            request.raw_input_contents.append(join_bytes(value))
+    set_parameters(request, parameters or {})
+    return request
+
+
+def make_response(
+    model: str,
+    version: str,
+    request_id: str,
+    outputs: Mapping[str, Array],
+    parameters: Mapping[str, Parameter],
+    tensor_parameters: Mapping[str, Sequence[Parameter]] | None = None,
+) -> Any:
+    """A ModelInferResponse with raw contents."""
+    response = oip.ModelInferResponse(model_name=model, model_version=version, id=request_id)
+    for name, array in outputs.items():
+        response.outputs.add(name=name, datatype=datatype_of(array), shape=array.shape)
+        response.raw_output_contents.append(np.ascontiguousarray(array).tobytes())
+    set_parameters(response, parameters)
+    return response
+
+
+def datatype_of(array: Array) -> str:
+    """The protocol's name of an array's dtype. Raises InputError for one that it cannot carry."""
+    name = _DATATYPES.get(array.dtype.newbyteorder("<") if array.dtype.byteorder == ">" else array.dtype)
+    if name is None:
+        raise InputError("datatype", f"{array.dtype} cannot be sent")
+    return name
+
+
+def read_outputs(response: Any, tensors: Sequence[Tensor], rows: int) -> dict[str, Array]:
+    """The named outputs of a peer's ModelInferResponse, checked; raw is preferred. Raises BadAnswer."""
+    found = {output.name: index for index, output in enumerate(response.outputs)}
+    arrays: dict[str, Array] = {}
+    for tensor in tensors:
+        index = found.get(tensor.name)
+        if index is None:
+            raise BadAnswer(f"{tensor.name}: missing from the answer")
+        output = response.outputs[index]
+        shape = (rows, *tensor.shape[1:])
+        if output.datatype != tensor.datatype or tuple(output.shape) != shape:
+            raise BadAnswer(f"{tensor.name}: wrong datatype or shape in the answer")
+        dtype = DTYPES[tensor.datatype]
+        if index < len(response.raw_output_contents):
+            content = response.raw_output_contents[index]
+            if len(content) != math.prod(shape) * dtype.itemsize:
+                raise BadAnswer(f"{tensor.name}: wrong size in the answer")
+            array: Array = np.frombuffer(content, dtype=dtype).reshape(shape)
+        else:
+            values = getattr(output.contents, _CONTENTS[tensor.datatype])
+            if len(values) != math.prod(shape):
+                raise BadAnswer(f"{tensor.name}: wrong size in the answer")
+            array = np.array(values, dtype=dtype).reshape(shape)
+        if dtype.kind == "f" and not np.isfinite(array).all():
+            raise BadAnswer(f"{tensor.name}: NaN or infinity in the answer")
+        arrays[tensor.name] = array
+    return arrays
+
+
+def set_parameters(message: Any, parameters: Mapping[str, Parameter]) -> None:
+    """Write parameters into a request or response."""
+    for key, value in parameters.items():
+        slot = message.parameters[key]
+        if isinstance(value, bool):
+            slot.bool_param = value
+        elif isinstance(value, int):
+            slot.int64_param = value
+        elif isinstance(value, float):
+            slot.double_param = value
+        else:
+            slot.string_param = value
+
+
+def get_parameters(message: Any) -> dict[str, Parameter]:
+    """The parameters of a request or response; entries without a value are left out."""
+    values: dict[str, Parameter] = {}
+    for key, slot in message.parameters.items():
+        kind = slot.WhichOneof("parameter_choice")
+        if kind is not None:
+            values[key] = getattr(slot, kind)
+    return values

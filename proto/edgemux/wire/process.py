@@ -1,0 +1,161 @@
+"""The shell of a server process: three ports, one ready line, an orderly end.
+
+The agent and the cloud differ in what they answer, not in how they listen, say that they are ready, and stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import grpc.aio
+import msgspec
+import uvicorn
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry, start_http_server
+
+from edgemux.multiplexer.errors import ConfigError
+from edgemux.wire.channel import MAX_MESSAGE_BYTES, bind, server_options
+from edgemux.wire.http import App, Page
+from edgemux.wire.service import register
+
+# Between "not ready" and "not accepting": time for load balancers and clients to look elsewhere.
+LAME_DUCK_S = 0.2
+MAX_PORT = 65535
+
+
+class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a server listens. Port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    grpc_port: int
+    http_port: int
+    metrics_port: int
+    drain_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("grpc_port", "http_port", "metrics_port"):
+            if not 0 <= getattr(self, name) <= MAX_PORT:
+                raise ValueError(f"{name} must be between 0 and {MAX_PORT}")
+        if not 0 <= self.drain_s < float("inf"):
+            raise ValueError("drain_s must not be negative")
+
+
+class Serving(msgspec.Struct, frozen=True):
+    """What a process serves. ``pages``: HTTP paths and what each answers. ``drain`` is called once, first, when the
+    process is told to stop: from then on ready is False; what was accepted is still answered."""
+
+    name: str
+    model: str
+    servicer: Any
+    registry: CollectorRegistry
+    pages: Mapping[str, Callable[[], Page]]
+    drain: Callable[[], None]
+    closed: Callable[[], Awaitable[None]]
+
+
+async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
+    """Take the ports, make what is served, serve until SIGTERM or SIGINT. A second signal stops at once.
+
+    Ports are taken first, so that a process that cannot listen fails before it loads a model. Raises ConfigError
+    naming a port that is in use.
+    """
+    http_socket = _listen(listen.host, listen.http_port, "--http-port")
+    server = grpc.aio.server(options=server_options(MAX_MESSAGE_BYTES))
+    grpc_port = bind(server, listen.host, listen.grpc_port)
+    probe = _listen(listen.host, listen.metrics_port, "--metrics-port")
+    metrics_port = int(probe.getsockname()[1])
+    probe.close()
+
+    serving = await make()
+    register(server, serving.servicer)
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    for service in ("", serving.model):
+        await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
+    exporter, exporter_thread = start_http_server(metrics_port, listen.host, serving.registry)
+    web = _Web(App(serving.pages))
+    web_task = asyncio.create_task(web.serve(sockets=[http_socket]))
+    await server.start()
+
+    stop, stop_now = _signals()
+    http_port = http_socket.getsockname()[1]
+    print(
+        f"edgemux {serving.name} ready model={serving.model} grpc={listen.host}:{grpc_port} "
+        f"http={listen.host}:{http_port} metrics={listen.host}:{metrics_port}",
+        flush=True,
+    )
+    await stop.wait()
+    serving.drain()
+    await checks.enter_graceful_shutdown()
+    await _unless(stop_now, asyncio.sleep(LAME_DUCK_S))
+    await _unless(stop_now, server.stop(listen.drain_s))
+    await server.stop(0)
+    await serving.closed()
+    web.should_exit = True
+    await web_task
+    exporter.shutdown()
+    exporter.server_close()
+    exporter_thread.join()
+
+
+def run(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
+    """``serve`` on an event loop of its own."""
+    asyncio.run(serve(listen, make))
+
+
+async def _unless(event: asyncio.Event, work: Any) -> None:
+    """Wait for ``work``, but no longer than until ``event``."""
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
+    await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+    for pending in (task, watch):
+        pending.cancel()
+    await asyncio.gather(task, watch, return_exceptions=True)
+
+
+def _signals() -> tuple[asyncio.Event, asyncio.Event]:
+    stop, stop_now = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            stop_now.set()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return stop, stop_now
+
+
+def _listen(host: str, port: int, flag: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"{flag} {port}: cannot listen on {host}:{port} ({error.strerror})") from error
+    listener.setblocking(False)
+    return listener
+
+
+class _Web(uvicorn.Server):
+    """uvicorn inside our own loop: it must not take over the signals."""
+
+    def __init__(self, app: App) -> None:
+        super().__init__(
+            uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+        )
+
+    def install_signal_handlers(self) -> None:
+        return
+
+    def capture_signals(self) -> Any:
+        import contextlib
+
+        return contextlib.nullcontext()

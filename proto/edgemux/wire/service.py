@@ -1,0 +1,96 @@
+"""The service: method paths, a stub to call it, a registration to serve it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from edgemux.multiplexer.errors import EdgemuxError, Overloaded
+from edgemux.wire import oip_pb2 as oip
+from edgemux.wire.status import grpc_code, internal_id
+
+SERVICE = "inference.GRPCInferenceService"
+
+_log = logging.getLogger("edgemux.wire")
+
+# method -> (request, response); what a server of ours does not implement answers UNIMPLEMENTED by itself.
+METHODS: dict[str, tuple[Any, Any]] = {
+    "ServerLive": (oip.ServerLiveRequest, oip.ServerLiveResponse),
+    "ServerReady": (oip.ServerReadyRequest, oip.ServerReadyResponse),
+    "ModelReady": (oip.ModelReadyRequest, oip.ModelReadyResponse),
+    "ServerMetadata": (oip.ServerMetadataRequest, oip.ServerMetadataResponse),
+    "ModelMetadata": (oip.ModelMetadataRequest, oip.ModelMetadataResponse),
+    "ModelInfer": (oip.ModelInferRequest, oip.ModelInferResponse),
+    "RepositoryIndex": (oip.RepositoryIndexRequest, oip.RepositoryIndexResponse),
+}
+
+
+class Servicer(Protocol):
+    """What a server implements, one coroutine a method; errors are raised, never set on the context."""
+
+    async def ServerLive(self, request: Any, context: Any) -> Any: ...  # noqa: N802
+    async def ServerReady(self, request: Any, context: Any) -> Any: ...  # noqa: N802
+    async def ModelReady(self, request: Any, context: Any) -> Any: ...  # noqa: N802
+    async def ServerMetadata(self, request: Any, context: Any) -> Any: ...  # noqa: N802
+    async def ModelMetadata(self, request: Any, context: Any) -> Any: ...  # noqa: N802
+    async def ModelInfer(self, request: Any, context: Any) -> Any: ...  # noqa: N802
+    async def RepositoryIndex(self, request: Any, context: Any) -> Any: ...  # noqa: N802
+
+
+class Stub:
+    """Callables for every method over a grpc.aio channel; each takes (request, timeout=seconds)."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        for method, (request, response) in METHODS.items():
+            call = channel.unary_unary(
+                f"/{SERVICE}/{method}",
+                request_serializer=request.SerializeToString,
+                response_deserializer=response.FromString,
+            )
+            setattr(self, method, call)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+
+def register(server: grpc.aio.Server, servicer: Servicer) -> None:
+    """Serve ``servicer`` under the protocol's service name.
+
+    Requests are parsed inside the handler: the library answers UNKNOWN to bytes that do not parse, where
+    INVALID_ARGUMENT is right, and would send the text of an uncaught exception to the client.
+    """
+    handlers = {
+        method: grpc.unary_unary_rpc_method_handler(
+            _guarded(getattr(servicer, method), request),
+            response_serializer=response.SerializeToString,
+        )
+        for method, (request, response) in METHODS.items()
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+def _guarded(method: Callable[[Any, Any], Awaitable[Any]], request_type: Any) -> Callable[[bytes, Any], Awaitable[Any]]:
+    """A handler of raw bytes that turns every exception into one status, and foreign ones into an id only."""
+
+    async def handle(content: bytes, context: Any) -> Any:
+        try:
+            request = request_type.FromString(content)
+        except Exception:  # the protobuf runtimes raise different types
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "request: not a valid message of this method")
+        try:
+            return await method(request, context)
+        except EdgemuxError as error:
+            if isinstance(error, Overloaded) and error.retry_after_s is not None:
+                pushback = str(max(1, round(error.retry_after_s * 1000)))
+                context.set_trailing_metadata((("grpc-retry-pushback-ms", pushback),))
+            await context.abort(grpc_code(error), str(error))
+        except Exception:
+            error_id = internal_id()
+            _log.exception("internal error %s", error_id)
+            await context.abort(grpc.StatusCode.INTERNAL, f"internal error {error_id}")
+
+    return handle

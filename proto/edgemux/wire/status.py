@@ -1,0 +1,88 @@
+"""The error tree as gRPC and HTTP status codes: one table, used both ways."""
+
+from __future__ import annotations
+
+import secrets
+
+import grpc
+
+from edgemux.multiplexer.errors import (
+    ArtifactError,
+    BadAnswer,
+    ConfigError,
+    DeadlineExceeded,
+    EdgemuxError,
+    ExecutionError,
+    InputError,
+    Overloaded,
+    PassError,
+    TooLarge,
+    UnknownModel,
+    Unreachable,
+)
+
+Code = grpc.StatusCode
+
+# Most specific first; the first row whose class matches an error decides.
+TABLE: tuple[tuple[type[EdgemuxError], grpc.StatusCode, int], ...] = (
+    (UnknownModel, Code.NOT_FOUND, 404),
+    (TooLarge, Code.INVALID_ARGUMENT, 413),
+    (InputError, Code.INVALID_ARGUMENT, 400),
+    (DeadlineExceeded, Code.DEADLINE_EXCEEDED, 504),
+    (Overloaded, Code.RESOURCE_EXHAUSTED, 429),
+    (Unreachable, Code.UNAVAILABLE, 503),
+    (BadAnswer, Code.INTERNAL, 502),
+    (ExecutionError, Code.INTERNAL, 500),
+    (ArtifactError, Code.FAILED_PRECONDITION, 500),
+    (ConfigError, Code.FAILED_PRECONDITION, 500),
+    (PassError, Code.FAILED_PRECONDITION, 500),
+    (EdgemuxError, Code.INTERNAL, 500),
+)
+
+# What a peer's status means to the caller of an offload. Codes that speak of the request itself mean that the peer
+# does not serve what we expect of it: a bad answer, not bad input, since our own input was validated before.
+_FROM_PEER: dict[grpc.StatusCode, type[ExecutionError]] = {
+    Code.DEADLINE_EXCEEDED: DeadlineExceeded,
+    Code.RESOURCE_EXHAUSTED: Overloaded,
+    Code.UNAVAILABLE: Unreachable,
+    Code.CANCELLED: Unreachable,
+    Code.ABORTED: Unreachable,
+    Code.UNKNOWN: BadAnswer,
+    Code.INVALID_ARGUMENT: BadAnswer,
+    Code.NOT_FOUND: BadAnswer,
+    Code.ALREADY_EXISTS: BadAnswer,
+    Code.PERMISSION_DENIED: BadAnswer,
+    Code.UNAUTHENTICATED: BadAnswer,
+    Code.FAILED_PRECONDITION: BadAnswer,
+    Code.OUT_OF_RANGE: BadAnswer,
+    Code.UNIMPLEMENTED: BadAnswer,
+    Code.INTERNAL: BadAnswer,
+    Code.DATA_LOSS: BadAnswer,
+    Code.OK: BadAnswer,
+}
+
+# Triton says UNAVAILABLE for a full or expired queue; both mean "busy", not "gone".
+_OVERLOAD_TEXTS = ("exceeds maximum queue size", "request timeout expired")
+
+
+def grpc_code(error: EdgemuxError) -> grpc.StatusCode:
+    """The gRPC status code of an error."""
+    return next(code for kind, code, _ in TABLE if isinstance(error, kind))
+
+
+def http_code(error: EdgemuxError) -> int:
+    """The HTTP status code of an error."""
+    return next(number for kind, _, number in TABLE if isinstance(error, kind))
+
+
+def from_peer(code: grpc.StatusCode, details: str | None) -> ExecutionError:
+    """The error that a peer's status stands for. Its text is kept out: it may name the peer's internals."""
+    if code is Code.UNAVAILABLE and any(text in (details or "").lower() for text in _OVERLOAD_TEXTS):
+        return Overloaded("the cloud is busy")
+    kind = _FROM_PEER.get(code, BadAnswer)
+    return kind(f"the cloud answered {code.name}")
+
+
+def internal_id() -> str:
+    """An id that ties the answer "internal error" to a line in the server's log."""
+    return secrets.token_hex(4)

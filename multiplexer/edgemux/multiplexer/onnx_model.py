@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 # Linux wheels from 1.29 on report to their vendor unless this is set *before* the library initialises.
@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from edgemux.multiplexer.errors import ArtifactError
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 class OnnxModel:
@@ -35,8 +35,10 @@ class OnnxModel:
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
-        # Weights stored as int8 + DequantizeLinear are folded to fp32 at load: smaller files, the same speed.
-        options.add_session_config_entry("session.disable_quant_qdq", "0")
+        # Weights that are only stored as integers are folded to fp32 at load: a smaller file at the same speed. A graph
+        # that also quantises its activations is left as it is: there the integers are for computing with.
+        computes_in_integers = b"QuantizeLinear" in content
+        options.add_session_config_entry("session.disable_quant_qdq", "0" if computes_in_integers else "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])

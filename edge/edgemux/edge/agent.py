@@ -1,0 +1,277 @@
+"""The one data path: score, decide, execute, look again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from numpy.typing import NDArray
+
+from edgemux.edge.budget import Allowance, Demand, Readings, budget_for
+from edgemux.edge.config import EdgeConfig
+from edgemux.edge.executors import Clock, CloudExecutor, DeviceExecutor
+from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.sample import Sample
+from edgemux.edge.sensors import Sampler
+from edgemux.edge.variants import Activations, Family
+from edgemux.multiplexer.bundle import Manifest
+from edgemux.multiplexer.domain import (
+    Accept,
+    Budget,
+    Candidate,
+    Case,
+    Cost,
+    Placement,
+    Prediction,
+    Reason,
+    Route,
+    Run,
+    Shed,
+)
+from edgemux.multiplexer.errors import (
+    BadAnswer,
+    DeadlineExceeded,
+    ExecutionError,
+    Overloaded,
+    Unreachable,
+)
+from edgemux.multiplexer.estimate import RateEstimate
+from edgemux.multiplexer.gates import Gates
+from edgemux.multiplexer.policy import Policy
+
+# A higher level must promise at least this much more P(correct) than the answer at hand.
+REFINE_PRICE = 0.02
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What the agent says about one input. ``degraded``: a better route was wanted and could not be had."""
+
+    prediction: Prediction
+    reason: Reason
+    degraded: bool
+    elapsed_s: float
+
+
+class Agent:
+    """Answers inputs. One event loop owns it; nothing in it blocks longer than a small model runs."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        config: EdgeConfig,
+        family: Family,
+        gates: Gates,
+        policy: Policy,
+        device: DeviceExecutor,
+        cloud: CloudExecutor | None,
+        sampler: Sampler,
+        metrics: EdgeMetrics,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self.manifest = manifest
+        self.metrics = metrics
+        self.cloud = cloud
+        self.sampler = sampler
+        self.loop_lag_s = 0.0
+        self.rate = RateEstimate()
+        self._config = config
+        self._family = family
+        self._gates = gates
+        self._policy = policy
+        self._device = device
+        self._clock = clock
+        self._prices = manifest.multiplexer
+        self._cloud_route = Route(manifest.cloud.name, Placement.CLOUD)
+        self._executors: dict[Placement, Any] = {Placement.EDGE: device, Placement.CLOUD: cloud}
+        self._random = random.Random()
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def infer(
+        self, tensors: Mapping[str, NDArray[Any]], timeout_s: float | None = None, request_id: str = ""
+    ) -> list[Answer]:
+        """Answer each row of ``tensors`` (by input name, [N, ...]) on its own.
+
+        Raises DeadlineExceeded or another ExecutionError when a row could not be answered at all.
+        """
+        arrived = self._clock()
+        request = self._config.request
+        allowed = request.default_timeout_s if timeout_s is None else min(timeout_s, request.max_timeout_s)
+        rows = len(next(iter(tensors.values())))
+        self.rate.observe(arrived, rows)
+        began = time.perf_counter()
+        scores = self._gates.before(tensors)
+        self.metrics.stage("pre_gate", time.perf_counter() - began)
+        deadline = arrived + allowed
+        if rows == 1:
+            return [await self._answer(Sample(dict(tensors), scores, deadline, request_id), arrived)]
+        samples = [
+            Sample(
+                {name: t[i : i + 1] for name, t in tensors.items()}, scores[i : i + 1], deadline, f"{request_id}/{i}"
+            )
+            for i in range(rows)
+        ]
+        answers = await asyncio.gather(*(self._answer(s, arrived) for s in samples), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return [answer for answer in answers if isinstance(answer, Answer)]
+
+    async def _answer(self, sample: Sample, arrived: float) -> Answer:
+        case = Case(self._budget(sample), self._candidates(sample.scores, 0, self._prices.offload_first))
+        while True:
+            decision = self._policy(case)
+            match decision:
+                case Run():
+                    case = await self._attempt(case, decision, sample)
+                case Accept(prediction, reason, degraded):
+                    elapsed = self._clock() - arrived
+                    route = prediction.route
+                    self.metrics.answered(route.placement, route.variant, reason, prediction.confidence, elapsed)
+                    if route.placement is Placement.EDGE and self._random.random() < self._config.audit_share:
+                        self._audit(prediction, sample)
+                    return Answer(prediction, reason, degraded, elapsed)
+                case Shed(reason):
+                    raise _refusal(reason)
+
+    async def _attempt(self, case: Case, decision: Run, sample: Sample) -> Case:
+        """Run the chosen route and return the case as it stands afterwards."""
+        route = decision.route
+        try:
+            prediction = await self._executors[route.placement].run(route, sample, decision.timeout_s)
+        except ExecutionError as error:
+            case = case.failed(route, cause_of(route, error))
+        else:
+            if route.placement is Placement.EDGE:
+                prediction, candidates = self._look_again(prediction, sample)
+                case = case.answered(prediction, decision.reason, candidates)
+            else:
+                case = case.answered(prediction, decision.reason, ())
+        return case.within(self._budget(sample))
+
+    def _look_again(self, prediction: Prediction, sample: Sample) -> tuple[Prediction, tuple[Candidate, ...]]:
+        """The post-gate: confidence in the device's answer, and what the routes above it would bring now."""
+        began = time.perf_counter()
+        level = prediction.route.level
+        scores = self._gates.after(prediction.probabilities[None, :], level, sample.scores)
+        self.metrics.stage("post_gate", time.perf_counter() - began)
+        confident = Prediction(
+            prediction.route, prediction.label, prediction.probabilities, float(scores[0, level - 1])
+        )
+        return confident, self._candidates(scores, level, self._prices.defer[level - 1])
+
+    def _candidates(self, scores: NDArray[Any], above: int, price: float) -> tuple[Candidate, ...]:
+        """The levels above ``above``, and the cloud at ``price``, with their scores and expected costs."""
+        row = scores[0].tolist()
+        device = self._device
+        found = []
+        for i in range(above, len(self._family.routes)):
+            route = self._family.routes[i]
+            cost = Cost(device.latency[i].mean_s, device.compute[i].mean_s, self._family.bytes_of[i + 1])
+            found.append(Candidate(route, row[i], cost, REFINE_PRICE if above else 0.0))
+        if self.cloud is None:
+            found.append(Candidate(self._cloud_route, row[-1], Cost(), price, Reason.NO_CLOUD))
+        else:
+            now = self._clock()
+            cost = Cost(self.cloud.predict_s(now), sent_bytes=self.cloud.request_bytes, offloads=1)
+            found.append(Candidate(self._cloud_route, row[-1], cost, price, self.cloud.blocked(now)))
+        return tuple(found)
+
+    def _budget(self, sample: Sample) -> Budget:
+        now = self._clock()
+        limits = self._config.limits
+        return budget_for(
+            self.sampler.latest,
+            Demand(self.rate.per_s(now), self.loop_lag_s),
+            self.allowance(now),
+            left_s=sample.deadline_s - now,
+            reserve_s=self._device.latency[-1].upper_s,
+            margin_s=self._config.request.margin_s,
+            compute_share=limits.compute_share,
+            memory_limit_bytes=limits.memory_bytes,
+        )
+
+    def allowance(self, now_s: float) -> Allowance:
+        """What the long-run budgets still hold."""
+        if self.cloud is None:
+            return Allowance()
+        return Allowance(self.cloud.offloads.available(now_s), self.cloud.sent_bytes.available(now_s))
+
+    def affordable_level(self, readings: Readings) -> int:
+        """The highest level whose CPU time and memory fit the device as it is now; at least 1."""
+        limits = self._config.limits
+        budget = budget_for(
+            readings,
+            Demand(self.rate.per_s(self._clock())),
+            Allowance(),
+            left_s=0.0,
+            reserve_s=0.0,
+            margin_s=0.0,
+            compute_share=limits.compute_share,
+            memory_limit_bytes=limits.memory_bytes,
+        )
+        fitting = [
+            route.level
+            for route, compute in zip(self._family.routes, self._device.compute, strict=True)
+            if compute.mean_s <= budget.compute_s and self._family.bytes_of[route.level] <= budget.memory_bytes
+        ]
+        return max(fitting, default=1)
+
+    def _audit(self, prediction: Prediction, sample: Sample) -> None:
+        """Ask the cloud about a kept answer, off the request path, when it can be asked without pushing anybody out."""
+        if self.cloud is None or self.cloud.blocked(self._clock()) is not None or self._background:
+            return
+        task = asyncio.create_task(self._compare(prediction, sample))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _compare(self, prediction: Prediction, sample: Sample) -> None:
+        assert self.cloud is not None
+        try:
+            second = await self.cloud.run(self._cloud_route, sample, self._config.request.default_timeout_s)
+        except ExecutionError:
+            self.metrics.audited("failed")
+        else:
+            self.metrics.audited("agree" if second.label == prediction.label else "differ")
+
+    def warm_up(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Run gates and levels on one known input, so that the first request meets warm models and measured costs."""
+        scores = self._gates.before(tensors)
+        self._device.warm_up(tensors)
+        for route in self._family.routes:
+            probabilities = self._family.run(route.level, Activations(tensors))
+            self._gates.after(probabilities, route.level, scores)
+
+    async def close(self) -> None:
+        """Stop what runs in the background."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        self.sampler.stop()
+        self._device.close()
+
+
+def cause_of(route: Route, error: ExecutionError) -> Reason:
+    """The reason that stands for a failed route."""
+    if route.placement is Placement.EDGE:
+        return Reason.DEVICE_FAILED
+    match error:
+        case DeadlineExceeded():
+            return Reason.CLOUD_TIMEOUT
+        case Overloaded():
+            return Reason.CLOUD_OVERLOADED
+        case Unreachable():
+            return Reason.CLOUD_UNREACHABLE
+        case BadAnswer():
+            return Reason.CLOUD_BAD_ANSWER
+        case _:
+            return Reason.CLOUD_BAD_ANSWER
+
+
+def _refusal(reason: Reason) -> ExecutionError:
+    if reason is Reason.EXPIRED:
+        return DeadlineExceeded("deadline: over before anything could run")
+    return Unreachable("no route could answer")

@@ -1,0 +1,254 @@
+"""Running a route: on the device, or in the cloud. Each answers with a Prediction or raises an ExecutionError."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemux.edge.breaker import Breaker
+from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.sample import Sample
+from edgemux.edge.variants import PROBABILITIES, Activations, Family
+from edgemux.multiplexer.bundle import Manifest, Tensor
+from edgemux.multiplexer.domain import Placement, Prediction, Reason, Route
+from edgemux.multiplexer.errors import (
+    ArtifactError,
+    BadAnswer,
+    DeadlineExceeded,
+    ExecutionError,
+    Overloaded,
+    Unreachable,
+)
+from edgemux.multiplexer.estimate import DurationEstimate, LinkEstimate
+from edgemux.multiplexer.limits import TokenBucket
+from edgemux.wire import oip_pb2 as oip
+from edgemux.wire.codec import get_parameters, make_request, read_outputs
+from edgemux.wire.service import Stub
+from edgemux.wire.status import from_peer
+
+Clock = Callable[[], float]
+
+# HTTP/2 and gRPC framing around a message, both ways, once headers are compressed; measured 90-130 on loopback.
+CALL_OVERHEAD_BYTES = 120
+# A model that takes longer than this leaves the event loop for a thread: a hop costs 0.15-0.2 ms, blocking costs all.
+INLINE_S = 0.002
+
+
+class Executor(Protocol):
+    """The plug-in protocol ``edgemux.executors``."""
+
+    async def run(self, route: Route, sample: Sample, timeout_s: float) -> Prediction: ...
+
+
+class DeviceExecutor:
+    """Runs levels of the nested family, and learns what each takes."""
+
+    def __init__(self, family: Family, priors_s: tuple[float, ...], metrics: EdgeMetrics) -> None:
+        """``priors_s``: seconds per level, by rising level, as the bundle's maker measured them."""
+        self._family = family
+        self._metrics = metrics
+        self.latency = [DurationEstimate(prior) for prior in priors_s]
+        self.compute = [DurationEstimate(prior) for prior in priors_s]
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="edgemux-device")
+
+    async def run(self, route: Route, sample: Sample, timeout_s: float) -> Prediction:
+        """Answer on the device. Raises ExecutionError when the model fails."""
+        started = time.perf_counter()
+        fresh = sample.activations.reached == 0
+        try:
+            if self.latency[route.level - 1].mean_s <= INLINE_S:
+                probabilities, cpu_s = self._timed(route, sample)
+            else:
+                loop = asyncio.get_running_loop()
+                probabilities, cpu_s = await loop.run_in_executor(self._thread, self._timed, route, sample)
+        except ArtifactError:
+            raise
+        except Exception as error:  # whatever the library raises, the multiplexer has other routes
+            raise ExecutionError("the device model failed") from error
+        elapsed = time.perf_counter() - started
+        if fresh:
+            self.latency[route.level - 1].observe(elapsed)
+            self.compute[route.level - 1].observe(cpu_s)
+        self._metrics.stage("device", elapsed)
+        self._metrics.spent_cpu(Placement.EDGE, cpu_s)
+        row = probabilities[0]
+        label = int(row.argmax())
+        if not np.isfinite(row).all():
+            raise ExecutionError("the device model gave no finite answer")
+        return Prediction(route, label, row, float(row[label]))
+
+    def _timed(self, route: Route, sample: Sample) -> tuple[NDArray[Any], float]:
+        began = time.thread_time()
+        return self._family.run(route.level, sample.activations), time.thread_time() - began
+
+    def warm_up(self, tensors: Mapping[str, NDArray[Any]], times: int = 5) -> None:
+        """Measure every level on this device: the first run allocates and is not counted."""
+        for index, route in enumerate(self._family.routes):
+            self._family.run(route.level, Activations(tensors))
+            for _ in range(times):
+                activations, wall, cpu = Activations(tensors), time.perf_counter(), time.thread_time()
+                self._family.run(route.level, activations)
+                self.latency[index].observe(time.perf_counter() - wall)
+                self.compute[index].observe(time.thread_time() - cpu)
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """The cloud as the agent expects it: model name, outputs, and the digest of the model, None for any."""
+
+    model: str
+    output: Tensor
+    digest: str | None
+
+    @classmethod
+    def of(cls, manifest: Manifest, digest: str | None, model: str | None = None) -> Peer:
+        """The peer that serves a bundle's cloud model."""
+        output = next(tensor for tensor in manifest.outputs if tensor.name == PROBABILITIES)
+        return cls(model or manifest.name, output, digest)
+
+
+class CloudExecutor:
+    """Sends inputs to the cloud, checks what comes back, and learns the link and the cloud from it.
+
+    ``offloads`` and ``sent_bytes`` are hard: a token is taken before anything is sent. Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        peer: Peer,
+        breaker: Breaker,
+        offloads: TokenBucket,
+        sent_bytes: TokenBucket,
+        metrics: EdgeMetrics,
+        clock: Clock,
+    ) -> None:
+        self._stub = Stub(channel)
+        self._peer = peer
+        self.breaker = breaker
+        self.offloads = offloads
+        self.sent_bytes = sent_bytes
+        self._metrics = metrics
+        self._clock = clock
+        self.link = LinkEstimate()
+        self.server = DurationEstimate(0.0)
+        self.request_bytes = 0
+        self.refused_until_s = float("-inf")
+
+    def blocked(self, now_s: float) -> Reason | None:
+        """Why the cloud must not be asked now, None when it may."""
+        if now_s < self.refused_until_s:
+            return Reason.CLOUD_OVERLOADED
+        return None if self.breaker.allows(now_s) else Reason.BREAKER
+
+    def predict_s(self, now_s: float) -> float:
+        """Seconds an offload is expected to take; 0 when nothing is known, so that somebody finds out."""
+        network = self.link.predict_s(self.request_bytes, now_s)
+        return 0.0 if network is None else network + self.server.mean_s
+
+    async def run(self, route: Route, sample: Sample, timeout_s: float) -> Prediction:
+        """Answer in the cloud. Raises ExecutionError; the breaker and the estimates learn from every outcome."""
+        request = make_request(self._peer.model, sample.tensors, request_id=sample.request_id)
+        request.outputs.add(name=self._peer.output.name)
+        size = request.ByteSize() + CALL_OVERHEAD_BYTES
+        self.request_bytes = size
+        started = self._clock()
+        self._claim(size, started)
+        self._metrics.offloaded(size)
+        try:
+            response = await self._stub.ModelInfer(request, timeout=max(0.001, timeout_s))
+            prediction = self._read(route, response, sample)
+        except grpc.aio.AioRpcError as error:
+            raise self._failed(from_peer(error.code(), error.details()), size, started, error) from error
+        except BadAnswer:
+            self.breaker.failed(self._clock())
+            raise
+        except asyncio.CancelledError:
+            self.breaker.cancelled()
+            raise
+        elapsed = self._clock() - started
+        self.breaker.succeeded(elapsed, self._clock())
+        self._learn(response, size, elapsed)
+        self._metrics.stage("cloud", elapsed)
+        return prediction
+
+    def _claim(self, size: int, now_s: float) -> None:
+        """Take the tokens and the breaker's leave, or nothing. The policy has looked at both just before."""
+        if self.offloads.available(now_s) < 1 or self.sent_bytes.available(now_s) < size:
+            raise Overloaded("the offload budget is spent")
+        if not self.breaker.begin(now_s):
+            raise Unreachable("the cloud is not being asked")
+        self.offloads.take(1, now_s)
+        self.sent_bytes.take(size, now_s)
+
+    def _read(self, route: Route, response: Any, sample: Sample) -> Prediction:
+        """Trust nothing: identity, datatype, shape, finite values, a distribution."""
+        if response is None:  # a corrupted stream can end like this, with status OK
+            raise BadAnswer("no answer")
+        if response.id != sample.request_id:
+            raise BadAnswer("the answer is to another request")
+        digest = response.parameters["edgemux_model_digest"].string_param if response.parameters else ""
+        if self._peer.digest is not None and digest and digest != self._peer.digest:
+            raise BadAnswer("the cloud runs another model than the bundle names")
+        row = read_outputs(response, (self._peer.output,), rows=1)[self._peer.output.name][0]
+        if row.min() < -1e-4 or abs(float(row.sum()) - 1.0) > 1e-2:
+            raise BadAnswer("the answer is not a distribution")
+        label = int(row.argmax())
+        return Prediction(route, label, row, float(row[label]))
+
+    def _failed(self, error: ExecutionError, size: int, started: float, cause: grpc.aio.AioRpcError) -> ExecutionError:
+        now = self._clock()
+        if isinstance(error, Overloaded):
+            # The cloud is well, and says when to come back.
+            self.breaker.succeeded(0.0, now)
+            self.refused_until_s = now + _pushback_s(cause)
+            return error
+        if isinstance(error, DeadlineExceeded):
+            # It took at least this long: without this the estimate would never see a slow link.
+            self.link.observe(size, now - started, now)
+        self.breaker.failed(now)
+        return error
+
+    def _learn(self, response: Any, size: int, elapsed: float) -> None:
+        parameters = get_parameters(response)
+        spent = [parameters.get(name) for name in ("edgemux_queue_ms", "edgemux_compute_ms")]
+        server_s = sum(value for value in spent if isinstance(value, int | float)) / 1000
+        server_s = min(max(0.0, server_s), elapsed)
+        self.server.observe(server_s)
+        self.link.observe(size, elapsed - server_s, self._clock())
+
+    async def ping(self, timeout_s: float) -> None:
+        """Measure the round trip with the smallest call there is; failures teach nothing here."""
+        started = self._clock()
+        if not self.sent_bytes.take(CALL_OVERHEAD_BYTES, started):
+            return
+        try:
+            await self._stub.ServerLive(oip.ServerLiveRequest(), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                return
+        now = self._clock()
+        self.link.observe(CALL_OVERHEAD_BYTES, now - started, now)
+
+
+def _pushback_s(error: grpc.aio.AioRpcError) -> float:
+    """When the cloud wants to be asked again: its word, between 0 and 60 s, or half a second."""
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-retry-pushback-ms":
+            try:
+                return min(60.0, max(0.0, float(value) / 1000))
+            except ValueError:
+                break
+    return 0.5

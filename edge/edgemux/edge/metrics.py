@@ -1,0 +1,104 @@
+"""The agent's metrics. Every label comes from a closed set, and every child is made once."""
+
+from __future__ import annotations
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from edgemux.multiplexer.domain import Placement, Reason
+
+_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+STAGES = ("validate", "pre_gate", "device", "post_gate", "cloud")
+REFUSALS = ("input", "unknown_model", "too_large", "expired", "overloaded", "failed")
+
+
+class EnergyProxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """E = active_watts * CPU seconds + joules_per_byte * bytes sent: a proxy, not a measurement.
+
+    Defaults: about what one busy core adds on a Raspberry Pi 4, and Wi-Fi at 100 nJ a bit. Set your own.
+    """
+
+    active_watts: float = 1.0
+    joules_per_byte: float = 8e-7
+
+
+class EdgeMetrics:
+    """What the agent counts, in a registry of its own."""
+
+    def __init__(self, model: str, variants: tuple[str, ...], energy: EnergyProxy) -> None:
+        self.registry = CollectorRegistry()
+        self._energy = energy
+        self._model = model
+        self._requests = self._counter("edgemux_requests", "Answered inputs.", "model", "route", "variant", "reason")
+        self._refused = self._counter("edgemux_refused", "Requests refused with a typed error.", "model", "reason")
+        duration = self._histogram(
+            "edgemux_request_duration_seconds", "From arrival to answer, per input.", _SECONDS, "model", "route"
+        )
+        stage = self._histogram("edgemux_stage_duration_seconds", "Time in each stage.", _SECONDS, "stage")
+        self._bytes = self._counter("edgemux_offload_bytes", "Bytes sent to the cloud.")
+        self._attempts = self._counter("edgemux_offload_attempts", "Inputs sent to the cloud, answered or not.")
+        self._score = self._histogram("edgemux_score", "P(correct) of the answer given.", _SCORES, "model").labels(
+            model
+        )
+        joules = self._counter("edgemux_energy_joules", "Energy by the proxy in the configuration.", "model", "route")
+        self.budget = self._gauge("edgemux_budget_remaining", "What is left of a long-run budget.", "budget")
+        self.resource = self._gauge("edgemux_resource", "Sensor readings; absent when unknown.", "sensor")
+        self.shown: set[str] = set()
+        self.level = self._gauge("edgemux_level", "The highest level that the device affords.", "model").labels(model)
+        self.breaker = self._gauge("edgemux_breaker_state", "0 closed, 1 half-open, 2 open.")
+        self.bound = self._gauge(
+            "edgemux_disagreement_upper_bound", "Certified bound on kept-and-different answers.", "model"
+        ).labels(model)
+        self._audits = self._counter("edgemux_audit", "Kept answers re-run in the cloud.", "model", "outcome")
+        self._durations = {p: duration.labels(model, p.value) for p in Placement}
+        self._joules = {p: joules.labels(model, p.value) for p in Placement}
+        self._stages = {name: stage.labels(name) for name in STAGES}
+        self._answers: dict[tuple[Placement, str, Reason], Counter] = {}
+        self._variants = frozenset(variants)
+        for reason in REFUSALS:
+            self._refused.labels(model, reason)
+        for outcome in ("agree", "differ", "failed"):
+            self._audits.labels(model, outcome)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+    def answered(self, place: Placement, variant: str, reason: Reason, score: float, elapsed_s: float) -> None:
+        """An input was answered."""
+        key = (place, variant, reason)
+        child = self._answers.get(key)
+        if child is None:
+            known = variant if variant in self._variants else "other"
+            child = self._answers[key] = self._requests.labels(self._model, place.value, known, reason.value)
+        child.inc()
+        self._durations[place].observe(elapsed_s)
+        self._score.observe(score)
+
+    def refused(self, reason: str) -> None:
+        """A request was refused; ``reason`` is one of REFUSALS."""
+        self._refused.labels(self._model, reason).inc()
+
+    def stage(self, name: str, elapsed_s: float) -> None:
+        """A stage took this long; ``name`` is one of STAGES."""
+        self._stages[name].observe(elapsed_s)
+
+    def offloaded(self, sent_bytes: int) -> None:
+        """An input is being sent to the cloud."""
+        self._attempts.inc()
+        self._bytes.inc(sent_bytes)
+        self._joules[Placement.CLOUD].inc(sent_bytes * self._energy.joules_per_byte)
+
+    def spent_cpu(self, place: Placement, cpu_s: float) -> None:
+        """A model used this much CPU time on the device."""
+        self._joules[place].inc(cpu_s * self._energy.active_watts)
+
+    def audited(self, outcome: str) -> None:
+        """A kept answer was compared with the cloud's: ``agree``, ``differ`` or ``failed``."""
+        self._audits.labels(self._model, outcome).inc()

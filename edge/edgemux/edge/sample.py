@@ -1,0 +1,27 @@
+"""One input on its way through the agent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edgemux.edge.variants import Activations
+from edgemux.multiplexer.gates import Scores
+
+
+class Sample:
+    """One input as a batch of one.
+
+    tensors: input arrays by name, [1, ...]. scores: the pre-gate's, FP32 [1, routes]. deadline_s: a point in monotonic
+    time. activations: what the device levels have computed so far, so that a higher level runs only its delta.
+    """
+
+    __slots__ = ("activations", "deadline_s", "request_id", "scores", "tensors")
+
+    def __init__(self, tensors: dict[str, NDArray[Any]], scores: Scores, deadline_s: float, request_id: str) -> None:
+        self.tensors = tensors
+        self.scores = scores
+        self.deadline_s = deadline_s
+        self.request_id = request_id
+        self.activations = Activations(tensors)

@@ -1,0 +1,107 @@
+"""The agent as a process, and as an object for use in somebody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from edgemux.edge.agent import Agent
+from edgemux.edge.breaker import Breaker
+from edgemux.edge.config import EdgeConfig
+from edgemux.edge.executors import CloudExecutor, DeviceExecutor, Peer
+from edgemux.edge.ingress_grpc import EdgeServicer
+from edgemux.edge.ingress_http import pages
+from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.sensors import Sampler
+from edgemux.edge.variants import Family
+from edgemux.edge.watch import export, watch
+from edgemux.multiplexer import plugins
+from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.gates import Gates
+from edgemux.multiplexer.limits import TokenBucket
+from edgemux.wire.channel import open_channel
+from edgemux.wire.process import Serving, run
+
+# An answer is a few hundred bytes; what is far larger is not one.
+MAX_ANSWER_BYTES = 2**20
+
+
+@contextlib.asynccontextmanager
+async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
+    """A running agent without any server: verified bundle, sensors, link to the cloud.
+
+    Raises ArtifactError naming a bad file, ConfigError naming a bad setting.
+    """
+    bundle = Bundle.open(Path(config.bundle))
+    manifest = bundle.manifest
+    family = Family(bundle)
+    gates = Gates(bundle)
+    family.check(bundle.arrays(manifest.golden), tuple(tensor.name for tensor in manifest.inputs))
+    metrics = EdgeMetrics(manifest.name, manifest.multiplexer.routes, config.energy)
+    device = DeviceExecutor(family, tuple(level.median_ms / 1000 for level in manifest.levels), metrics)
+    sampler = Sampler([plugins.load("edgemux.sensors", name)() for name in config.sensors], config.sensor_interval_s)
+    policy = plugins.load("edgemux.policies", config.policy)
+    channel = open_channel(config.cloud.address, MAX_ANSWER_BYTES) if config.cloud.address else None
+    cloud = _cloud(config, bundle, channel, metrics) if channel is not None else None
+    if manifest.certificate is not None:
+        metrics.bound.set(max(level.upper_bound for level in manifest.certificate.levels))
+    agent = Agent(manifest, config, family, gates, policy, device, cloud, sampler, metrics)
+    _warm_up(agent, bundle)
+    sampler.start()
+    export(agent, time.monotonic())
+    watching = asyncio.create_task(watch(agent, config.cloud.probe_interval_s))
+    try:
+        yield agent
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await agent.close()
+        if channel is not None:
+            await channel.close()
+
+
+def _cloud(config: EdgeConfig, bundle: Bundle, channel: Any, metrics: EdgeMetrics) -> CloudExecutor:
+    limits = config.limits
+    return CloudExecutor(
+        channel,
+        Peer.of(bundle.manifest, bundle.sha256(bundle.manifest.cloud.files[0]), config.cloud.model),
+        Breaker(config.breaker),
+        TokenBucket(limits.offloads_per_s, limits.offloads_per_s * limits.burst_s),
+        TokenBucket(limits.bytes_per_s, limits.bytes_per_s * limits.burst_s),
+        metrics,
+        time.monotonic,
+    )
+
+
+def _warm_up(agent: Agent, bundle: Bundle) -> None:
+    """Run every level a few times, so that the first request meets a warm model and a measured cost."""
+    golden = bundle.arrays(bundle.manifest.golden)
+    agent.warm_up({tensor.name: golden[tensor.name][:1] for tensor in bundle.manifest.inputs})
+
+
+def serve(config: EdgeConfig) -> None:
+    """Run the agent until SIGTERM. Raises ConfigError or ArtifactError when it cannot start."""
+    stack = contextlib.AsyncExitStack()
+
+    async def make() -> Serving:
+        agent = await stack.enter_async_context(open_agent(config))
+        servicer = EdgeServicer(agent, config.request.max_batch)
+
+        def drain() -> None:
+            servicer.ready = False
+
+        return Serving(
+            name="edge",
+            model=agent.manifest.name,
+            servicer=servicer,
+            registry=agent.metrics.registry,
+            pages=pages(agent, servicer),
+            drain=drain,
+            closed=stack.aclose,
+        )
+
+    run(config.listen, make)

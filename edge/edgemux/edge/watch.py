@@ -1,0 +1,72 @@
+"""What the agent does beside answering: keep the link measured, the loop's lag known and the gauges true."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from edgemux.edge.agent import Agent
+from edgemux.edge.budget import Readings
+
+TICK_S = 0.1
+# The worst lag seen fades by this factor a tick: half of it is forgotten after about 0.7 s.
+LAG_FADE = 0.9
+# Nobody's link is measured while nobody asks anything.
+QUIET_INPUTS_PER_S = 0.05
+
+
+async def watch(agent: Agent, probe_interval_s: float) -> None:
+    """Run until cancelled."""
+    probe: asyncio.Task[None] | None = None
+    try:
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            agent.loop_lag_s = max(now - began - TICK_S, agent.loop_lag_s * LAG_FADE)
+            export(agent, now)
+            if (probe is None or probe.done()) and _due(agent, probe_interval_s, now):
+                probe = asyncio.create_task(_probe(agent))
+    finally:
+        if probe is not None:
+            probe.cancel()
+
+
+def _due(agent: Agent, interval_s: float, now_s: float) -> bool:
+    cloud = agent.cloud
+    return (
+        cloud is not None
+        and agent.rate.per_s(now_s) > QUIET_INPUTS_PER_S
+        and (cloud.link.age_s(now_s) or interval_s) >= interval_s
+    )
+
+
+async def _probe(agent: Agent) -> None:
+    if agent.cloud is not None:
+        await agent.cloud.ping(timeout_s=1.0)
+        await asyncio.sleep(TICK_S)
+
+
+def export(agent: Agent, now_s: float) -> None:
+    """Bring every gauge up to date; what is unknown is absent."""
+    readings = agent.sampler.latest
+    values: dict[str, float | None] = {name: getattr(readings, name) for name in Readings.__struct_fields__}
+    values["loop_lag_seconds"] = agent.loop_lag_s
+    values["inputs_per_second"] = agent.rate.per_s(now_s)
+    metrics = agent.metrics
+    if agent.cloud is not None:
+        values["link_rtt_seconds"] = agent.cloud.link.rtt_s(now_s)
+        values["link_bytes_per_second"] = agent.cloud.link.bytes_per_s(now_s)
+        metrics.breaker.set(agent.cloud.breaker.state(now_s))
+    for name, value in values.items():
+        if value is None:
+            if name in metrics.shown:
+                metrics.resource.remove(name)
+                metrics.shown.discard(name)
+        else:
+            metrics.resource.labels(name).set(value)
+            metrics.shown.add(name)
+    allowance = agent.allowance(now_s)
+    metrics.budget.labels("offloads").set(allowance.offloads)
+    metrics.budget.labels("bytes").set(allowance.sent_bytes)
+    metrics.level.set(agent.affordable_level(readings))

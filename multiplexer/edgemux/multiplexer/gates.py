@@ -1,0 +1,44 @@
+"""The multiplexer's two gates: P(correct) per route, from the raw input and again from the device's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.errors import ArtifactError
+from edgemux.multiplexer.onnx_model import OnnxModel
+
+Scores = NDArray[np.float32]
+
+
+class Gates:
+    """Both gates of a bundle. Columns of a score array follow ``routes``: levels by rising number, then the cloud."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Load and check the gates. Raises ArtifactError naming the file."""
+        files = bundle.manifest.multiplexer
+        self.routes = files.routes
+        self._pre = OnnxModel(bundle.read(files.pre_gate), files.pre_gate)
+        self._post = OnnxModel(bundle.read(files.post_gate), files.post_gate)
+        for model, inputs, output in (
+            (self._pre, {tensor.name for tensor in bundle.manifest.inputs}, "scores"),
+            (self._post, {"probabilities", "level", "scores"}, "scores_after"),
+        ):
+            if not set(model.inputs) <= inputs or model.outputs != (output,):
+                raise ArtifactError(f"{model.name}: not a gate, its inputs or outputs have other names")
+        self._one_hot = np.eye(len(self.routes) - 1, dtype=np.float32)[:, None, :]
+
+    def before(self, tensors: Mapping[str, NDArray[Any]]) -> Scores:
+        """Pre-gate: scores FP32 [N, routes] from the raw input tensors of N rows."""
+        scores: Scores = self._pre.run({name: tensors[name] for name in self._pre.inputs})[0]
+        return scores
+
+    def after(self, probabilities: NDArray[Any], level: int, scores: Scores) -> Scores:
+        """Post-gate: scores FP32 [1, routes] given a level's answer, FP32 [1, classes], and the pre-gate's scores."""
+        feeds = {"probabilities": probabilities, "level": self._one_hot[level - 1], "scores": scores}
+        after: Scores = self._post.run({name: feeds[name] for name in self._post.inputs})[0]
+        return after

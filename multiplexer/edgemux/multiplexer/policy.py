@@ -1,0 +1,129 @@
+"""Case -> decision: the pure chooser, and the baselines it is judged against.
+
+The policy maximises expected correctness under hard budgets, with a price on each candidate. A route is worth
+``score - price``; the best affordable one is run if it is worth more than the answer at hand. With the price that a
+bundle's certificate carries, "worth more" is exactly "gain of at least the certified threshold".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgemux.multiplexer.domain import (
+    Accept,
+    Budget,
+    Candidate,
+    Case,
+    Decision,
+    Placement,
+    Prediction,
+    Reason,
+    Run,
+    Shed,
+)
+
+Policy = Callable[[Case], Decision]
+
+
+def decide(case: Case) -> Decision:
+    """The policy of edgemux. Terminates: each Run takes a candidate out of the case."""
+    held = case.held
+    if held is not None and held.route.placement is not Placement.EDGE:
+        return Accept(held, case.chosen or Reason.OFFLOADED)
+    best: Candidate | None = None
+    wanted: Candidate | None = None
+    for candidate in case.candidates:
+        if wanted is None or worth(candidate) > worth(wanted):
+            wanted = candidate
+        if (best is None or worth(candidate) > worth(best)) and obstacle(candidate, case.budget, held) is None:
+            best = candidate
+    at_hand = held.confidence if held is not None else float("-inf")
+    if best is not None and worth(best) > at_hand:
+        return _run(best, case)
+    if held is None:
+        return _last_resort(case)
+    return _accept(held, wanted, case)
+
+
+def worth(candidate: Candidate) -> float:
+    """What a route is expected to bring, in P(correct), after its price."""
+    return candidate.score - candidate.price
+
+
+def obstacle(candidate: Candidate, budget: Budget, held: Prediction | None) -> Reason | None:
+    """Why a candidate cannot be afforded, None when it can. Every axis is a hard bound."""
+    if candidate.blocked is not None:
+        return candidate.blocked
+    cost = candidate.cost
+    if cost.latency_s > time_for(candidate, budget, held):
+        return Reason.LINK if candidate.route.placement is not Placement.EDGE else Reason.EXPIRED
+    if cost.offloads > budget.offloads or cost.sent_bytes > budget.sent_bytes or cost.energy_j > budget.energy_j:
+        return Reason.BUDGET
+    if cost.memory_bytes > budget.memory_bytes or cost.compute_s > budget.compute_s:
+        return Reason.DEVICE_BUSY
+    return None
+
+
+def time_for(candidate: Candidate, budget: Budget, held: Prediction | None) -> float:
+    """Seconds a route may take: all that is left, less what the device needs to answer if nothing else does."""
+    if candidate.route.placement is Placement.EDGE or held is not None:
+        return budget.latency_s
+    return budget.latency_s - budget.reserve_s
+
+
+def _run(candidate: Candidate, case: Case) -> Run:
+    return Run(candidate.route, time_for(candidate, case.budget, case.held), _why(candidate, case))
+
+
+def _why(candidate: Candidate, case: Case) -> Reason:
+    if candidate.route.placement is Placement.EDGE:
+        return Reason.CONFIDENT
+    if case.held is not None:
+        return Reason.DEFERRED
+    if case.failure is Reason.DEVICE_FAILED:
+        return Reason.DEVICE_FAILED
+    device = [other for other in case.candidates if other.route.placement is Placement.EDGE]
+    if any(obstacle(other, case.budget, None) is None for other in device):
+        return Reason.OFFLOADED
+    return Reason.DEVICE_BUSY
+
+
+def _last_resort(case: Case) -> Decision:
+    """Nothing is affordable and nothing is at hand: the smallest level, if there is any time at all."""
+    if case.budget.latency_s <= 0:
+        return Shed(Reason.EXPIRED)
+    device = [other for other in case.candidates if other.route.placement is Placement.EDGE and other.blocked is None]
+    if device:
+        return _run(min(device, key=lambda candidate: candidate.route.level), case)
+    if any(other.blocked is None for other in case.candidates):
+        return _run(next(other for other in case.candidates if other.blocked is None), case)
+    return Shed(case.failure or Reason.NO_ROUTE)
+
+
+def _accept(held: Prediction, wanted: Candidate | None, case: Case) -> Accept:
+    """Keep a device answer, and say whether something better was wanted and why it was not had."""
+    if case.failure is not None:
+        return Accept(held, case.failure, degraded=True)
+    if wanted is not None and worth(wanted) > held.confidence:
+        return Accept(held, obstacle(wanted, case.budget, held) or Reason.CONFIDENT, degraded=True)
+    return Accept(held, Reason.CONFIDENT)
+
+
+def device_only(case: Case) -> Decision:
+    """Baseline: the best affordable level, whatever it says."""
+    return decide(_without(case, Placement.CLOUD, Placement.SPLIT))
+
+
+def cloud_only(case: Case) -> Decision:
+    """Baseline: the cloud whenever it can be had, the device otherwise."""
+    if case.held is not None or case.failure is not None:
+        return decide(case)
+    cloud = [other for other in case.candidates if other.route.placement is Placement.CLOUD]
+    if cloud and obstacle(cloud[0], case.budget, None) is None:
+        return Run(cloud[0].route, time_for(cloud[0], case.budget, None), Reason.OFFLOADED)
+    return device_only(case)
+
+
+def _without(case: Case, *placements: Placement) -> Case:
+    rest = tuple(candidate for candidate in case.candidates if candidate.route.placement not in placements)
+    return Case(case.budget, rest, case.held, case.chosen, case.failure)

@@ -1,0 +1,80 @@
+"""A process's settings: one TOML file, decoded into frozen structs, with the command line on top.
+
+Unknown keys are errors: a misspelt limit that is silently ignored is worse than a process that does not start.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from edgemux.multiplexer.errors import ConfigError
+
+T = TypeVar("T")
+
+# msgspec's messages, read only to name the key the way a user writes it.
+_AT = re.compile(r"^(?P<reason>.*?)(?: - at `\$\.?(?P<at>.*)`)?$", re.DOTALL)
+_FIELD = re.compile(r"^Object (?P<what>contains unknown|missing required) field `(?P<name>[^`]*)`$")
+
+
+def load_settings(kind: type[T], path: Path | None, overrides: Mapping[str, Any]) -> T:
+    """Decode the TOML file ``path`` (None: an empty one) into ``kind``, ``overrides`` first.
+
+    Override keys are dotted, "listen.grpc_port"; a value of None leaves the file's. Raises ConfigError naming the
+    file, or the key and what is wrong with it.
+    """
+    settings = {} if path is None else _read(path)
+    given = {key: value for key, value in overrides.items() if value is not None}
+    for key, value in given.items():
+        _put(settings, key, value)
+    try:
+        return msgspec.convert(settings, kind, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        key, reason = _explain(str(error))
+        source = "" if path is None or key in given else f"{path}: "
+        raise ConfigError(f"{source}{key}: {reason}" if key else f"{source}{reason}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise ConfigError(f"{path}: not a TOML file ({error})") from error
+
+
+def _put(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key, making the tables on its way."""
+    *tables, name = key.split(".")
+    at = settings
+    for depth, table in enumerate(tables):
+        inner = at.setdefault(table, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{'.'.join(tables[: depth + 1])}: must be a table")
+        at = inner
+    at[name] = value
+
+
+def _decode(kind: type, value: Any) -> Any:
+    """What TOML has no type for: paths."""
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value)
+    raise NotImplementedError(f"settings of type {kind.__name__} are not supported")
+
+
+def _explain(message: str) -> tuple[str, str]:
+    """(dotted key, reason) of one of msgspec's validation messages."""
+    found = _AT.match(message)
+    assert found is not None  # the pattern matches any text
+    at, reason = found["at"] or "", found["reason"]
+    field = _FIELD.match(reason)
+    if field is None:
+        return at, reason[:1].lower() + reason[1:]
+    key = f"{at}.{field['name']}" if at else field["name"]
+    return key, "no such setting" if field["what"] == "contains unknown" else "missing"

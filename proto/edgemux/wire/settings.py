@@ -32,6 +32,7 @@ def load_settings(kind: type[T], path: Path | None, overrides: Mapping[str, Any]
     given = {key: value for key, value in overrides.items() if value is not None}
     for key, value in given.items():
         _put(settings, key, value)
+    _complete(settings, kind)
     try:
         return msgspec.convert(settings, kind, dec_hook=_decode)
     except msgspec.ValidationError as error:
@@ -61,11 +62,20 @@ def _put(settings: dict[str, Any], key: str, value: Any) -> None:
     at[name] = value
 
 
+def _complete(settings: dict[str, Any], kind: type) -> None:
+    """Fill tables that are given in part from the struct's own default, which may differ from its type's."""
+    for field in msgspec.structs.fields(kind):
+        given = settings.get(field.encode_name)
+        if isinstance(given, dict) and isinstance(field.default, msgspec.Struct):
+            for key, value in msgspec.to_builtins(field.default, enc_hook=str).items():
+                given.setdefault(key, value)
+
+
 def _decode(kind: type, value: Any) -> Any:
-    """What TOML has no type for: paths."""
+    """What TOML has no type for: paths. msgspec turns the TypeError into its own error, with the place."""
     if kind is Path and isinstance(value, str | Path):
         return Path(value)
-    raise NotImplementedError(f"settings of type {kind.__name__} are not supported")
+    raise TypeError(f"expected a path, got {type(value).__name__}")
 
 
 def _explain(message: str) -> tuple[str, str]:

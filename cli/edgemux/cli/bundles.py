@@ -1,0 +1,87 @@
+"""What `edgemux bundle inspect` says about a bundle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from edgemux.multiplexer.bundle import Bundle, Level, Model
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """The bundle as plain values; ``bytes`` of a model is the size of all the files that it needs."""
+    manifest = bundle.manifest
+    gates = manifest.multiplexer
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "inputs": msgspec.to_builtins(manifest.inputs),
+        "outputs": msgspec.to_builtins(manifest.outputs),
+        "classes": list(manifest.classes),
+        "levels": [_model(bundle, level) for level in manifest.levels],
+        "cloud": _model(bundle, manifest.cloud),
+        "multiplexer": {
+            "bytes": bundle.size(tuple(dict.fromkeys((gates.pre_gate, gates.post_gate)))),
+            "median_ms": gates.median_ms,
+        },
+        "certificate": msgspec.to_builtins(manifest.certificate),
+        "provenance": msgspec.to_builtins(manifest.provenance),
+        "digest": manifest.digest,
+    }
+
+
+def _model(bundle: Bundle, model: Model) -> dict[str, Any]:
+    return {
+        # The cloud's model is no member of the nested family.
+        "level": model.level if isinstance(model, Level) else None,
+        "name": model.name,
+        "files": list(model.files),
+        "bytes": bundle.size(model.files),
+        "params": model.params,
+        "macs": model.macs,
+        "accuracy": model.accuracy,
+        "median_ms": model.median_ms,
+    }
+
+
+def print_description(about: dict[str, Any], console: Console) -> None:
+    """The same for a reader."""
+    inputs = ", ".join(f"{tensor['name']} {tensor['datatype']} {tensor['shape']}" for tensor in about["inputs"])
+    for line in (
+        f"{about['name']} {about['version']}, digest {about['digest'][:16]}",
+        f"input {inputs}; {len(about['classes'])} classes: {', '.join(about['classes'])}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    table = Table()
+    table.add_column("model")
+    for column in ("level", "bytes", "params", "macs", "accuracy", "median ms"):
+        table.add_column(column, justify="right")
+    for model in (*about["levels"], about["cloud"]):
+        table.add_row(
+            model["name"],
+            "-" if model["level"] is None else str(model["level"]),
+            *(f"{model[key]:,}" for key in ("bytes", "params", "macs")),
+            f"{model['accuracy'] * 100:.2f} %",
+            f"{model['median_ms']:.3f}",
+        )
+    gates = about["multiplexer"]
+    table.add_section()
+    table.add_row("multiplexer", "-", f"{gates['bytes']:,}", "", "", "", f"{gates['median_ms']:.3f}")
+    console.print(table)
+    console.print(f"measured on {about['provenance']['hardware']}", highlight=False, markup=False, soft_wrap=True)
+    console.print(_certified(about["certificate"]), highlight=False, markup=False, soft_wrap=True)
+
+
+def _certified(certificate: dict[str, Any] | None) -> str:
+    if certificate is None:
+        return "no certificate"
+    bounds = ", ".join(
+        f"level {level['level']} keeps {level['kept'] * 100:.1f} % and differs in at most "
+        f"{level['upper_bound'] * 100:.2f} %"
+        for level in certificate["levels"]
+    )
+    confidence = (1 - certificate["delta"]) * 100
+    return f"certified on {certificate['n']} inputs, confidence {confidence:g} %: {bounds or 'no level'}"

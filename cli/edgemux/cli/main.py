@@ -1,0 +1,263 @@
+"""The command line `edgemux`. Each command imports the part it needs when it runs, and no other.
+
+Exit codes: 0 done; 1 it was tried and failed; 2 it was asked for wrongly, with one line on stderr that says why.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgemux.cli.extras import extra
+from edgemux.multiplexer.errors import ConfigError, EdgemuxError, ExecutionError, PassError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+bundle_app = typer.Typer(help="Look into a bundle, or check it.")
+app.add_typer(bundle_app, name="bundle")
+
+# The root of everything that the parser raises for wrong use; it has no public name of its own.
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]
+
+BundleOption = Annotated[Path | None, typer.Option("--bundle", metavar="DIR", help="The bundle to serve.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="A TOML file; options win.")]
+HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
+GrpcPortOption = Annotated[int | None, typer.Option("--grpc-port", help="gRPC port, 0 for a free one.")]
+HttpPortOption = Annotated[int | None, typer.Option("--http-port", help="HTTP port, 0 for a free one.")]
+MetricsPortOption = Annotated[int | None, typer.Option("--metrics-port", help="Metrics port, 0 for a free one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    """A neural multiplexer: each input is answered on the device, in the cloud, or by both in turn."""
+    if version:
+        from importlib.metadata import version as version_of
+
+        typer.echo(f"edgemux {version_of('edgemux')}")
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        raise ConfigError("a command is needed, see edgemux --help")
+
+
+@app.command(epilog="Example: edgemux cloud --bundle deploy/bundles/fashion-mnist --grpc-port 8001")
+def cloud(
+    bundle: BundleOption = None,
+    config: ConfigOption = None,
+    host: HostOption = None,
+    grpc_port: GrpcPortOption = None,
+    http_port: HttpPortOption = None,
+    metrics_port: MetricsPortOption = None,
+    max_batch: Annotated[int | None, typer.Option(help="Most inputs in one run of the model.")] = None,
+    linger: Annotated[float | None, typer.Option(help="Longest wait of a batch's first input, in s.")] = None,
+    max_queue: Annotated[int | None, typer.Option(help="Most inputs that wait; more are refused.")] = None,
+) -> None:
+    """Serve a bundle's full model."""
+    with extra("cloud"):
+        from edgemux.cloud.config import load
+        from edgemux.cloud.server import serve
+    overrides = {
+        **_listening(bundle, host, grpc_port, http_port, metrics_port),
+        "batching.max_batch": max_batch,
+        "batching.linger_s": linger,
+        "admission.max_queue": max_queue,
+    }
+    serve(load(config, _given(overrides)))
+
+
+@app.command(epilog="Example: edgemux edge --bundle deploy/bundles/fashion-mnist --cloud 192.0.2.7:8001")
+def edge(
+    bundle: BundleOption = None,
+    cloud: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The cloud; none: all stays here.")] = None,
+    config: ConfigOption = None,
+    host: HostOption = None,
+    grpc_port: GrpcPortOption = None,
+    http_port: HttpPortOption = None,
+    metrics_port: MetricsPortOption = None,
+    timeout: Annotated[float | None, typer.Option(help="Deadline of requests that bring none, in s.")] = None,
+    offloads_per_second: Annotated[float | None, typer.Option(help="Most offloads, in the long run.")] = None,
+    bytes_per_second: Annotated[float | None, typer.Option(help="Most bytes to the cloud, in the long run.")] = None,
+) -> None:
+    """Run the agent: answer each input on this device or in the cloud."""
+    with extra("edge"):
+        from edgemux.edge.config import load
+        from edgemux.edge.server import serve
+    overrides = {
+        **_listening(bundle, host, grpc_port, http_port, metrics_port),
+        "cloud.address": cloud,
+        "request.default_timeout_s": timeout,
+        "limits.offloads_per_s": offloads_per_second,
+        "limits.bytes_per_s": bytes_per_second,
+    }
+    serve(load(config, _given(overrides)))
+
+
+def _listening(
+    bundle: Path | None, host: str | None, grpc_port: int | None, http_port: int | None, metrics_port: int | None
+) -> dict[str, Any]:
+    return {
+        "bundle": None if bundle is None else str(bundle),
+        "listen.host": host,
+        "listen.grpc_port": grpc_port,
+        "listen.http_port": http_port,
+        "listen.metrics_port": metrics_port,
+    }
+
+
+def _given(overrides: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in overrides.items() if value is not None}
+
+
+@app.command(epilog="Example: edgemux infer boot.png shirt.jpg --to 127.0.0.1:9001")
+def infer(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Pictures: JPEG, PNG or WebP.")],
+    to: Annotated[str, typer.Option(metavar="HOST:PORT", help="An agent or a cloud server (its gRPC port).")],
+    model: Annotated[str | None, typer.Option(help="Which model, where there are several.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Deadline of each request, in s.")] = 5.0,
+    json: JsonOption = False,
+) -> None:
+    """Ask a server about picture files."""
+    with extra("edge"):
+        from edgemux.cli.pictures import ask_about, print_answers
+    _check_address("--to", to)
+    answers = ask_about(files, to, model, timeout)
+    if json:
+        _print_json(answers)
+    else:
+        print_answers(answers, _console())
+    refused = [answer for answer in answers if answer.error is not None]
+    if refused:
+        raise ConfigError(f"{refused[0].file}: {refused[0].error}")
+
+
+def _check_address(option: str, address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"{option}: {address!r} is not HOST:PORT")
+
+
+@bundle_app.command(epilog="Example: edgemux bundle inspect deploy/bundles/fashion-mnist --json")
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The bundle.")],
+    json: JsonOption = False,
+) -> None:
+    """Say what a bundle holds, from its manifest."""
+    from edgemux.cli.bundles import describe, print_description
+    from edgemux.multiplexer.bundle import Bundle
+
+    about = describe(Bundle.open(folder))
+    if json:
+        _print_json(about)
+    else:
+        print_description(about, _console())
+
+
+@bundle_app.command(epilog="Example: edgemux bundle verify deploy/bundles/fashion-mnist")
+def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The bundle.")]) -> None:
+    """Check the digest of every file of a bundle."""
+    from edgemux.multiplexer.bundle import Bundle
+
+    bundle = Bundle.open(folder)
+    bundle.verify()
+    typer.echo(f"{bundle.manifest.name}: {len(bundle.manifest.files)} files are what the manifest says")
+
+
+@app.command(epilog="Example: edgemux build deploy/recipes/fashion-mnist.toml --out my-bundle")
+def build(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="What to build.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the bundle goes.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A small one in minutes, to see that it works.")] = False,
+    work: Annotated[Path | None, typer.Option(metavar="DIR", help="Where stages are kept, to go on later.")] = None,
+) -> None:
+    """Train, compress, fit, certify and pack a bundle."""
+    if not recipe.is_file():
+        raise ConfigError(f"{recipe}: no such recipe")
+    with extra("train"):
+        from edgemux.compression.build import build as build_bundle
+    from rich.progress import Progress
+
+    with Progress(console=_console(stderr=True)) as progress:
+        made = build_bundle(recipe, out, quick, work, progress)
+    typer.echo(str(made))
+
+
+@app.command(epilog="Example: edgemux demo --requests 600 --link 80ms,2mbit")
+def demo(
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: the repository's own.")] = None,
+    requests: Annotated[int, typer.Option(help="How many requests are counted, over all phases.")] = 1500,
+    rate: Annotated[float, typer.Option(min=0.1, max=10000, help="Requests per second, open loop.")] = 100.0,
+    link: Annotated[str, typer.Option(help="The link between agent and cloud: round trip, bandwidth.")] = "40ms,10mbit",
+    timeout: Annotated[float, typer.Option(min=0.001, help="Deadline of every request, in s.")] = 0.25,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the order of the images.")] = 0,
+    json: JsonOption = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 when a request failed or was late.")] = False,
+) -> None:
+    """Send real images through an agent and a cloud on this machine while things go wrong."""
+    with extra("edge,cloud"):
+        from edgemux.cli import demo as show
+    from edgemux.cli.link import parse_link
+    from edgemux.cli.phases import MIN_REQUESTS
+    from edgemux.multiplexer.bundle import Bundle
+
+    if requests < MIN_REQUESTS:
+        raise ConfigError(f"--requests: at least {MIN_REQUESTS}, so that every phase gets some")
+    plan = show.Plan(requests, rate, parse_link(link), timeout, seed)
+    console = None if json else _console()
+    report = show.run(Bundle.open(bundle or show.starter_bundle()), plan, console)
+    if json:
+        _print_json(report)
+    if strict and (report.errors or report.late):
+        raise typer.Exit(1)
+
+
+def _console(stderr: bool = False) -> Console:
+    """Where readable output goes; tables keep their width when the output is a file or a pipe."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=max(console.width, 120))
+
+
+def _print_json(value: Any) -> None:
+    import msgspec
+
+    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns its exit code. Wrong use and expected failures become one line on stderr."""
+    try:
+        code = app(args=list(arguments), prog_name="edgemux", standalone_mode=False)
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "edgemux"
+        return _refuse(f"{command}: {error.format_message()}", 2)
+    except typer.Abort:
+        return 130
+    except (ExecutionError, PassError) as error:
+        return _refuse(f"edgemux: {error}", 1)
+    except EdgemuxError as error:
+        return _refuse(f"edgemux: {error}", 2)
+    return code if isinstance(code, int) else 0
+
+
+def _refuse(message: str, code: int) -> int:
+    print(" ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def main() -> None:
+    """The entry point of the installed command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

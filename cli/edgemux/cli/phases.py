@@ -1,0 +1,45 @@
+"""The phases of the demo: what happens to the device, the link and the cloud, and for how many requests."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from edgemux.cli.link import Conditions
+
+
+class Phase(msgspec.Struct, frozen=True):
+    """One phase. ``percent`` of all requests; ``link`` None for the link as the user asked for it.
+
+    busy: other processes compete for the device's CPU. cloud: what happens to it at the phase's start.
+    """
+
+    name: str
+    title: str
+    percent: int
+    busy: bool = False
+    link: Conditions | None = None
+    cloud: Literal["stays", "is_killed", "comes_back"] = "stays"
+
+
+SLOW_LINK = Conditions(round_trip_s=0.4, bits_per_s=0.5e6)
+
+PHASES = (
+    Phase("normal", "normal", 40),
+    Phase("busy_device", "busy device", 15, busy=True),
+    Phase("slow_link", "slow link", 15, link=SLOW_LINK),
+    Phase("cloud_killed", "cloud killed", 15, cloud="is_killed"),
+    Phase("cloud_back", "cloud back", 15, cloud="comes_back"),
+)
+
+# The cloud is killed when this many requests of its phase have been sent: with offloads in flight, not between two.
+KILL_AFTER = 5
+MIN_REQUESTS = 20
+
+
+def sizes(requests: int, phases: tuple[Phase, ...] = PHASES) -> list[int]:
+    """How many of ``requests`` each phase gets: by its percentage, remainders to the first, none empty."""
+    counts = [max(1, requests * phase.percent // 100) for phase in phases]
+    counts[0] += requests - sum(counts)
+    return counts

@@ -1,0 +1,124 @@
+"""The demo's arithmetic: outcomes of requests -> the summary that is printed. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+from edgemux.cli.traffic import Outcome
+
+ROUTES = ("edge", "cloud", "split")
+
+
+class Accuracy(msgspec.Struct, frozen=True):
+    """Shares of right answers, over all requests of a phase; no answer is a wrong answer."""
+
+    edge_only: float
+    cloud_only: float
+    multiplexed: float
+
+
+class Percentiles(msgspec.Struct, frozen=True):
+    """Of the time from sending to the answer, in ms; None when nothing was answered."""
+
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What was observed in a phase.
+
+    answered + errors = requests. late: not answered by the deadline, whether or not an answer came after it.
+    offload_share: of the answers, how many came from the cloud, in whole or in part.
+    cloud_compute_saved: 1 - inputs sent to the cloud / requests; None when the agent's metrics could not be read.
+    """
+
+    requests: int
+    answered: int
+    errors: int
+    late: int
+    accuracy: Accuracy
+    routes: dict[str, int]
+    reasons: dict[str, int]
+    offload_share: float
+    latency_ms: Percentiles
+    cloud_compute_saved: float | None
+    error_kinds: dict[str, int] = {}
+
+
+class Report(Summary, frozen=True, kw_only=True):
+    """The whole run: totals, except for accuracy and offload_share, which are the normal phase's."""
+
+    phases: dict[str, Summary]
+    bundle: str
+    bundle_digest: str
+    link: str
+    rate_per_s: float
+    timeout_s: float
+    seed: int
+    start_up_s: float
+
+
+class Known(msgspec.Struct, frozen=True):
+    """By index of a sample image: the true label, and what device and cloud alone answer."""
+
+    truth: Mapping[int, int]
+    edge: Mapping[int, int]
+    cloud: Mapping[int, int]
+
+
+def summarise(outcomes: Sequence[Outcome], attempts: int | None, known: Known) -> Summary:
+    """The summary of the requests of a phase. ``attempts``: inputs that were sent to the cloud meanwhile."""
+    answered = [outcome for outcome in outcomes if outcome.label is not None]
+    routes = Counter(outcome.route for outcome in answered)
+    return Summary(
+        requests=len(outcomes),
+        answered=len(answered),
+        errors=len(outcomes) - len(answered),
+        late=sum(outcome.late for outcome in outcomes),
+        accuracy=_accuracy(outcomes, known),
+        routes={route: routes[route] for route in (*ROUTES, *sorted(set(routes) - set(ROUTES)))},
+        reasons=dict(Counter(outcome.reason for outcome in answered).most_common()),
+        offload_share=_share(routes["cloud"] + routes["split"], len(answered)),
+        latency_ms=percentiles([outcome.elapsed_s for outcome in answered]),
+        cloud_compute_saved=None if attempts is None else 1 - _share(attempts, len(outcomes)),
+        error_kinds=dict(Counter(outcome.error for outcome in outcomes if outcome.label is None).most_common()),
+    )
+
+
+def percentiles(elapsed_s: Sequence[float]) -> Percentiles:
+    """p50, p95 and p99 in ms, to the µs."""
+    if not elapsed_s:
+        return Percentiles(None, None, None)
+    p50, p95, p99 = (round(float(value) * 1000, 3) for value in np.percentile(elapsed_s, (50, 95, 99)))
+    return Percentiles(p50, p95, p99)
+
+
+def whole_run(
+    outcomes: Mapping[str, Sequence[Outcome]], attempts: Mapping[str, int | None], known: Known
+) -> tuple[Summary, dict[str, Summary]]:
+    """The totals, with the first phase's accuracy and offload share, and the summary of every phase."""
+    phases = {name: summarise(outcomes[name], attempts[name], known) for name in outcomes}
+    counted = [attempts[name] for name in outcomes]
+    total = None if None in counted else sum(count for count in counted if count is not None)
+    everything = summarise([outcome for phase in outcomes.values() for outcome in phase], total, known)
+    first = next(iter(phases.values()))
+    totals = msgspec.structs.replace(everything, accuracy=first.accuracy, offload_share=first.offload_share)
+    return totals, phases
+
+
+def _accuracy(outcomes: Sequence[Outcome], known: Known) -> Accuracy:
+    count = len(outcomes)
+    return Accuracy(
+        edge_only=_share(sum(known.edge[o.image] == known.truth[o.image] for o in outcomes), count),
+        cloud_only=_share(sum(known.cloud[o.image] == known.truth[o.image] for o in outcomes), count),
+        multiplexed=_share(sum(o.label == known.truth[o.image] for o in outcomes), count),
+    )
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0

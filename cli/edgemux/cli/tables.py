@@ -1,0 +1,94 @@
+"""The demo's report for a reader: two tables and a few sentences."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from edgemux.cli.live import number
+from edgemux.cli.phases import PHASES
+from edgemux.cli.report import Report, Summary
+
+_TITLES = {phase.name: phase.title for phase in PHASES}
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the summary of a run."""
+    rows = [(_TITLES.get(name, name), summary) for name, summary in report.phases.items()]
+    console.print(_answers(rows, report))
+    console.print(_reasons(rows, report))
+    for line in closing_lines(report):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _answers(rows: list[tuple[str, Summary]], report: Report) -> Table:
+    table = Table(title=f"{report.bundle}, link {report.link}, {report.rate_per_s:g} requests/s", title_justify="left")
+    table.add_column("phase")
+    for column in (
+        "requests",
+        "edge",
+        "cloud",
+        "split",
+        "off-\nloaded",
+        "device\nonly",
+        "cloud\nonly",
+        "multi-\nplexed",
+    ):
+        table.add_column(column, justify="right")
+    for column in ("p50\nms", "p95\nms", "p99\nms", "late", "errors"):
+        table.add_column(column, justify="right")
+    for title, summary in rows:
+        table.add_row(title, *_cells(summary))
+    table.add_section()
+    # Accuracies of different conditions make no meaningful mean: the totals leave them out.
+    totals = _cells(report)
+    table.add_row("all", *totals[:4], "", "", "", "", *totals[8:])
+    return table
+
+
+def _cells(summary: Summary) -> list[str]:
+    accuracy, taken = summary.accuracy, summary.latency_ms
+    return [
+        str(summary.requests),
+        *(str(summary.routes.get(route, 0)) for route in ("edge", "cloud", "split")),
+        percent(summary.offload_share),
+        *(percent(share) for share in (accuracy.edge_only, accuracy.cloud_only, accuracy.multiplexed)),
+        *(number(value) for value in (taken.p50, taken.p95, taken.p99)),
+        str(summary.late),
+        str(summary.errors),
+    ]
+
+
+def _reasons(rows: list[tuple[str, Summary]], report: Report) -> Table:
+    table = Table(title="answers by reason", title_justify="left")
+    table.add_column("reason")
+    for title, _ in rows:
+        table.add_column(title, justify="right")
+    table.add_column("all", justify="right")
+    for reason, total in report.reasons.items():
+        table.add_row(reason, *(str(summary.reasons.get(reason, 0) or "") for _, summary in rows), str(total))
+    return table
+
+
+def closing_lines(report: Report) -> list[str]:
+    """What to take away, in sentences."""
+    first = report.accuracy
+    lines = [
+        f"Normal phase: {percent(first.multiplexed)} right, {percent(first.cloud_only)} with the cloud alone, "
+        f"{percent(first.edge_only)} with the device alone; {percent(1 - report.offload_share)} kept on the device.",
+    ]
+    if report.cloud_compute_saved is not None:
+        lines.append(f"Cloud compute saved over the whole run: {percent(report.cloud_compute_saved)}.")
+    if report.errors or report.late:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in report.error_kinds.items())
+        what = f"{report.errors} requests without an answer{f' ({kinds})' if kinds else ''}"
+        lines.append(f"NOT every request was answered in time: {what}, {report.late} late.")
+    else:
+        deadline_ms = report.timeout_s * 1000
+        lines.append(f"All {report.requests} requests were answered within their deadline of {deadline_ms:g} ms.")
+    return lines
+
+
+def percent(share: float) -> str:
+    """A share for a table."""
+    return f"{share * 100:.1f} %"

@@ -1,0 +1,1 @@
+"""The cloud server: a bundle's full model behind the Open Inference Protocol."""

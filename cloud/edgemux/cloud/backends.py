@@ -1,0 +1,94 @@
+"""What computes: a model behind one method."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemux.cloud.admission import BatchTime
+from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.errors import ArtifactError, BadAnswer
+from edgemux.multiplexer.onnx_model import OnnxModel
+
+PROBABILITIES = "probabilities"
+# Other instruction sets and int8 storage move a probability in the third decimal; a damaged model moves it more.
+GOLDEN_TOLERANCE = 5e-3
+MEASURED_RUNS = 5
+
+
+class Backend(Protocol):
+    """Runs batches; blocks its caller, is called from one thread at a time."""
+
+    def run(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Probabilities FP32 [N, classes] of images UINT8 [N, ...]. Raises ExecutionError."""
+        ...
+
+
+class OnnxBackend:
+    """A bundle's cloud model on ONNX Runtime."""
+
+    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+        """Load the verified model. Raises ArtifactError naming the file."""
+        manifest = bundle.manifest
+        if len(manifest.cloud.files) != 1 or len(manifest.inputs) != 1:
+            raise ArtifactError(f"{manifest.cloud.name}: a cloud model is one file with one input")
+        path = manifest.cloud.files[0]
+        self._model = OnnxModel(bundle.read(path), path, threads)
+        self._input = manifest.inputs[0].name
+        self._classes = len(manifest.classes)
+        if self._model.inputs != (self._input,) or PROBABILITIES not in self._model.outputs:
+            raise ArtifactError(f"{path}: must turn {self._input} into {PROBABILITIES}")
+
+    def run(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Probabilities FP32 [N, classes]; raises BadAnswer when the graph gives something else."""
+        probabilities = self._model.run({self._input: image}, [PROBABILITIES])[0]
+        if probabilities.shape != (image.shape[0], self._classes) or probabilities.dtype != np.float32:
+            raise BadAnswer("the model's answer has the wrong shape")
+        return probabilities
+
+
+def check_golden(backend: Backend, bundle: Bundle) -> None:
+    """Run the bundle's golden inputs. Raises ArtifactError naming the file that does not answer as recorded."""
+    manifest = bundle.manifest
+    golden = bundle.arrays(manifest.golden)
+    name = manifest.inputs[0].name
+    images, expected = _array(golden, name, manifest.golden), _array(golden, manifest.cloud.name, manifest.golden)
+    try:
+        answer = backend.run(images)
+    except Exception as error:  # a graph that loads may still fail to run, with any of the library's types
+        raise ArtifactError(f"{manifest.cloud.files[0]}: fails on the bundle's golden inputs") from error
+    if answer.shape != expected.shape or not np.allclose(answer, expected, rtol=0.0, atol=GOLDEN_TOLERANCE):
+        raise ArtifactError(f"{manifest.cloud.files[0]}: does not give the bundle's golden answers")
+
+
+def _array(golden: Mapping[str, NDArray[Any]], key: str, path: str) -> NDArray[Any]:
+    array = golden.get(key)
+    if array is None or not len(array):
+        raise ArtifactError(f"{path}: has no golden {key}")
+    return array
+
+
+def measure(
+    backend: Backend, image: NDArray[Any], max_batch: int, clock: Callable[[], float] = time.perf_counter
+) -> BatchTime:
+    """How long batches of one row and of ``max_batch`` rows take: the median of a few runs after one to warm up.
+
+    ``image`` holds one row, [1, ...].
+    """
+    full = np.repeat(image, max_batch, axis=0)
+    return BatchTime(_median_s(backend, image, clock), _median_s(backend, full, clock), max_batch)
+
+
+def _median_s(backend: Backend, images: NDArray[Any], clock: Callable[[], float]) -> float:
+    backend.run(images)
+    durations = []
+    for _ in range(MEASURED_RUNS):
+        started_s = clock()
+        backend.run(images)
+        durations.append(clock() - started_s)
+    return statistics.median(durations)

@@ -1,0 +1,51 @@
+"""The cloud server's process."""
+
+from __future__ import annotations
+
+from edgemux.cloud.backends import OnnxBackend, check_golden, measure
+from edgemux.cloud.config import CloudConfig
+from edgemux.cloud.engine import Engine
+from edgemux.cloud.metrics import Metrics
+from edgemux.cloud.service import CloudService
+from edgemux.multiplexer.bundle import Bundle
+from edgemux.wire.process import Serving, run
+
+
+def serve(config: CloudConfig) -> None:
+    """Serve the bundle's cloud model until SIGTERM or SIGINT; prints one ready line. Blocks.
+
+    Raises ConfigError (a port in use, naming it) and ArtifactError (naming the file) before anything is served.
+    """
+    run(config.listen, lambda: prepare(config))
+
+
+async def prepare(config: CloudConfig) -> Serving:
+    """Open and verify the whole bundle, load, check and measure its cloud model. Raises ArtifactError."""
+    bundle = Bundle.open(config.bundle)
+    bundle.verify()
+    backend = OnnxBackend(bundle, config.threads)
+    check_golden(backend, bundle)
+    manifest = bundle.manifest
+    image = bundle.arrays(manifest.golden)[manifest.inputs[0].name][:1]
+    timing = measure(backend, image, config.batching.max_batch)
+    metrics = Metrics(manifest.name)
+    engine = Engine(backend, timing, config.batching, config.admission, metrics)
+    digest = bundle.sha256(manifest.cloud.files[0])
+    service = CloudService(manifest, digest, engine, metrics, config.admission.max_queue)
+
+    def drain() -> None:
+        service.draining = True
+
+    async def closed() -> None:
+        service.close()
+        await engine.close()
+
+    return Serving(
+        name="cloud",
+        model=manifest.name,
+        servicer=service,
+        registry=metrics.registry,
+        pages=service.pages(),
+        drain=drain,
+        closed=closed,
+    )

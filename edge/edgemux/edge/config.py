@@ -16,6 +16,18 @@ from edgemux.wire.process import Listen
 from edgemux.wire.settings import load_settings
 
 
+def _positive(settings: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(settings, name) > 0:
+            raise ValueError(f"{name} must be positive")
+
+
+def _not_negative(settings: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(settings, name) >= 0:
+            raise ValueError(f"{name} must not be negative")
+
+
 class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The cloud: ``address`` HOST:PORT, None for none; ``model`` its name there, None for the bundle's.
 
@@ -32,6 +44,14 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if not host or not port.isdigit() or not 0 < int(port) < 65536:
                 raise ValueError("address must be HOST:PORT")
         _positive(self, "probe_interval_s")
+
+
+class EdgeListen(Listen, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the agent listens unless told otherwise: one thousand above the cloud's ports."""
+
+    grpc_port: int = 9001
+    http_port: int = 9000
+    metrics_port: int = 9002
 
 
 class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,7 +91,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     bundle: str
     cloud: CloudSettings = CloudSettings()
-    listen: Listen = Listen(grpc_port=9001, http_port=9000, metrics_port=9002)
+    listen: EdgeListen = EdgeListen()
     limits: LimitSettings = LimitSettings()
     request: RequestSettings = RequestSettings()
     breaker: BreakerSettings = BreakerSettings()
@@ -93,15 +113,3 @@ def load(path: Path | None, overrides: Mapping[str, Any]) -> EdgeConfig:
     if not config.bundle:
         raise ConfigError("bundle: a bundle directory is needed")
     return config
-
-
-def _positive(settings: Any, *names: str) -> None:
-    for name in names:
-        if not getattr(settings, name) > 0:
-            raise ValueError(f"{name} must be positive")
-
-
-def _not_negative(settings: Any, *names: str) -> None:
-    for name in names:
-        if not getattr(settings, name) >= 0:
-            raise ValueError(f"{name} must not be negative")

@@ -1,0 +1,287 @@
+"""The agent in process against a simulated cloud: it always has an answer, and says where it came from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgemux.edge import Answer
+from edgemux.edge.breaker import BreakerSettings, State
+from edgemux.edge.config import LimitSettings
+from edgemux.multiplexer.domain import Placement, Reason
+from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError
+
+Pictures = Callable[[int, int], tuple[NDArray[np.uint8], NDArray[np.int64]]]
+
+# Long enough for the busiest machine; no test waits for all of it unless it must see a deadline being kept.
+PATIENT_S = 20.0
+# The breaker must not open by itself where a test looks at every single failure.
+NEVER_OPENS = BreakerSettings(failures=10**6, window=10**6)
+
+
+async def answer_all(agent: Any, images: NDArray[np.uint8], timeout_s: float = PATIENT_S) -> list[Answer]:
+    return [(await agent.infer({"image": images[i : i + 1]}, timeout_s, f"r{i}"))[0] for i in range(len(images))]
+
+
+def places(answers: list[Answer]) -> set[Placement]:
+    return {answer.prediction.route.placement for answer in answers}
+
+
+async def test_hard_inputs_go_to_the_cloud_and_easy_ones_stay(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
+    images, labels = pictures(150, 1)
+    async with agent_of(cloud.address) as agent:
+        answers = await answer_all(agent, images)
+    assert places(answers) == {Placement.EDGE, Placement.CLOUD}
+    by_place = {
+        place: [
+            a.prediction.label == y
+            for a, y in zip(answers, labels, strict=True)
+            if a.prediction.route.placement is place
+        ]
+        for place in Placement
+    }
+    assert cloud.seen == len(by_place[Placement.CLOUD])
+    assert {a.reason for a in answers} <= {Reason.CONFIDENT, Reason.OFFLOADED, Reason.DEFERRED}
+    assert not any(a.degraded for a in answers)
+    assert np.mean(by_place[Placement.CLOUD]) > 0.9
+
+
+async def test_each_input_of_a_batch_is_routed_on_its_own(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
+    images, _ = pictures(64, 2)
+    async with agent_of(cloud.address) as agent:
+        together = await agent.infer({"image": images}, PATIENT_S)
+        alone = await answer_all(agent, images)
+    assert [a.prediction.label for a in together] == [a.prediction.label for a in alone]
+    assert [a.prediction.route.placement for a in together] == [a.prediction.route.placement for a in alone]
+    assert places(together) == {Placement.EDGE, Placement.CLOUD}
+
+
+async def test_without_a_cloud_the_device_answers_everything(agent_of: Any, pictures: Pictures) -> None:
+    images, _ = pictures(60, 3)
+    async with agent_of(None) as agent:
+        answers = await answer_all(agent, images)
+    assert places(answers) == {Placement.EDGE}
+    assert {a.reason for a in answers} == {Reason.CONFIDENT, Reason.NO_CLOUD}
+    assert all(a.degraded == (a.reason is Reason.NO_CLOUD) for a in answers)
+
+
+def wrong_id(response: Any) -> None:
+    response.id = "somebody else's"
+
+
+def wrong_shape(response: Any) -> None:
+    response.outputs[0].shape[1] = 11
+
+
+def wrong_dtype(response: Any) -> None:
+    response.outputs[0].datatype = "FP64"
+
+
+def short_payload(response: Any) -> None:
+    response.raw_output_contents[0] = response.raw_output_contents[0][:-4]
+
+
+def not_a_number(response: Any) -> None:
+    response.raw_output_contents[0] = np.full(10, np.nan, dtype=np.float32).tobytes()
+
+
+def no_distribution(response: Any) -> None:
+    response.raw_output_contents[0] = np.full(10, 7.0, dtype=np.float32).tobytes()
+
+
+def other_output(response: Any) -> None:
+    response.outputs[0].name = "embedding"
+
+
+def nothing(response: Any) -> None:
+    response.Clear()
+
+
+def other_model(response: Any) -> None:
+    response.parameters["edgemux_model_digest"].string_param = "f" * 64
+
+
+SPOILS = [
+    wrong_id,
+    wrong_shape,
+    wrong_dtype,
+    short_payload,
+    not_a_number,
+    no_distribution,
+    other_output,
+    nothing,
+    other_model,
+]
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+async def test_a_wrong_answer_from_the_cloud_is_not_believed(
+    cloud: Any, agent_of: Any, pictures: Pictures, spoil: Callable[[Any], None]
+) -> None:
+    cloud.answer = cloud.bending(spoil)
+    images, _ = pictures(60, 4)
+    async with agent_of(cloud.address, breaker=NEVER_OPENS) as agent:
+        answers = await answer_all(agent, images)
+    assert cloud.seen > 0
+    assert places(answers) == {Placement.EDGE}
+    assert {a.reason for a in answers} == {Reason.CONFIDENT, Reason.CLOUD_BAD_ANSWER}
+
+
+STATUSES = {
+    grpc.StatusCode.UNAVAILABLE: Reason.CLOUD_UNREACHABLE,
+    grpc.StatusCode.CANCELLED: Reason.CLOUD_UNREACHABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Reason.CLOUD_OVERLOADED,
+    grpc.StatusCode.INTERNAL: Reason.CLOUD_BAD_ANSWER,
+    grpc.StatusCode.UNKNOWN: Reason.CLOUD_BAD_ANSWER,
+    grpc.StatusCode.UNIMPLEMENTED: Reason.CLOUD_BAD_ANSWER,
+    grpc.StatusCode.NOT_FOUND: Reason.CLOUD_BAD_ANSWER,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Reason.CLOUD_TIMEOUT,
+}
+
+
+@pytest.mark.parametrize("code", STATUSES)
+async def test_whatever_status_the_cloud_answers_the_device_has_an_answer(
+    cloud: Any, agent_of: Any, pictures: Pictures, code: grpc.StatusCode
+) -> None:
+    cloud.answer = cloud.refusing(code)
+    images, _ = pictures(40, 5)
+    async with agent_of(cloud.address, breaker=NEVER_OPENS) as agent:
+        answers = await answer_all(agent, images)
+    assert places(answers) == {Placement.EDGE}
+    assert {a.reason for a in answers} == {Reason.CONFIDENT, STATUSES[code]}
+
+
+async def test_a_refusal_with_pushback_is_respected_and_does_not_open_the_breaker(
+    cloud: Any, agent_of: Any, pictures: Pictures
+) -> None:
+    async def full(request: Any, context: Any) -> None:
+        context.set_trailing_metadata((("grpc-retry-pushback-ms", "60000"),))
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+
+    cloud.answer = full
+    images, _ = pictures(60, 6)
+    async with agent_of(cloud.address) as agent:
+        answers = await answer_all(agent, images)
+        assert agent.cloud.breaker.state(1e12) is State.CLOSED
+    assert cloud.seen == 1
+    assert sum(a.reason is Reason.CLOUD_OVERLOADED for a in answers) > 1
+
+
+async def test_a_silent_cloud_is_hedged_before_the_deadline_and_then_left_alone(
+    cloud: Any, agent_of: Any, pictures: Pictures
+) -> None:
+    cloud.answer = cloud.silent
+    images, _ = pictures(80, 7)
+    async with agent_of(cloud.address, breaker=BreakerSettings(open_s=1e6, max_open_s=1e6)) as agent:
+        answers = await answer_all(agent, images, timeout_s=0.5)
+    assert places(answers) == {Placement.EDGE}
+    # At most three waited: then the breaker was open, or the link was known to be too slow.
+    assert 1 <= sum(a.reason is Reason.CLOUD_TIMEOUT for a in answers) <= 3
+    assert cloud.seen <= 3
+    assert {a.reason for a in answers} <= {Reason.CONFIDENT, Reason.CLOUD_TIMEOUT, Reason.LINK, Reason.BREAKER}
+
+
+async def test_a_cloud_that_comes_back_is_used_again(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
+    images, _ = pictures(60, 8)
+    well, cloud.answer = cloud.answer, cloud.refusing(grpc.StatusCode.UNAVAILABLE)
+    async with agent_of(cloud.address, breaker=BreakerSettings(open_s=0.05, max_open_s=0.05)) as agent:
+        during = await answer_all(agent, images)
+        cloud.answer = well
+        await asyncio.sleep(0.1)
+        after = await answer_all(agent, images)
+    assert places(during) == {Placement.EDGE}
+    assert Placement.CLOUD in places(after)
+
+
+async def test_offloads_never_exceed_their_budget(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
+    images, _ = pictures(120, 9)
+    async with agent_of(cloud.address, limits=LimitSettings(offloads_per_s=1e-6, burst_s=2e6)) as agent:
+        answers = await answer_all(agent, images)
+    assert cloud.seen == 2
+    assert sum(a.prediction.route.placement is Placement.CLOUD for a in answers) == 2
+    assert any(a.reason is Reason.BUDGET and a.degraded for a in answers)
+
+
+async def test_bytes_sent_never_exceed_their_budget(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
+    images, _ = pictures(120, 10)
+    async with agent_of(cloud.address, limits=LimitSettings(bytes_per_s=1e-6, burst_s=2.5e9)) as agent:
+        await answer_all(agent, images)
+        sent = agent.metrics.registry.get_sample_value("edgemux_offload_bytes_total")
+    assert 0 < sent <= 2500
+
+
+async def test_an_expired_request_is_refused_and_nothing_runs(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
+    images, _ = pictures(1, 11)
+    async with agent_of(cloud.address) as agent:
+        with pytest.raises(DeadlineExceeded):
+            await agent.infer({"image": images}, timeout_s=1e-9)
+        assert len(await agent.infer({"image": images}, PATIENT_S)) == 1
+    assert cloud.seen <= 1
+
+
+async def test_a_failing_device_model_leaves_the_cloud(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
+    images, _ = pictures(10, 12)
+    async with agent_of(cloud.address) as agent:
+        agent._family._deltas = [()] * 4  # every level loses its graph
+        agent._device._timed = lambda route, sample: 1 / 0
+        answers = await answer_all(agent, images)
+    assert places(answers) == {Placement.CLOUD}
+    assert {a.reason for a in answers} <= {Reason.DEVICE_FAILED, Reason.OFFLOADED}
+
+
+async def test_with_neither_device_nor_cloud_the_refusal_is_typed(agent_of: Any, pictures: Pictures) -> None:
+    images, _ = pictures(1, 13)
+    async with agent_of(None) as agent:
+        agent._device._timed = lambda route, sample: 1 / 0
+        with pytest.raises(ExecutionError, match="no route"):
+            await agent.infer({"image": images}, PATIENT_S)
+
+
+async def test_a_cancelled_caller_frees_the_probe(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
+    cloud.answer = cloud.silent
+    images, _ = pictures(30, 14)
+    async with agent_of(cloud.address, policy="cloud-only") as agent:
+        breaker = agent.cloud.breaker
+        for _ in range(3):
+            breaker.failed(0.0)
+        tasks = [asyncio.create_task(agent.infer({"image": images[i : i + 1]}, PATIENT_S)) for i in range(30)]
+        await cloud.reached.wait()
+        assert cloud.seen == 1, "half-open lets exactly one call through"
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert breaker.allows(1e12)
+
+
+async def test_audits_compare_kept_answers_with_the_cloud(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
+    images, _ = pictures(60, 15)
+    async with agent_of(cloud.address, audit_share=1.0) as agent:
+        await answer_all(agent, images)
+        await asyncio.gather(*agent._background)
+        value = agent.metrics.registry.get_sample_value
+        labels = {"model": "fashion-mnist"}
+        audited = sum(value("edgemux_audit_total", labels | {"outcome": o}) for o in ("agree", "differ"))
+    assert audited > 0
+
+
+async def test_metric_labels_come_from_closed_sets(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
+    images, _ = pictures(40, 16)
+    async with agent_of(cloud.address) as agent:
+        await answer_all(agent, images)
+        samples = [s for family in agent.metrics.registry.collect() for s in family.samples]
+    allowed = {
+        "model": {"fashion-mnist"},
+        "route": {p.value for p in Placement},
+        "variant": {"level-1", "level-2", "level-3", "level-4", "cloud"},
+    }
+    for sample in samples:
+        for label, values in allowed.items():
+            assert sample.labels.get(label, next(iter(values))) in values
+    reasons = {s.labels["reason"] for s in samples if s.name == "edgemux_requests_total"}
+    assert reasons <= {reason.value for reason in Reason}

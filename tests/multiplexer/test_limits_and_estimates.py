@@ -1,0 +1,108 @@
+"""Token buckets and running estimates."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgemux.multiplexer.estimate import DurationEstimate, LinkEstimate, RateEstimate
+from edgemux.multiplexer.limits import TokenBucket
+
+STEPS = st.lists(st.tuples(st.floats(-1, 10), st.floats(0, 50)), max_size=200)
+
+
+@given(st.floats(0, 100), st.floats(0, 100), STEPS)
+def test_a_bucket_never_gives_more_than_its_burst_and_rate(
+    rate: float, burst: float, steps: list[tuple[float, float]]
+) -> None:
+    bucket = TokenBucket(rate, burst)
+    now = latest = 100.0
+    bucket.available(now)
+    taken = 0.0
+    for step, count in steps:
+        now += step
+        latest = max(latest, now)
+        if bucket.take(count, now):
+            taken += count
+        assert taken <= burst + rate * (latest - 100.0) + 1e-6
+
+
+def test_a_bucket_without_a_limit_always_gives() -> None:
+    bucket = TokenBucket(math.inf, math.inf)
+    assert all(bucket.take(1e9, now) for now in range(100))
+
+
+def test_a_refused_take_takes_nothing() -> None:
+    bucket = TokenBucket(1.0, 5.0)
+    assert not bucket.take(6.0, 0.0)
+    assert bucket.available(0.0) == 5.0
+
+
+def test_a_negative_rate_is_refused() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        TokenBucket(-1, 1)
+
+
+@given(st.lists(st.floats(1e-6, 10), min_size=1, max_size=600))
+def test_a_duration_estimate_stays_within_what_was_observed(durations: list[float]) -> None:
+    estimate = DurationEstimate(prior_s=1.0)
+    for duration in durations:
+        estimate.observe(duration)
+    assert min(durations) * (1 - 1e-9) <= estimate.mean_s <= max(durations) * (1 + 1e-9)
+    assert estimate.mean_s <= estimate.upper_s * (1 + 1e-9) or estimate.upper_s in durations
+
+
+def test_an_upper_estimate_forgets_an_outlier_that_left_the_window() -> None:
+    estimate = DurationEstimate(prior_s=0.1, window=64)
+    estimate.observe(5.0)
+    for _ in range(128):
+        estimate.observe(0.1)
+    assert estimate.upper_s == 0.1
+
+
+def test_a_rate_follows_a_steady_stream_and_fades_afterwards() -> None:
+    rate = RateEstimate(time_constant_s=2.0)
+    for i in range(2000):
+        rate.observe(i / 100)
+    assert rate.per_s(20.0) == pytest.approx(100, rel=0.02)
+    assert rate.per_s(40.0) < 0.01
+
+
+def test_a_link_that_was_never_seen_or_not_lately_is_unknown() -> None:
+    link = LinkEstimate(stale_s=5.0)
+    assert link.predict_s(1000, 0.0) is None
+    link.observe(1000, 0.05, now_s=1.0)
+    assert link.rtt_s(2.0) == pytest.approx(0.05)
+    assert link.rtt_s(6.5) is None
+
+
+def test_messages_of_one_size_leave_the_bandwidth_unknown() -> None:
+    link = LinkEstimate()
+    for i in range(50):
+        link.observe(900, 0.041, now_s=i / 10)
+    assert link.bytes_per_s(5.0) is None
+    assert link.predict_s(900, 5.0) == pytest.approx(0.041, rel=0.01)
+
+
+@given(st.floats(0.001, 0.5), st.floats(1e4, 1e8))
+def test_messages_of_two_sizes_tell_round_trip_and_bandwidth_apart(rtt: float, bandwidth: float) -> None:
+    link = LinkEstimate()
+    for i in range(40):
+        size = 120 if i % 2 else 30_000
+        link.observe(size, rtt + size / bandwidth, now_s=i / 20)
+    assert link.rtt_s(2.0) == pytest.approx(rtt, rel=0.01, abs=1e-6)
+    assert link.bytes_per_s(2.0) == pytest.approx(bandwidth, rel=0.05)
+
+
+def test_a_link_that_slows_down_is_known_to_be_slow_within_two_seconds() -> None:
+    link = LinkEstimate()
+    for i in range(100):
+        link.observe(900, 0.04, now_s=i / 50)
+    for i in range(4):
+        link.observe(900, 0.4, now_s=2.0 + i / 2)
+    prediction = link.predict_s(900, 4.0)
+    assert prediction is not None
+    assert prediction > 0.25

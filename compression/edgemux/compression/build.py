@@ -1,0 +1,122 @@
+"""`edgemux build`: from a recipe to a bundle, stage by stage.
+
+Gates and certificate come after export: they are fitted to what the files answer that are shipped, rounding included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from rich.progress import Progress
+
+from edgemux.compression import cloud, data, measure, models, multiplex, pack
+from edgemux.compression import recipe as recipes
+from edgemux.compression.data import DataSet
+from edgemux.compression.distill import family, teacher
+from edgemux.compression.recipe import Recipe
+from edgemux.compression.workshop import Workshop
+
+
+def build(
+    recipe_path: Path,
+    out: Path | None = None,
+    quick: bool = False,
+    work: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Build the bundle of a recipe and return its directory.
+
+    out: where the bundle goes, by default a folder named like the recipe; an older bundle there is replaced.
+    quick: a few images and epochs, every stage for real. work: where stages are kept, by default the user's cache;
+    a build that was interrupted, or whose recipe changed in part, does again only what it must.
+
+    Raises ConfigError for the recipe or ``out``, ArtifactError for the data, PassError when a file fails its check.
+    """
+    plan = recipes.load(recipe_path)
+    target = out if out is not None else Path(plan.name)
+    pack.check_target(target)
+    if quick:
+        plan = recipes.quick(plan)
+    workshop = Workshop(work if work is not None else default_work(), progress)
+    images = data.load(plan.data.set, plan.data.held_out, plan.seed, plan.data.limit)
+    parts = _multiplexer(workshop, plan, images, _models(workshop, plan, images))
+    name = f"{recipe_path.name}{' (quick)' if quick else ''}"
+    sha256 = hashlib.sha256(recipe_path.read_bytes()).hexdigest()
+    return pack.write(plan, name, sha256, images, parts, sum(workshop.seconds.values()), target)
+
+
+def default_work() -> Path:
+    """Where stages are kept between builds."""
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "edgemux" / "build"
+
+
+def _models(workshop: Workshop, plan: Recipe, images: DataSet) -> Path:
+    """Cloud model, teacher outputs, nested family, ONNX files: the folder of the last."""
+    at_cloud = workshop.stage(
+        "cloud",
+        lambda folder, tick: cloud.train(plan.cloud, images.train, plan.seed, folder, tick),
+        plan.seed,
+        plan.data,
+        plan.cloud,
+    )
+    at_teacher = workshop.stage(
+        "teacher",
+        lambda folder, tick: teacher.write(cloud.load(plan.cloud, at_cloud), images.train, folder, tick),
+        at_cloud.name,
+    )
+    at_family = workshop.stage(
+        "family",
+        lambda folder, tick: family.train(plan.family, images.train, teacher.read(at_teacher), plan.seed, folder, tick),
+        at_teacher.name,
+        plan.family,
+    )
+    return workshop.stage(
+        "models",
+        lambda folder, tick: models.write(
+            cloud.load(plan.cloud, at_cloud),
+            family.load(plan.family, at_family),
+            images.gate,
+            plan.quantise,
+            folder,
+            tick,
+        ),
+        at_family.name,
+        plan.quantise,
+    )
+
+
+def _multiplexer(workshop: Workshop, plan: Recipe, images: DataSet, at_models: Path) -> pack.Parts:
+    """Answers of the files, gates, certificate, measurements."""
+    levels = plan.family.levels
+    at_answers = workshop.stage(
+        "answers",
+        lambda folder, tick: multiplex.write_answers(at_models, levels, images, plan.gates, plan.seed, folder, tick),
+        at_models.name,
+        plan.gates.copies,
+    )
+    at_gates = workshop.stage(
+        "gates",
+        lambda folder, tick: multiplex.write_gates(at_answers, plan.gates, plan.seed, folder, tick),
+        at_answers.name,
+        plan.gates,
+    )
+    at_prices = workshop.stage(
+        "certificate",
+        lambda folder, _: multiplex.write_prices(
+            at_answers, at_gates, images.certify.sha256(), plan.certify, plan.gates.skip_agreement, folder
+        ),
+        at_gates.name,
+        plan.certify,
+    )
+    prices = multiplex.read_prices(at_prices)
+    exported = models.read_report(at_models)
+    at_figures = workshop.stage(
+        "measure",
+        lambda folder, _: measure.write(at_models, at_answers, at_gates, prices, exported, plan.pack.repeats, folder),
+        at_prices.name,
+        plan.pack.repeats,
+    )
+    return pack.Parts(at_models, at_gates, exported, prices, measure.read(at_figures))

@@ -1,0 +1,1 @@
+"""Small models that learn from a large one."""

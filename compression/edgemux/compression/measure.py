@@ -1,0 +1,144 @@
+"""What the packed files cost and how right they are: the figures of the manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edgemux.compression import profile
+from edgemux.compression.chain import run_top
+from edgemux.compression.models import CLOUD, Exported, level_file
+from edgemux.compression.multiplex import (
+    POST_GATE,
+    PRE_GATE,
+    Prices,
+    read_answers,
+    scores_after,
+    scores_before,
+)
+from edgemux.multiplexer.bundle import Level, Model
+from edgemux.multiplexer.onnx_model import OnnxModel
+from edgemux.multiplexer.training.certify import interval
+from edgemux.multiplexer.training.labels import one_hot
+from edgemux.multiplexer.training.report import calibration, deferral_area, routed
+
+FIGURES = "figures.json"
+CLOUD_NAME = "cloud"
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """Everything that was measured, in the manifest's own structs."""
+
+    levels: tuple[Level, ...]
+    cloud: Model
+    multiplexer_ms: float
+    measured: dict[str, float]
+
+
+def level_name(level: int) -> str:
+    """The variant's name of a level."""
+    return f"level{level}"
+
+
+def write(
+    models: Path, answers: Path, gate_files: Path, prices: Prices, exported: Exported, repeats: int, folder: Path
+) -> None:
+    """Measure times on one input, count weights and work, and score the test set."""
+    images, test = read_answers(answers, "test")
+    levels = len(test.levels)
+    chain = [OnnxModel.read(models / level_file(k)) for k in range(1, levels + 1)]
+    cloud = OnnxModel.read(models / CLOUD)
+    one = images[:1]
+    runs = [lambda k=k: run_top(chain[:k], one) for k in range(1, levels + 1)]
+    *level_ms, cloud_ms, gates_ms = profile.medians_ms(
+        [*runs, lambda: cloud.run({"image": one}), _both_gates(gate_files, one, levels)], repeats
+    )
+    right = test.right()
+    described = [
+        _level(models, k, level_ms[k - 1], right[:, k - 1], exported.level_storage) for k in range(1, levels + 1)
+    ]
+    figures = Figures(
+        levels=tuple(described),
+        cloud=_cloud(models, cloud_ms, right[:, -1], exported.cloud_storage),
+        multiplexer_ms=gates_ms,
+        measured=_multiplexed(answers, gate_files, prices),
+    )
+    (folder / FIGURES).write_bytes(msgspec.json.encode(figures))
+
+
+def read(folder: Path) -> Figures:
+    """What ``write`` measured."""
+    return msgspec.json.decode((folder / FIGURES).read_bytes(), type=Figures)
+
+
+def _both_gates(folder: Path, one: NDArray[np.uint8], levels: int) -> Any:
+    """One call = pre-gate and post-gate of one input, the way from one to the other included."""
+    pre, post = OnnxModel.read(folder / PRE_GATE), OnnxModel.read(folder / POST_GATE)
+    probabilities = np.full((1, 10), 0.1, np.float32)
+    level = one_hot(levels, levels, 1)
+
+    def run() -> None:
+        scores = pre.run({"image": one})[0]
+        post.run({"probabilities": probabilities, "level": level, "scores": scores})
+
+    return run
+
+
+def _level(models: Path, level: int, ms: float, right: NDArray[Any], storage: str) -> Level:
+    """A level is the sum of all deltas up to its own; heads below it are stored but not run."""
+    graphs = [onnx.load(models / level_file(k)) for k in range(1, level + 1)]
+    heads = sum(profile.head_macs(graph) for graph in graphs[:-1])
+    return Level(
+        level=level,
+        name=level_name(level),
+        files=tuple(level_file(k) for k in range(1, level + 1)),
+        params=sum(profile.parameters(graph) for graph in graphs),
+        macs=sum(profile.macs(graph) for graph in graphs) - heads,
+        accuracy=float(right.mean()),
+        accuracy_interval=interval(int(right.sum()), len(right)),
+        median_ms=ms,
+        storage=storage,
+    )
+
+
+def _cloud(models: Path, ms: float, right: NDArray[Any], storage: str) -> Model:
+    graph = onnx.load(models / CLOUD)
+    return Model(
+        name=CLOUD_NAME,
+        files=(CLOUD,),
+        params=profile.parameters(graph),
+        macs=profile.macs(graph),
+        accuracy=float(right.mean()),
+        accuracy_interval=interval(int(right.sum()), len(right)),
+        median_ms=ms,
+        storage=storage,
+    )
+
+
+def _multiplexed(answers: Path, gate_files: Path, prices: Prices) -> dict[str, float]:
+    """The test set routed with the certified prices, once per level, and how well the scores are calibrated."""
+    images, test = read_answers(answers, "test")
+    before = scores_before(gate_files, images)
+    measured: dict[str, float] = {}
+    for item in prices.certificate.levels:
+        name = level_name(item.level)
+        after = scores_after(gate_files, test, item.level, before)
+        result = routed(test, item.level, before, after, prices.offload_first, item.price)
+        level_error, cloud_error = calibration(test, item.level, after)
+        gain = after[:, -1] - after[:, item.level - 1]
+        measured |= {
+            f"{name}_multiplexed_accuracy": result.accuracy,
+            f"{name}_kept": result.kept,
+            f"{name}_skipped": result.skipped,
+            f"{name}_disagreement": result.disagreement,
+            f"{name}_calibration_error": level_error,
+            f"{name}_cloud_calibration_error": cloud_error,
+            f"{name}_deferral_area": deferral_area(test, item.level, gain),
+            f"{name}_deferral_area_max_softmax": deferral_area(test, item.level, -test.levels[item.level - 1].max(1)),
+        }
+    return measured

@@ -1,0 +1,146 @@
+"""The multiplexer's part of a build: what the exported files answer, the gates fitted to it, the certificate."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgemux.compression import gates
+from edgemux.compression.augment import draw
+from edgemux.compression.chain import answers_of, answers_of_levels
+from edgemux.compression.data import DataSet, Split
+from edgemux.compression.fit import Tick
+from edgemux.compression.models import CLOUD, level_file
+from edgemux.compression.recipe import Augment, Certify, Gates
+from edgemux.multiplexer.bundle import Certificate, Certified
+from edgemux.multiplexer.onnx_model import OnnxModel
+from edgemux.multiplexer.training.certify import certify, grid_of, skip_price
+from edgemux.multiplexer.training.fit import How, fit_post, fit_pre
+from edgemux.multiplexer.training.labels import Answers, Floats, one_hot, pooled
+
+PRE_GATE = "pre_gate.onnx"
+POST_GATE = "post_gate.onnx"
+CERTIFICATE = "certificate.json"
+COPIES = Augment(flip=True, shift_px=2)
+METHOD = (
+    "fixed-sequence testing with exact binomial tests; bounds of Clopper and Pearson; delta / levels for each level"
+)
+
+
+class Prices(msgspec.Struct, frozen=True):
+    """The certificate and the price from which the device model is skipped."""
+
+    certificate: Certificate
+    offload_first: float
+
+
+def write_answers(models: Path, levels: int, images: DataSet, how: Gates, seed: int, folder: Path, tick: Tick) -> None:
+    """Run the exported files on the gate split with its copies, the certificate split and the test set."""
+    chain = [OnnxModel.read(models / level_file(k)) for k in range(1, levels + 1)]
+    cloud = OnnxModel.read(models / CLOUD)
+    splits = {"gate": with_copies(images.gate, how.copies, seed), "certify": images.certify, "test": images.test}
+    for number, (name, split) in enumerate(splits.items(), start=1):
+        of_levels, of_cloud = answers_of_levels(chain, split.images), answers_of(cloud, split.images)
+        np.savez(folder / f"{name}.npz", images=split.images, levels=of_levels, cloud=of_cloud, labels=split.labels)
+        tick(number / len(splits))
+
+
+def read_answers(folder: Path, name: str) -> tuple[NDArray[np.uint8], Answers]:
+    """Images and answers of one split."""
+    with np.load(folder / f"{name}.npz", allow_pickle=False) as stored:
+        return stored["images"], Answers(stored["levels"], stored["cloud"], stored["labels"])
+
+
+def with_copies(split: Split, copies: int, seed: int) -> Split:
+    """The split, followed by ``copies`` flipped and shifted versions of it."""
+    generator = torch.Generator().manual_seed(seed)
+    everything = torch.arange(len(split.labels))
+    images = torch.from_numpy(split.images)
+    parts = [split.images]
+    for _ in range(copies):
+        pixels = draw(images, everything, COPIES, generator).pixels[:, 0] * 255.0
+        parts.append(pixels.round().to(torch.uint8).numpy())
+    return Split(np.concatenate(parts), np.tile(split.labels, copies + 1))
+
+
+def write_gates(answers: Path, how: Gates, seed: int, folder: Path, tick: Tick) -> None:
+    """Fit both gates on the gate split and write their graphs."""
+    images, right = read_answers(answers, "gate")
+    group = np.arange(right.count) % (right.count // (how.copies + 1))
+    tiles = pooled(images, gates.TILE_PX)
+    pre = fit_pre(tiles, right.right(), group, _how(how, how.pre_hidden, seed))
+    (folder / PRE_GATE).write_bytes(gates.pre_gate_graph(pre).SerializeToString(deterministic=True))
+    tick(0.3)
+    scores = answers_of(OnnxModel.read(folder / PRE_GATE), images)
+    post = fit_post(right, scores, group, _how(how, how.post_hidden, seed))
+    graph = gates.post_gate_graph(post, len(right.levels))
+    (folder / POST_GATE).write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def _how(how: Gates, hidden: int, seed: int) -> How:
+    return How(hidden=hidden, steps=how.steps, rate=how.rate, weight_decay=how.weight_decay, seed=seed)
+
+
+def scores_before(folder: Path, images: NDArray[np.uint8]) -> Floats:
+    """The pre-gate's scores, float32 [n, routes]."""
+    return answers_of(OnnxModel.read(folder / PRE_GATE), images)
+
+
+def scores_after(folder: Path, answers: Answers, level: int, before: Floats) -> Floats:
+    """The post-gate's scores after a level's answer, float32 [n, routes]."""
+    gate = OnnxModel.read(folder / POST_GATE)
+    feeds: dict[str, NDArray[Any]] = {
+        "probabilities": answers.levels[level - 1],
+        "level": one_hot(level, len(answers.levels), answers.count),
+        "scores": before,
+    }
+    after: Floats = gate.run({name: feeds[name] for name in gate.inputs})[0].astype(np.float32)
+    return after
+
+
+def gains(folder: Path, answers: Answers, level: int, before: Floats) -> NDArray[np.float64]:
+    """P(cloud right) - P(level right) after that level answered, [n]; float64 differences of float32 scores."""
+    after = scores_after(folder, answers, level, before).astype(np.float64)
+    gain: NDArray[np.float64] = after[:, -1] - after[:, level - 1]
+    return gain
+
+
+def write_prices(
+    answers: Path, gate_files: Path, data_sha256: str, how: Certify, agreement: float, folder: Path
+) -> None:
+    """Certify a price per level on the certificate split, and choose the skip price on the gate split."""
+    fit_images, fit_answers = read_answers(answers, "gate")
+    images, split = read_answers(answers, "certify")
+    fit_before, before = scores_before(gate_files, fit_images), scores_before(gate_files, images)
+    levels = len(split.levels)
+    alphas = how.alpha if len(how.alpha) == levels else how.alpha * levels
+    certified: list[Certified] = []
+    for level, alpha in enumerate(alphas, start=1):
+        grid = grid_of(gains(gate_files, fit_answers, level, fit_before), how.grid)
+        # The test uses the cloud's answers alone: a user can repeat it on unlabelled inputs.
+        gain = gains(gate_files, split, level, before)
+        price = certify(gain, split.differs(level), grid, alpha, how.delta / levels)
+        certified.append(Certified(level, price.price, price.kept, price.disagreement, price.upper_bound))
+    deferred = gains(gate_files, fit_answers, levels, fit_before) > certified[-1].price
+    first = skip_price(fit_before[:, -1] - fit_before[:, :-1].max(axis=1), deferred, agreement)
+    certificate = Certificate(
+        alpha=alphas,
+        delta=how.delta,
+        n=split.count,
+        method=METHOD,
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        data_sha256=data_sha256,
+        levels=tuple(certified),
+    )
+    (folder / CERTIFICATE).write_bytes(msgspec.json.encode(Prices(certificate, first)))
+
+
+def read_prices(folder: Path) -> Prices:
+    """What ``write_prices`` found."""
+    return msgspec.json.decode((folder / CERTIFICATE).read_bytes(), type=Prices)

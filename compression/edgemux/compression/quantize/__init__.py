@@ -1,0 +1,1 @@
+"""Fewer bits per number: for storage only (``weights``) or for arithmetic too (``static``)."""

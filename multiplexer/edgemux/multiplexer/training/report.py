@@ -1,0 +1,74 @@
+"""What a fitted multiplexer does on a split that it was not fitted on: accuracy, shares, calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemux.multiplexer.training.calibrate import expected_calibration_error
+from edgemux.multiplexer.training.labels import Answers
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """Shares of n inputs. skipped: sent to the cloud without a device answer; kept: answered by the device."""
+
+    accuracy: float
+    cloud_accuracy: float
+    level_accuracy: float
+    kept: float
+    skipped: float
+    disagreement: float
+
+    @property
+    def distance(self) -> float:
+        """How far below cloud-only, in percentage points."""
+        return 100.0 * (self.cloud_accuracy - self.accuracy)
+
+
+def routed(
+    answers: Answers,
+    level: int,
+    before: NDArray[Any],
+    after: NDArray[Any],
+    offload_first: float,
+    defer: float,
+) -> Routed:
+    """Route every input as the policy does with the cloud up and all budgets open.
+
+    before, after: scores of the pre-gate and of the post-gate (for this level), [n, routes].
+    """
+    skipped = before[:, -1] - before[:, :-1].max(axis=1) > offload_first
+    kept = ~skipped & (after[:, -1] - after[:, level - 1] <= defer)
+    device, cloud = answers.labels_of_levels()[level - 1], answers.labels_of_cloud()
+    answer = np.where(kept, device, cloud)
+    return Routed(
+        accuracy=float((answer == answers.labels).mean()),
+        cloud_accuracy=float((cloud == answers.labels).mean()),
+        level_accuracy=float((device == answers.labels).mean()),
+        kept=float(kept.mean()),
+        skipped=float(skipped.mean()),
+        disagreement=float((kept & answers.differs(level)).mean()),
+    )
+
+
+def deferral_area(answers: Answers, level: int, gain: NDArray[Any]) -> float:
+    """Mean accuracy over all shares deferred, deferring by falling gain: the area under the deferral curve."""
+    right = answers.right()
+    order = np.argsort(-gain, kind="stable")
+    cloud, device = right[order, -1], right[order, level - 1]
+    deferred = np.concatenate([[0.0], np.cumsum(cloud)])
+    kept = np.concatenate([np.cumsum(device[::-1])[::-1], [0.0]])
+    return float(((deferred + kept) / answers.count).mean())
+
+
+def calibration(answers: Answers, level: int, after: NDArray[Any]) -> tuple[float, float]:
+    """Expected calibration errors of the post-gate after a level's answer: (of that level, of the cloud)."""
+    right = answers.right()
+    return (
+        expected_calibration_error(after[:, level - 1], right[:, level - 1]),
+        expected_calibration_error(after[:, -1], right[:, -1]),
+    )

@@ -122,6 +122,10 @@ class Child:
         """End it at once, as a power cut would."""
         self._signal(signal.SIGKILL)
 
+    async def gone(self) -> None:
+        """Wait until it has ended: only then is its port free."""
+        await self._running.wait()
+
     async def ready(self) -> Ready:
         """Wait for the server's ready line. Raises ConfigError with its own reason when it ends instead."""
         try:

@@ -17,7 +17,7 @@ from rich.console import Console
 from edgemux.cli.children import Child, Layout, Ready, allowed_cpus, confined_to, lay_out
 from edgemux.cli.link import Conditions, Link
 from edgemux.cli.live import Lines, LiveTable, Silent, Watch
-from edgemux.cli.phases import KILL_AFTER, PHASES, Phase, sizes
+from edgemux.cli.phases import PHASES, Phase, kill_after, sizes
 from edgemux.cli.reference import labels_of
 from edgemux.cli.report import Known, Report, whole_run
 from edgemux.cli.scrape import OFFLOAD_ATTEMPTS, read_counter
@@ -91,6 +91,8 @@ class Stage:
 
     async def start_cloud(self) -> None:
         """Start the cloud, on the port that it had before if it had one."""
+        if self._cloud is not None:
+            await self._cloud.gone()
         self._cloud = await self._start("cloud", self._layout.others, self._cloud_port)
         ready = await self._cloud.ready()
         self._cloud_port = ready.grpc.rpartition(":")[2]
@@ -114,9 +116,9 @@ class Stage:
                     await load.enter_async_context(Child(["spin"], self._layout.device))
             yield
 
-    def sent(self, phase: Phase, count: int) -> None:
-        """``count`` requests of the phase have been sent: kill the cloud when it is time."""
-        if phase.cloud == "is_killed" and count == KILL_AFTER:
+    def sent(self, phase: Phase, count: int, sent: int) -> None:
+        """``sent`` of the ``count`` requests of the phase have been sent: kill the cloud when it is time."""
+        if phase.cloud == "is_killed" and sent == kill_after(count):
             assert self._cloud is not None
             self._cloud.kill()
 
@@ -169,7 +171,7 @@ class Run:
             async with stage.prepared_for(phase, self._plan.link):
                 self._watch.begin(phase, count, outcomes)
                 before = await asyncio.to_thread(read_counter, metrics, OFFLOAD_ATTEMPTS)
-                sent = partial(stage.sent, phase)
+                sent = partial(stage.sent, phase, count)
                 await open_loop(now, self._plan.rate_per_s, caller.ask, outcomes, sent)
                 after = await asyncio.to_thread(read_counter, metrics, OFFLOAD_ATTEMPTS)
                 self._attempts[phase.name] = None if before is None or after is None else after - before

@@ -33,7 +33,6 @@ PHASES = (
     Phase("cloud_back", "cloud back", 15, cloud="comes_back"),
 )
 
-# The cloud is killed when this many requests of its phase have been sent: with offloads in flight, not between two.
 KILL_AFTER = 5
 MIN_REQUESTS = 20
 
@@ -43,3 +42,8 @@ def sizes(requests: int, phases: tuple[Phase, ...] = PHASES) -> list[int]:
     counts = [max(1, requests * phase.percent // 100) for phase in phases]
     counts[0] += requests - sum(counts)
     return counts
+
+
+def kill_after(count: int) -> int:
+    """How many requests of a phase of ``count`` are sent before the cloud is killed: under load, not between loads."""
+    return min(KILL_AFTER, (count + 1) // 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -22,8 +23,9 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _answers(rows: list[tuple[str, Summary]], report: Report) -> Table:
-    table = Table(title=f"{report.bundle}, link {report.link}, {report.rate_per_s:g} requests/s", title_justify="left")
-    table.add_column("phase")
+    title = f"{report.bundle}, link {report.link}, {report.rate_per_s:g} requests/s"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("phase", no_wrap=True)
     for column in (
         "requests",
         "edge",
@@ -60,10 +62,10 @@ def _cells(summary: Summary) -> list[str]:
 
 
 def _reasons(rows: list[tuple[str, Summary]], report: Report) -> Table:
-    table = Table(title="answers by reason", title_justify="left")
-    table.add_column("reason")
+    table = Table(title="answers by reason", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("reason", no_wrap=True)
     for title, _ in rows:
-        table.add_column(title, justify="right")
+        table.add_column(title.replace(" ", "\n"), justify="right")
     table.add_column("all", justify="right")
     for reason, total in report.reasons.items():
         table.add_row(reason, *(str(summary.reasons.get(reason, 0) or "") for _, summary in rows), str(total))

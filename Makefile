@@ -1,0 +1,87 @@
+# Every target makes what it needs. PYTHON chooses the interpreter; DEMO and TEST pass arguments on:
+#   make demo DEMO="--requests 600 --link 80ms,2mbit"        make test TEST="tests/edge -k breaker"
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EDGE_VENV := .venv-edge
+PIP := -m pip --disable-pip-version-check install --quiet --no-input --root-user-action=ignore
+DEMO ?=
+TEST ?=
+# What the config of pytest names, and what the agent's tests import, beside the edge extra.
+EDGE_TEST_NEEDS := pytest pytest-asyncio pytest-timeout hypothesis
+
+.PHONY: setup check test test-edge bench demo proto clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/stamp-dev
+
+# --- environments -------------------------------------------------------------------------------------------------
+# A Debian without python3-venv can still make one if it has a system pip; with neither there is nothing to build on.
+define make-venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is missing or older than 3.11; choose another with make PYTHON=..." >&2; exit 2; }
+	@test -x $(1)/bin/python && $(1)/bin/python -c 'import pip' 2>/dev/null || { \
+	  rm -rf $(1); \
+	  $(PYTHON) -m venv $(1) >/dev/null 2>&1 || { \
+	    $(PYTHON) -m venv --without-pip $(1) >/dev/null 2>&1 && \
+	    $(PYTHON) -m pip --python $(1)/bin/python install --quiet pip >/dev/null 2>&1; } || \
+	  { rm -rf $(1); echo "error: $(PYTHON) cannot make $(1); on Debian: apt install python3-venv" >&2; exit 2; }; }
+endef
+
+# A stamp is as new as its installation: later runs install nothing until pyproject.toml changes.
+$(VENV)/stamp-serving: pyproject.toml
+	$(call make-venv,$(VENV))
+	@echo "installing what serving needs into $(VENV) (the first time takes a minute)"
+	@$(BIN)/python $(PIP) -e '.[edge,cloud]'
+	@touch $@
+
+$(VENV)/stamp-dev: pyproject.toml
+	$(call make-venv,$(VENV))
+	@echo "installing everything that development needs into $(VENV) (the first time takes some minutes)"
+	@$(BIN)/python $(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/stamp-serving
+
+$(EDGE_VENV)/stamp: pyproject.toml
+	$(call make-venv,$(EDGE_VENV))
+	@echo "installing only what the agent needs, and a test runner, into $(EDGE_VENV)"
+	@$(EDGE_VENV)/bin/python $(PIP) -e '.[edge]' $(EDGE_TEST_NEEDS)
+	@touch $@
+
+# --- the two commands ---------------------------------------------------------------------------------------------
+demo: $(VENV)/stamp-serving
+	@$(BIN)/edgemux demo $(DEMO)
+
+test: $(VENV)/stamp-dev
+	$(BIN)/python -m pytest -q $(TEST)
+	@$(MAKE) --no-print-directory test-edge
+
+# The agent on a machine that has nothing but its own extra.
+test-edge: $(EDGE_VENV)/stamp
+	@$(EDGE_VENV)/bin/python -c 'from importlib.util import find_spec as f; \
+	  found = [name for name in ("torch", "onnx") if f(name)]; assert not found, f"$(EDGE_VENV) holds {found}"'
+	$(EDGE_VENV)/bin/python -m pytest -q tests/edge
+
+# --- checks -------------------------------------------------------------------------------------------------------
+check: $(VENV)/stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@drift=$$(mktemp -d) && trap 'rm -rf "$$drift"' EXIT && \
+	  $(BIN)/python -m grpc_tools.protoc -Iproto --python_out="$$drift" --pyi_out="$$drift" $(PROTO) && \
+	  for stub in $(STUBS); do diff -u "proto/$$stub" "$$drift/$$stub" || \
+	    { echo "error: proto/$$stub is not what $(PROTO) makes; run make proto" >&2; exit 1; }; done && \
+	  echo "The committed stubs are what $(PROTO) makes."
+
+PROTO := proto/edgemux/wire/oip.proto
+STUBS := edgemux/wire/oip_pb2.py edgemux/wire/oip_pb2.pyi
+
+proto: $(VENV)/stamp-dev
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --pyi_out=proto $(PROTO)
+
+bench: $(VENV)/stamp-dev
+	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "error: there is nothing in benchmarks/ yet" >&2; exit 2; }
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+clean:
+	rm -rf $(VENV) $(EDGE_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

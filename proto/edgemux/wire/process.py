@@ -20,10 +20,16 @@ from prometheus_client import CollectorRegistry, start_http_server
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.wire.channel import MAX_MESSAGE_BYTES, bind, server_options
 from edgemux.wire.http import App, Page
-from edgemux.wire.service import register
+from edgemux.wire.service import Door, register
 
 # Between "not ready" and "not accepting": time for load balancers and clients to look elsewhere.
 LAME_DUCK_S = 0.2
+# Nobody inside and nobody new for this long: the server can be stopped without cutting anybody off. A client that
+# keeps asking a server that says it is stopping is cut off after PATIENCE_S.
+QUIET_S = 0.05
+PATIENCE_S = 1.0
+# For answers on their way out, and for health watches, which never end by themselves.
+LAST_WORDS_S = 0.5
 MAX_PORT = 65535
 
 
@@ -61,50 +67,69 @@ async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
     """Take the ports, make what is served, serve until SIGTERM or SIGINT. A second signal stops at once.
 
     Ports are taken first, so that a process that cannot listen fails before it loads a model. Raises ConfigError
-    naming a port that is in use.
+    naming a port that is in use, and what ``make`` raises.
     """
-    http_socket = _listen(listen.host, listen.http_port, "--http-port")
     server = grpc.aio.server(options=server_options(MAX_MESSAGE_BYTES))
-    grpc_port = bind(server, listen.host, listen.grpc_port)
-    probe = _listen(listen.host, listen.metrics_port, "--metrics-port")
-    metrics_port = int(probe.getsockname()[1])
-    probe.close()
+    with _listen(listen.host, listen.http_port, "--http-port") as http_socket:
+        # The library reports a taken port on stderr, in its own words, before it raises: look first.
+        _free_port(listen.host, listen.grpc_port, "--grpc-port")
+        grpc_port = bind(server, listen.host, listen.grpc_port)
+        metrics_port = _free_port(listen.host, listen.metrics_port, "--metrics-port")
+        serving = await make()
 
-    serving = await make()
-    register(server, serving.servicer)
-    checks = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    for service in ("", serving.model):
-        await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
-    exporter, exporter_thread = start_http_server(metrics_port, listen.host, serving.registry)
-    web = _Web(App(serving.pages))
-    web_task = asyncio.create_task(web.serve(sockets=[http_socket]))
-    await server.start()
+        door, checks = Door(), health.aio.HealthServicer()
+        register(server, serving.servicer, door)
+        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        for service in ("", serving.model):
+            await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
+        exporter, exporter_thread = start_http_server(metrics_port, listen.host, serving.registry)
+        web = _Web(App(serving.pages))
+        web_task = asyncio.create_task(web.serve(sockets=[http_socket]))
+        await server.start()
 
-    stop, stop_now = _signals()
-    http_port = http_socket.getsockname()[1]
-    print(
-        f"edgemux {serving.name} ready model={serving.model} grpc={listen.host}:{grpc_port} "
-        f"http={listen.host}:{http_port} metrics={listen.host}:{metrics_port}",
-        flush=True,
-    )
-    await stop.wait()
-    serving.drain()
-    await checks.enter_graceful_shutdown()
+        stop, stop_now = _signals()
+        http_port = http_socket.getsockname()[1]
+        print(
+            f"edgemux {serving.name} ready model={serving.model} grpc={listen.host}:{grpc_port} "
+            f"http={listen.host}:{http_port} metrics={listen.host}:{metrics_port}",
+            flush=True,
+        )
+        await stop.wait()
+        serving.drain()
+        await checks.enter_graceful_shutdown()
+        await _stop(server, door, stop_now, listen.drain_s)
+        await serving.closed()
+        web.should_exit = True
+        await web_task
+        exporter.shutdown()
+        exporter.server_close()
+        exporter_thread.join()
+
+
+async def _stop(server: grpc.aio.Server, door: Door, stop_now: asyncio.Event, drain_s: float) -> None:
+    """Let clients look elsewhere, refuse new inferences, finish those inside, stop; all of it only until stop_now."""
     await _unless(stop_now, asyncio.sleep(LAME_DUCK_S))
-    await _unless(stop_now, server.stop(listen.drain_s))
+    door.closed = True
+    await _unless(stop_now, asyncio.wait_for(_quiet(door), drain_s))
+    await _unless(stop_now, server.stop(LAST_WORDS_S))
     await server.stop(0)
-    await serving.closed()
-    web.should_exit = True
-    await web_task
-    exporter.shutdown()
-    exporter.server_close()
-    exporter_thread.join()
 
 
 def run(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
     """``serve`` on an event loop of its own."""
     asyncio.run(serve(listen, make))
+
+
+async def _quiet(door: Door) -> None:
+    """Wait until nobody is inside, then until nobody has come for QUIET_S, but no longer than PATIENCE_S."""
+    while door.inside:  # noqa: ASYNC110 - an event would cost every request
+        await asyncio.sleep(QUIET_S)
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + PATIENCE_S
+    arrived = -1
+    while door.arrived != arrived and loop.time() < until_s:
+        arrived = door.arrived
+        await asyncio.sleep(QUIET_S)
 
 
 async def _unless(event: asyncio.Event, work: Any) -> None:
@@ -142,6 +167,12 @@ def _listen(host: str, port: int, flag: str) -> socket.socket:
         raise ConfigError(f"{flag} {port}: cannot listen on {host}:{port} ({error.strerror})") from error
     listener.setblocking(False)
     return listener
+
+
+def _free_port(host: str, port: int, flag: str) -> int:
+    """The port, or a free one for 0. Raises ConfigError when it is taken."""
+    with _listen(host, port, flag) as probe:
+        return int(probe.getsockname()[1])
 
 
 class _Web(uvicorn.Server):

@@ -15,6 +15,8 @@ from edgemux.wire.status import grpc_code, internal_id
 
 SERVICE = "inference.GRPCInferenceService"
 
+_Handler = Callable[[bytes, Any], Awaitable[Any]]
+
 _log = logging.getLogger("edgemux.wire")
 
 # method -> (request, response); what a server of ours does not implement answers UNIMPLEMENTED by itself.
@@ -57,23 +59,51 @@ class Stub:
         raise AttributeError(name)
 
 
-def register(server: grpc.aio.Server, servicer: Servicer) -> None:
-    """Serve ``servicer`` under the protocol's service name.
+class Door:
+    """The way in for inferences: who is inside, and whether more may come in.
+
+    ``grpc.aio`` takes calls in one at a time, and ``Server.stop`` cancels those that have arrived but not been taken
+    in yet: measured, 14 of 16 clients got CANCELLED at every stop. So a server closes its door first, which answers
+    UNAVAILABLE, and stops once nobody is inside or knocking.
+    """
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.inside = 0
+        self.arrived = 0
+
+    def counted(self, handle: _Handler) -> _Handler:
+        """``handle`` for those who are let in."""
+
+        async def enter(content: bytes, context: Any) -> Any:
+            self.arrived += 1
+            if self.closed:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
+            self.inside += 1
+            try:
+                return await handle(content, context)
+            finally:
+                self.inside -= 1
+
+        return enter
+
+
+def register(server: grpc.aio.Server, servicer: Servicer, door: Door | None = None) -> None:
+    """Serve ``servicer`` under the protocol's service name; inferences come in through ``door``.
 
     Requests are parsed inside the handler: the library answers UNKNOWN to bytes that do not parse, where
     INVALID_ARGUMENT is right, and would send the text of an uncaught exception to the client.
     """
-    handlers = {
-        method: grpc.unary_unary_rpc_method_handler(
-            _guarded(getattr(servicer, method), request),
-            response_serializer=response.SerializeToString,
-        )
-        for method, (request, response) in METHODS.items()
-    }
+    handlers = {}
+    for method, (request, response) in METHODS.items():
+        handle = _guarded(getattr(servicer, method), request)
+        if door is not None and method == "ModelInfer":
+            handle = door.counted(handle)
+        handlers[method] = grpc.unary_unary_rpc_method_handler(handle, response_serializer=response.SerializeToString)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
 
-def _guarded(method: Callable[[Any, Any], Awaitable[Any]], request_type: Any) -> Callable[[bytes, Any], Awaitable[Any]]:
+def _guarded(method: Callable[[Any, Any], Awaitable[Any]], request_type: Any) -> _Handler:
     """A handler of raw bytes that turns every exception into one status, and foreign ones into an id only."""
 
     async def handle(content: bytes, context: Any) -> Any:

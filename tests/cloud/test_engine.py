@@ -1,0 +1,167 @@
+"""The engine: requests in, batches through the model, answers out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgemux.cloud.engine import Answer, Engine
+from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError, Overloaded, TooLarge, Unreachable
+
+Make = Callable[..., Engine]
+
+
+def images(*classes: int) -> NDArray[np.uint8]:
+    """Images whose classes are these, for the held backend."""
+    array = np.zeros((len(classes), 28, 28), np.uint8)
+    array[:, 0, 0] = classes
+    return array
+
+
+def soon(seconds: float = 25.0) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+def ask(engine: Engine, *classes: int, seconds: float = 25.0) -> asyncio.Task[Answer]:
+    return asyncio.create_task(engine.infer(images(*classes), soon(seconds)))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop and the worker go on until something is so; the test's own timeout ends it otherwise."""
+    while not condition():  # noqa: ASYNC110 - what is waited for is another thread's doing
+        await asyncio.sleep(0.001)
+
+
+async def test_a_quick_model_runs_inline_and_a_slow_one_in_a_thread(make_engine: Make, backend: Any) -> None:
+    backend.permit(2)
+    for row_s, inline in ((1e-5, True), (0.01, False)):
+        engine = make_engine(row_s=row_s)
+        assert engine.inline is inline
+        answer = await engine.infer(images(3), soon())
+        assert answer.probabilities.argmax() == 3
+        assert answer.batch_rows == 1
+        assert answer.compute_s >= 0
+
+
+async def test_requests_that_come_while_one_runs_share_the_next_batch(make_engine: Make, backend: Any) -> None:
+    engine = make_engine(max_batch=4)
+    first = ask(engine, 1)
+    await until(lambda: engine.batcher.busy)
+    later = [ask(engine, 2), ask(engine, 3, 4), ask(engine, 5)]
+    await until(lambda: engine.batcher.queued_rows == 4)
+    backend.permit(2)
+    assert (await first).batch_rows == 1
+    answers = await asyncio.gather(*later)
+    assert [list(a.probabilities.argmax(axis=1)) for a in answers] == [[2], [3, 4], [5]]
+    assert [a.batch_rows for a in answers] == [4, 4, 4]
+    assert all(a.queue_s >= 0 for a in answers)
+    assert backend.batches == [1, 4]
+
+
+async def test_an_expired_request_is_answered_while_the_batch_before_it_still_runs(
+    make_engine: Make, backend: Any
+) -> None:
+    engine = make_engine(row_s=0.002)
+    first = ask(engine, 1)
+    await until(lambda: engine.batcher.busy)
+    with pytest.raises(DeadlineExceeded):
+        await engine.infer(images(2), soon(0.05))
+    assert not first.done()
+    backend.permit()
+    await first
+    assert backend.batches == [1]
+
+
+async def test_a_request_that_comes_after_its_deadline_is_refused(make_engine: Make) -> None:
+    engine = make_engine()
+    with pytest.raises(DeadlineExceeded):
+        await engine.infer(images(1), soon(-1.0))
+    assert engine.batcher.busy is False
+
+
+async def test_a_full_queue_refuses_and_serves_again_when_it_has_room(make_engine: Make, backend: Any) -> None:
+    engine = make_engine(max_batch=4, max_queue=4)
+    running = ask(engine, 1)
+    await until(lambda: engine.batcher.busy)
+    queued = [ask(engine, number) for number in range(4)]
+    await until(lambda: engine.batcher.queued_rows == 4)
+    with pytest.raises(Overloaded) as refusal:
+        await engine.infer(images(9), soon())
+    assert refusal.value.retry_after_s is not None
+    backend.permit(3)
+    await asyncio.gather(running, *queued)
+    assert (await engine.infer(images(9), soon())).probabilities.argmax() == 9
+
+
+async def test_a_request_that_would_wait_past_its_deadline_is_refused_at_once(make_engine: Make, backend: Any) -> None:
+    engine = make_engine(row_s=100.0)
+    running = ask(engine, 1)
+    await until(lambda: engine.batcher.busy)
+    with pytest.raises(Overloaded):
+        await engine.infer(images(2), soon(20.0))
+    backend.permit()
+    await running
+
+
+async def test_a_cancelled_request_leaves_the_queue_and_is_never_computed(make_engine: Make, backend: Any) -> None:
+    engine = make_engine()
+    first = ask(engine, 1)
+    await until(lambda: engine.batcher.busy)
+    gone, kept = ask(engine, 2), ask(engine, 3)
+    await until(lambda: engine.batcher.queued_rows == 2)
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    assert engine.batcher.queued_rows == 1
+    backend.permit(2)
+    await first
+    assert (await kept).batch_rows == 1
+
+
+async def test_cancelling_a_request_that_runs_disturbs_nobody(make_engine: Make, backend: Any) -> None:
+    engine = make_engine()
+    running = ask(engine, 1)
+    await until(lambda: engine.batcher.busy)
+    after = ask(engine, 2)
+    await until(lambda: engine.batcher.queued_rows == 1)
+    running.cancel()
+    backend.permit(2)
+    assert (await after).probabilities.argmax() == 2
+    assert running.cancelled()
+
+
+async def test_a_failing_model_fails_its_batch_and_leaks_nothing(
+    make_engine: Make, backend: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine()
+    backend.fail_next = True
+    backend.permit(2)
+    with pytest.raises(ExecutionError) as failure:
+        await engine.infer(images(1), soon())
+    assert str(failure.value) == "the model failed"
+    assert "secret" in caplog.text
+    assert (await engine.infer(images(2), soon())).probabilities.argmax() == 2
+
+
+async def test_more_rows_than_a_batch_are_refused_with_the_bound(make_engine: Make) -> None:
+    with pytest.raises(TooLarge, match="at most 4"):
+        await make_engine(max_batch=4).infer(images(1, 2, 3, 4, 5), soon())
+
+
+async def test_a_linger_gathers_requests_and_ends_by_itself(make_engine: Make, backend: Any) -> None:
+    engine = make_engine(linger_s=0.05)
+    backend.permit()
+    answers = await asyncio.gather(ask(engine, 1), ask(engine, 2))
+    assert [a.batch_rows for a in answers] == [2, 2]
+
+
+async def test_a_closed_engine_takes_nothing_more(make_engine: Make) -> None:
+    engine = make_engine()
+    await engine.close()
+    with pytest.raises(Unreachable):
+        await engine.infer(images(1), soon())

@@ -22,23 +22,21 @@ def print_report(report: Report, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
+# Narrow enough for a terminal of 80 columns. "right": share of right answers by the device alone, the cloud alone, and
+# as multiplexed.
+_COLUMNS = (
+    *("sent", "edge", "cloud", "split", "off-\nload\n%"),
+    *("right\ndevice\n%", "right\ncloud\n%", "right\nmux\n%"),
+    *("p50\nms", "p95\nms", "p99\nms", "late", "failed"),
+)
+
+
 def _answers(rows: list[tuple[str, Summary]], report: Report) -> Table:
-    title = f"{report.bundle}, link {report.link}, {report.rate_per_s:g} requests/s"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    about = f"{report.bundle}, link {report.link}, {report.rate_per_s:g} requests/s"
+    table = Table(title=about, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("phase", no_wrap=True)
-    for column in (
-        "requests",
-        "edge",
-        "cloud",
-        "split",
-        "off-\nloaded",
-        "device\nonly",
-        "cloud\nonly",
-        "multi-\nplexed",
-    ):
-        table.add_column(column, justify="right")
-    for column in ("p50\nms", "p95\nms", "p99\nms", "late", "errors"):
-        table.add_column(column, justify="right")
+    for column in _COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
     for title, summary in rows:
         table.add_row(title, *_cells(summary))
     table.add_section()
@@ -50,11 +48,11 @@ def _answers(rows: list[tuple[str, Summary]], report: Report) -> Table:
 
 def _cells(summary: Summary) -> list[str]:
     accuracy, taken = summary.accuracy, summary.latency_ms
+    shares = (summary.offload_share, accuracy.edge_only, accuracy.cloud_only, accuracy.multiplexed)
     return [
         str(summary.requests),
         *(str(summary.routes.get(route, 0)) for route in ("edge", "cloud", "split")),
-        percent(summary.offload_share),
-        *(percent(share) for share in (accuracy.edge_only, accuracy.cloud_only, accuracy.multiplexed)),
+        *(f"{share * 100:.1f}" for share in shares),
         *(number(value) for value in (taken.p50, taken.p95, taken.p99)),
         str(summary.late),
         str(summary.errors),
@@ -62,7 +60,7 @@ def _cells(summary: Summary) -> list[str]:
 
 
 def _reasons(rows: list[tuple[str, Summary]], report: Report) -> Table:
-    table = Table(title="answers by reason", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title="answers by reason", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("reason", no_wrap=True)
     for title, _ in rows:
         table.add_column(title.replace(" ", "\n"), justify="right")
@@ -92,5 +90,5 @@ def closing_lines(report: Report) -> list[str]:
 
 
 def percent(share: float) -> str:
-    """A share for a table."""
+    """A share for a sentence."""
     return f"{share * 100:.1f} %"

@@ -218,6 +218,8 @@ class CloudExecutor:
         if isinstance(error, DeadlineExceeded):
             # It took at least this long: without this the estimate would never see a slow link.
             self.link.observe(size, now - started, now)
+        elif isinstance(error, Unreachable):
+            self.link.forget()
         self.breaker.failed(now)
         return error
 
@@ -230,7 +232,7 @@ class CloudExecutor:
         self.link.observe(size, elapsed - server_s, self._clock())
 
     async def ping(self, timeout_s: float) -> None:
-        """Measure the round trip with the smallest call there is; failures teach nothing here."""
+        """Measure the round trip with the smallest call there is. A cloud that is gone leaves the link unknown."""
         started = self._clock()
         if not self.sent_bytes.take(CALL_OVERHEAD_BYTES, started):
             return
@@ -238,6 +240,7 @@ class CloudExecutor:
             await self._stub.ServerLive(oip.ServerLiveRequest(), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                self.link.forget()
                 return
         now = self._clock()
         self.link.observe(CALL_OVERHEAD_BYTES, now - started, now)

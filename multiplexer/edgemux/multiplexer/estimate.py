@@ -71,7 +71,9 @@ class LinkEstimate:
         self._half_life_s = half_life_s
         self._stale_s = stale_s
         self._at_s: float | None = None
-        self._n = self._x = self._y = self._xx = self._xy = self._deviation = 0.0
+        # Weighted sums of 1, x, y, x*x and x*y, with x bytes and y seconds.
+        self._n = self._x = self._y = self._xx = self._xy = 0.0
+        self._deviation = 0.0
 
     def observe(self, sent_bytes: float, network_s: float, now_s: float) -> None:
         """Add one sample; ``network_s`` excludes what the server says it spent itself."""
@@ -87,6 +89,11 @@ class LinkEstimate:
         if expected is not None:
             self._deviation += (abs(network_s - expected) - self._deviation) / 8
         self._at_s = now_s
+
+    def forget(self) -> None:
+        """Know nothing again: the connection that the samples are about is gone."""
+        self._at_s = None
+        self._n = self._x = self._y = self._xx = self._xy = self._deviation = 0.0
 
     def age_s(self, now_s: float) -> float | None:
         """Seconds since the newest sample, None before the first."""

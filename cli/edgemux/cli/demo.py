@@ -20,7 +20,7 @@ from edgemux.cli.live import Lines, LiveTable, Silent, Watch
 from edgemux.cli.phases import PHASES, Phase, kill_after, sizes
 from edgemux.cli.reference import labels_of
 from edgemux.cli.report import Known, Report, whole_run
-from edgemux.cli.scrape import OFFLOAD_ATTEMPTS, read_counter
+from edgemux.cli.scrape import LINK_MEASURED, OFFLOAD_ATTEMPTS, counter_in, scrape
 from edgemux.cli.tables import print_report
 from edgemux.cli.traffic import Caller, Outcome, open_loop, sequence
 from edgemux.multiplexer.bundle import Bundle
@@ -30,8 +30,8 @@ from edgemux.wire.channel import open_channel
 STARTER_BUNDLE = Path("deploy/bundles/fashion-mnist")
 # Processes that compete with the agent for its one CPU in the busy phase.
 SPINNERS = 2
-# Before anything is counted the agent gets to know its link: so many answers from the cloud, or this long.
-WARM_ANSWERS = 8
+# Before anything is counted the agent gets to know its link: so many requests and a measured link, or this long.
+WARM_REQUESTS = 25
 WARM_UP_S = 2.0
 
 
@@ -147,20 +147,21 @@ class Run:
                 agent = await stage.open()
                 channel = await stack.enter_async_context(open_channel(agent.grpc))
                 caller = Caller(channel, self._bundle.manifest, self._samples.images, self._plan.timeout_s)
-                await self._warm_up(caller)
+                await self._warm_up(caller, agent.metrics)
                 self._start_up_s = round(monotonic() - started_s, 3)
                 await self._traffic(stage, caller, agent.metrics)
         self._watch.say("asking the device's and the cloud's model alone")
         return self._report(await asyncio.to_thread(self._known))
 
-    async def _warm_up(self, caller: Caller) -> None:
+    async def _warm_up(self, caller: Caller, metrics: str) -> None:
         """Requests that are not counted, one after the other, until the agent has an idea of its link."""
         self._watch.say("warming up")
+        images = sequence(WARM_REQUESTS, len(self._samples.images), self._plan.seed + 1)
         end_s = monotonic() + WARM_UP_S
-        answers = 0
-        for image in sequence(len(self._samples.images), len(self._samples.images), self._plan.seed + 1):
-            answers += (await caller.ask(image)).route == "cloud"
-            if answers >= WARM_ANSWERS or monotonic() > end_s:
+        while monotonic() < end_s:
+            for image in images:
+                await caller.ask(image)
+            if LINK_MEASURED in await asyncio.to_thread(scrape, metrics):
                 return
 
     async def _traffic(self, stage: Stage, caller: Caller, metrics: str) -> None:
@@ -170,10 +171,10 @@ class Run:
             outcomes = self._outcomes[phase.name] = []
             async with stage.prepared_for(phase, self._plan.link):
                 self._watch.begin(phase, count, outcomes)
-                before = await asyncio.to_thread(read_counter, metrics, OFFLOAD_ATTEMPTS)
+                before = await _attempts(metrics)
                 sent = partial(stage.sent, phase, count)
                 await open_loop(now, self._plan.rate_per_s, caller.ask, outcomes, sent)
-                after = await asyncio.to_thread(read_counter, metrics, OFFLOAD_ATTEMPTS)
+                after = await _attempts(metrics)
                 self._attempts[phase.name] = None if before is None or after is None else after - before
                 self._watch.end()
 
@@ -201,6 +202,11 @@ class Run:
             seed=self._plan.seed,
             start_up_s=self._start_up_s,
         )
+
+
+async def _attempts(metrics: str) -> int | None:
+    """Inputs that the agent has sent to the cloud so far."""
+    return counter_in(await asyncio.to_thread(scrape, metrics), OFFLOAD_ATTEMPTS)
 
 
 def run(bundle: Bundle, plan: Plan, console: Console | None) -> Report:

@@ -1,26 +1,27 @@
-"""Counters of a running server, read from its metrics port."""
+"""What a running server's metrics port says."""
 
 from __future__ import annotations
 
 import http.client
 
-# The agent's counter of inputs sent to the cloud: a cancelled or failed offload has cost the cloud's time as well.
+# Inputs sent to the cloud by the agent: a cancelled or failed offload has cost the cloud's time as well.
 OFFLOAD_ATTEMPTS = "edgemux_offload_attempts_total"
+# The agent shows it only once it has measured its link.
+LINK_MEASURED = 'edgemux_resource{sensor="link_rtt_seconds"}'
 TIMEOUT_S = 2.0
 
 
-def read_counter(address: str, name: str) -> int | None:
-    """The counter's sum over its labels at HOST:PORT, None when it cannot be read or does not exist."""
+def scrape(address: str) -> str:
+    """The text exposition at HOST:PORT, empty when it cannot be read."""
     # http.client and not urllib: a proxy configured for the machine must not come between two local processes.
     connection = http.client.HTTPConnection(address, timeout=TIMEOUT_S)
     try:
         connection.request("GET", "/metrics")
-        text = connection.getresponse().read().decode(errors="replace")
+        return connection.getresponse().read().decode(errors="replace")
     except (OSError, http.client.HTTPException):
-        return None
+        return ""
     finally:
         connection.close()
-    return counter_in(text, name)
 
 
 def counter_in(text: str, name: str) -> int | None:

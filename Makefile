@@ -55,11 +55,16 @@ test: $(VENV)/stamp-dev
 	$(BIN)/python -m pytest -q $(TEST)
 	@$(MAKE) --no-print-directory test-edge
 
-# The agent on a machine that has nothing but its own extra.
-test-edge: $(EDGE_VENV)/stamp
+# The agent on a machine that has nothing but its own extra. Making the tests' bundle takes the onnx package, which is
+# not there, so it is made here and handed over; tests/conftest.py takes it from EDGEMUX_TINY_BUNDLE.
+$(EDGE_VENV)/tiny: tests/conftest.py $(EDGE_VENV)/stamp $(VENV)/stamp-dev
+	@rm -rf $@
+	@$(BIN)/python -c 'import pathlib, runpy; runpy.run_path("$<")["build_tiny_bundle"](pathlib.Path("$@"))'
+
+test-edge: $(EDGE_VENV)/tiny
 	@$(EDGE_VENV)/bin/python -c 'from importlib.util import find_spec as f; \
 	  found = [name for name in ("torch", "onnx") if f(name)]; assert not found, f"$(EDGE_VENV) holds {found}"'
-	$(EDGE_VENV)/bin/python -m pytest -q tests/edge
+	EDGEMUX_TINY_BUNDLE=$(EDGE_VENV)/tiny $(EDGE_VENV)/bin/python -m pytest -q tests/edge
 
 # --- checks -------------------------------------------------------------------------------------------------------
 check: $(VENV)/stamp-dev

@@ -26,7 +26,7 @@ from edgemux.wire.service import Door, register
 LAME_DUCK_S = 0.2
 # Nobody inside and nobody new for this long: the server can be stopped without cutting anybody off. A client that
 # keeps asking a server that says it is stopping is cut off after PATIENCE_S.
-QUIET_S = 0.05
+QUIET_S = 0.1
 PATIENCE_S = 1.0
 # For answers on their way out, and for health watches, which never end by themselves.
 LAST_WORDS_S = 0.5
@@ -180,7 +180,16 @@ class _Web(uvicorn.Server):
 
     def __init__(self, app: App) -> None:
         super().__init__(
-            uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                http="h11",
+                loop="none",
+                timeout_graceful_shutdown=1,
+            )
         )
 
     def install_signal_handlers(self) -> None:

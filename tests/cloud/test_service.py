@@ -173,6 +173,17 @@ async def test_a_client_that_goes_away_leaves_the_queue(served: Served) -> None:
     assert count(served, Outcome.CANCELLED) == 1
 
 
+async def test_a_client_whose_deadline_passes_is_counted_as_expired_not_as_gone(served: Served) -> None:
+    running = asyncio.ensure_future(infer(served, 1))
+    await until(lambda: served.engine.batcher.busy)
+    error = await refusal(served.stub.ModelInfer(make_request(MODEL, {"image": images(2)}), timeout=0.1))
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: count(served, Outcome.EXPIRED) == 1)
+    assert count(served, Outcome.CANCELLED) == 0
+    served.backend.permit()
+    await running
+
+
 async def test_bytes_that_are_no_message_are_an_invalid_argument(served: Served) -> None:
     call = served.channel.unary_unary(f"/{SERVICE}/ModelInfer")
     error = await refusal(call(b"\xff\xff\xff not protobuf", timeout=PATIENCE_S))

@@ -56,18 +56,21 @@ class BatchTime:
 
     def __init__(self, one_row_s: float, full_s: float, max_batch: int) -> None:
         """``full_s`` is the time of ``max_batch`` rows; with a ``max_batch`` of 1 it is not used."""
-        anchors = [(1.0, one_row_s), (float(max_batch), full_s)] if max_batch > 1 else [(1.0, one_row_s)]
-        self._anchor = _sums(anchors)
-        self._recent = [0.0] * 5
-        self.per_row_s = 0.0
-        self.fixed_s = 0.0
+        # Weighted sums over the recent batches: weights, rows, seconds, rows squared, rows times seconds.
+        self._n = self._x = self._y = self._xx = self._xy = 0.0
+        rows, second_s = (max_batch, full_s) if max_batch > 1 else (1, one_row_s)
+        self._anchors = (1.0 + rows, one_row_s + second_s, 1.0 + rows * rows, one_row_s + rows * second_s)
+        self.per_row_s = self.fixed_s = 0.0
         self._fit()
 
     def observe(self, rows: int, duration_s: float) -> None:
         """Add one batch."""
-        bounded_s = min(duration_s, self.WORST_RATIO * self.expected_s(rows))
-        sample = _sums([(float(rows), bounded_s)])
-        self._recent = [old * self.FADE + new for old, new in zip(self._recent, sample, strict=True)]
+        seconds = min(duration_s, self.WORST_RATIO * self.expected_s(rows))
+        self._n = self._n * self.FADE + 1.0
+        self._x = self._x * self.FADE + rows
+        self._y = self._y * self.FADE + seconds
+        self._xx = self._xx * self.FADE + rows * rows
+        self._xy = self._xy * self.FADE + rows * seconds
         self._fit()
 
     def expected_s(self, rows: int) -> float:
@@ -75,27 +78,21 @@ class BatchTime:
         return self.fixed_s + self.per_row_s * rows
 
     def _fit(self) -> None:
-        n, x, y, xx, xy = (old + new for old, new in zip(self._anchor, self._recent, strict=True))
+        x0, y0, xx0, xy0 = self._anchors
+        n, x, y, xx, xy = self._n + 2.0, self._x + x0, self._y + y0, self._xx + xx0, self._xy + xy0
         variance = n * xx - x * x
-        slope = (n * xy - x * y) / variance if variance > 1e-9 * xx * n else y / x
+        slope = (n * xy - x * y) / variance if variance > 1e-9 * n * xx else y / x
         # Never a negative part: more rows never take less time, and no batch takes less than none.
         self.per_row_s = min(max(slope, 0.0), y / x)
         self.fixed_s = max((y - self.per_row_s * x) / n, 1e-9)
 
 
-def _sums(samples: list[tuple[float, float]]) -> list[float]:
-    """Count and sums of x, y, x*x, x*y."""
-    return [
-        float(len(samples)),
-        sum(x for x, _ in samples),
-        sum(y for _, y in samples),
-        sum(x * x for x, _ in samples),
-        sum(x * y for x, y in samples),
-    ]
-
-
 class Admission:
     """Takes or refuses by the state of the queue and of the worker."""
+
+    # An estimate is too low half of the time, and an answer that is a little late is as useless as a refusal, but
+    # dearer: an overloaded server that admits up to the very deadline answers hardly anything in time.
+    HEADROOM = 1.25
 
     def __init__(self, settings: AdmissionSettings, timing: BatchTime, max_batch: int) -> None:
         self._settings = settings
@@ -119,7 +116,8 @@ class Admission:
             return Refusal(Refused.FULL, self._clear_s(queued_rows) + (running_left_s or 0.0))
         if running_left_s is None and queued_rows == 0:
             return None
-        late_s = (running_left_s or 0.0) + self._clear_s(queued_rows + rows) - left_s
+        wait_s = (running_left_s or 0.0) + self._clear_s(queued_rows + rows)
+        late_s = wait_s * self.HEADROOM - left_s
         return Refusal(Refused.WAIT, late_s) if late_s > 0 else None
 
     def _clear_s(self, rows: int) -> float:

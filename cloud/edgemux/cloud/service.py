@@ -84,7 +84,9 @@ class CloudService:
             outcome = Outcome.REFUSED
             raise
         except asyncio.CancelledError:
-            outcome = Outcome.CANCELLED
+            # The library cancels a call whose own deadline passes, often a moment before the engine would.
+            left_s = context.time_remaining()
+            outcome = Outcome.CANCELLED if left_s is None or left_s > 0 else Outcome.EXPIRED
             raise
         finally:
             self._metrics.inflight.dec()

@@ -104,9 +104,11 @@ class CloudService:
 
     async def _images(self, request: Any) -> NDArray[Any]:
         """The request's pixels, UINT8 [N, ...]; encoded pictures are decoded beside the event loop."""
-        rows = sum(message.shape[0] for message in request.inputs if message.datatype == "BYTES" and message.shape)
-        if rows <= 0:
+        encoded = [message for message in request.inputs if message.datatype == "BYTES"]
+        if not encoded:
             return self._read(request)
+        # What a client claims, within reason; whether it is true is for the codec to say.
+        rows = sum(min(max(sum(message.shape[:1]), 1), self._max_batch) for message in encoded)
         if self._decoding > 0 and self._decoding + rows > self._max_decoding:
             raise Overloaded("too many pictures are waiting to be decoded")
         self._decoding += rows

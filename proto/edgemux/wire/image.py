@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +27,14 @@ def decode_image(field: str, content: bytes, how: Preprocessing) -> NDArray[np.u
         raise TooLarge(field, f"an encoded picture of {len(content)} bytes, at most {MAX_ENCODED_BYTES}")
     filters = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise TooLarge(field, f"a picture of more than {MAX_PIXELS} pixels")
-                resized = picture.convert(how.mode).resize((how.width, how.height), filters[how.resample])
-                pixels = np.asarray(resized, dtype=np.uint8)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise TooLarge(field, f"a picture of more than {MAX_PIXELS} pixels")
+            # A palette with an alpha per colour converts without complaint by way of RGBA only.
+            palette = picture.mode == "P" and "transparency" in picture.info
+            plain = picture.convert("RGBA") if palette else picture
+            resized = plain.convert(how.mode).resize((how.width, how.height), filters[how.resample])
+            pixels = np.asarray(resized, dtype=np.uint8)
     except TooLarge:
         raise
     except Exception as error:  # Pillow raises a dozen types for damaged data

@@ -85,8 +85,7 @@ proto: $(VENV)/stamp-dev
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --pyi_out=proto $(PROTO)
 
 bench: $(VENV)/stamp-dev
-	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "error: there is nothing in benchmarks/ yet" >&2; exit 2; }
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@status=0; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || status=1; done; exit $$status
 
 clean:
 	rm -rf $(VENV) $(EDGE_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -164,6 +164,26 @@ async def test_a_target_that_is_gone_ends_the_connection() -> None:
         late_writer.transport.abort()
 
 
+async def test_what_was_sent_before_the_end_of_a_stream_arrives() -> None:
+    content = bytes(range(256)) * (4 * BUFFER_BYTES // 256)
+
+    async def send_and_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.write(content)
+        writer.close()
+
+    server = await asyncio.start_server(send_and_close, "127.0.0.1", 0)
+    async with server, Link(FAST) as link:
+        host, port = server.sockets[0].getsockname()
+        link.lead_to(f"{host}:{port}")
+        through = link.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(through[0], int(through[2]))
+        writer.write_eof()
+        assert await reader.read() == content
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_connections_wait_until_the_link_leads_somewhere() -> None:
     async with Link(FAST) as link:
         host, _, port = link.address.rpartition(":")

@@ -122,8 +122,7 @@ class Link:
             self._flowing.clear()
         if conditions.state == "refused":
             for writers in self._connections.values():
-                for writer in writers:
-                    writer.transport.abort()
+                _abort(writers)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.conditions.state == "refused":
@@ -136,7 +135,7 @@ class Link:
             await self._carry(task, reader, writer)
         except (OSError, asyncio.CancelledError):
             # Cancelled only by __aexit__; start_server would report it as an unhandled error.
-            writer.transport.abort()
+            _abort(self._connections[task])
         finally:
             del self._connections[task]
 
@@ -155,10 +154,10 @@ class Link:
                 directions.create_task(self._direction(far_reader, writer, down))
         except* OSError:
             # One side was reset, as when the far process is killed: so is the other.
-            pass
-        finally:
-            writer.transport.abort()
-            far_writer.transport.abort()
+            _abort((writer, far_writer))
+        else:
+            writer.close()
+            far_writer.close()
 
     async def _direction(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wire: Wire) -> None:
         queue = _Queue()
@@ -188,6 +187,11 @@ class Link:
                 return
             writer.write(chunk)
             await writer.drain()
+
+
+def _abort(writers: tuple[asyncio.StreamWriter, ...]) -> None:
+    for writer in writers:
+        writer.transport.abort()
 
 
 class _Queue:

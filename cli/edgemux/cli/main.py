@@ -230,7 +230,7 @@ def _console(stderr: bool = False) -> Console:
 def _print_json(value: Any) -> None:
     import msgspec
 
-    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    typer.echo(msgspec.json.encode(value).decode())
 
 
 def run(arguments: Sequence[str]) -> int:

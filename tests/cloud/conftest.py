@@ -21,7 +21,7 @@ PATIENCE_S = 30.0
 
 
 class HeldBackend:
-    """The class of an image is its first pixel. Every batch waits for a permit."""
+    """The class of an image is its first pixel, modulo ten. Every batch waits for a permit."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -38,7 +38,7 @@ class HeldBackend:
         if self.fail_next:
             self.fail_next = False
             raise RuntimeError("secret detail at /etc/passwd")
-        return np.eye(CLASSES, dtype=np.float32)[image[:, 0, 0]]
+        return np.eye(CLASSES, dtype=np.float32)[image[:, 0, 0] % CLASSES]
 
 
 @pytest.fixture

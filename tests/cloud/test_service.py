@@ -6,6 +6,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import grpc
@@ -285,3 +286,42 @@ async def test_names_that_clients_send_never_become_labels(served: Served) -> No
     await refusal(served.stub.ModelInfer(make_request("evil-name", {"image": images(1)}), timeout=9))
     labels = {value for f in served.metrics.registry.collect() for s in f.samples for value in s.labels.values()}
     assert "evil-name" not in labels
+
+
+def mutated(content: bytes, random: Random) -> bytes:
+    """A message with a few bytes changed, lost or added, mostly near its start, where its fields are."""
+    changed = bytearray(content)
+    reach = min(len(changed), 90)
+    for _ in range(random.randint(1, 4)):
+        at = random.randrange(reach)
+        match random.randrange(3):
+            case 0:
+                changed[at : at + 1] = random.randbytes(1)
+            case 1:
+                del changed[at : at + random.randint(1, 4)]
+            case 2:
+                changed[at:at] = random.randbytes(random.randint(1, 4))
+    return bytes(changed)
+
+
+async def test_damaged_messages_get_an_answer_or_a_reason_never_an_internal_error(served: Served) -> None:
+    served.backend.permit(10_000)
+    full = make_request(MODEL, {"image": images(1, 2)}, request_id="x", parameters={"timeout": 10_000_000})
+    full.outputs.add(name="label")
+    coded = make_request(MODEL, {"image": [picture("PNG"), picture("JPEG")]})
+    seeds = [message.SerializeToString() for message in (full, coded)]
+    call, random, seen = served.channel.unary_unary(f"/{SERVICE}/ModelInfer"), Random(5), set()
+    for _ in range(400):
+        try:
+            await call(mutated(random.choice(seeds), random), timeout=PATIENCE_S)
+            seen.add(grpc.StatusCode.OK)
+        except grpc.aio.AioRpcError as error:
+            seen.add(error.code())
+            assert (error.details() or "").isprintable()
+    assert grpc.StatusCode.INVALID_ARGUMENT in seen
+    assert seen <= {
+        grpc.StatusCode.OK,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Protocol
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -115,9 +116,11 @@ class LiveTable:
         self._live.stop()
 
     def _table(self) -> Table:
-        table = Table(title="edgemux demo", caption=self._doing, title_justify="left", caption_justify="left")
-        for column in COLUMNS:
-            table.add_column(column, justify="left" if column in (COLUMNS[0], COLUMNS[-1]) else "right")
+        table = Table(title="edgemux demo", caption=self._doing, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.title_justify = table.caption_justify = "left"
+        for column in COLUMNS[:-1]:
+            table.add_column(column, justify="left" if column == COLUMNS[0] else "right", no_wrap=True)
+        table.add_column(COLUMNS[-1])
         for row in list(self._rows):
             table.add_row(*row.cells())
         return table
@@ -125,4 +128,6 @@ class LiveTable:
 
 def number(value: float | None) -> str:
     """A time in ms for a table."""
-    return "-" if value is None else f"{value:.1f}"
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"

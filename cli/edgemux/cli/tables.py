@@ -22,41 +22,32 @@ def print_report(report: Report, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-# Narrow enough for a terminal of 80 columns. "right": share of right answers by the device alone, the cloud alone, and
-# as multiplexed.
-_COLUMNS = (
-    *("sent", "edge", "cloud", "split", "off-\nload\n%"),
-    *("right\ndevice\n%", "right\ncloud\n%", "right\nmux\n%"),
-    *("p50\nms", "p95\nms", "p99\nms", "late", "failed"),
-)
-
-
 def _answers(rows: list[tuple[str, Summary]], report: Report) -> Table:
+    """Narrow enough for 80 columns. "right": share of right answers by either model alone, and as multiplexed."""
     about = f"{report.bundle}, link {report.link}, {report.rate_per_s:g} requests/s"
-    table = Table(title=about, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    table = Table(title=about, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("phase", no_wrap=True)
-    for column in _COLUMNS:
+    routes = [route for route, count in report.routes.items() if count or route != "split"]
+    shares = ("off-\nload\n%", "right\nedge\n%", "right\ncloud\n%", "right\nmux\n%")
+    for column in ("sent", *routes, *shares, "p50\nms", "p95\nms", "p99\nms", "late", "err"):
         table.add_column(column, justify="right", no_wrap=True)
     for title, summary in rows:
-        table.add_row(title, *_cells(summary))
+        accuracy = summary.accuracy
+        shown = (summary.offload_share, accuracy.edge_only, accuracy.cloud_only, accuracy.multiplexed)
+        table.add_row(title, *_counts(summary, routes), *(f"{share * 100:.1f}" for share in shown), *_times(summary))
     table.add_section()
-    # Accuracies of different conditions make no meaningful mean: the totals leave them out.
-    totals = _cells(report)
-    table.add_row("all", *totals[:4], "", "", "", "", *totals[8:])
+    # Shares under different conditions make no meaningful mean: the totals leave them out.
+    table.add_row("all", *_counts(report, routes), *("" for _ in shares), *_times(report))
     return table
 
 
-def _cells(summary: Summary) -> list[str]:
-    accuracy, taken = summary.accuracy, summary.latency_ms
-    shares = (summary.offload_share, accuracy.edge_only, accuracy.cloud_only, accuracy.multiplexed)
-    return [
-        str(summary.requests),
-        *(str(summary.routes.get(route, 0)) for route in ("edge", "cloud", "split")),
-        *(f"{share * 100:.1f}" for share in shares),
-        *(number(value) for value in (taken.p50, taken.p95, taken.p99)),
-        str(summary.late),
-        str(summary.errors),
-    ]
+def _counts(summary: Summary, routes: list[str]) -> list[str]:
+    return [str(summary.requests), *(str(summary.routes.get(route, 0)) for route in routes)]
+
+
+def _times(summary: Summary) -> list[str]:
+    taken = summary.latency_ms
+    return [*(number(value) for value in (taken.p50, taken.p95, taken.p99)), str(summary.late), str(summary.errors)]
 
 
 def _reasons(rows: list[tuple[str, Summary]], report: Report) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ from edgemux.multiplexer.errors import (
 from edgemux.multiplexer.estimate import DurationEstimate, LinkEstimate
 from edgemux.multiplexer.limits import TokenBucket
 from edgemux.wire import oip_pb2 as oip
-from edgemux.wire.codec import get_parameters, make_request, read_outputs
+from edgemux.wire.codec import DTYPES, get_parameters, make_request, read_outputs
 from edgemux.wire.service import Stub
 from edgemux.wire.status import from_peer
 
@@ -39,6 +40,8 @@ Clock = Callable[[], float]
 
 # HTTP/2 and gRPC framing around a message, both ways, once headers are compressed; measured 90-130 on loopback.
 CALL_OVERHEAD_BYTES = 120
+# Names, shapes and ids of a request beside its pixels; only until the first real request tells.
+MESSAGE_BYTES = 80
 # A model that takes longer than this leaves the event loop for a thread: a hop costs 0.15-0.2 ms, blocking costs all.
 INLINE_S = 0.002
 
@@ -106,17 +109,19 @@ class DeviceExecutor:
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """The cloud as the agent expects it: model name, outputs, and the digest of the model, None for any."""
+    """The cloud as the agent expects it: model name, output, the digest of the model (None for any), bytes a call."""
 
     model: str
     output: Tensor
     digest: str | None
+    call_bytes: int
 
     @classmethod
     def of(cls, manifest: Manifest, digest: str | None, model: str | None = None) -> Peer:
         """The peer that serves a bundle's cloud model."""
         output = next(tensor for tensor in manifest.outputs if tensor.name == PROBABILITIES)
-        return cls(model or manifest.name, output, digest)
+        payload = sum(math.prod(t.shape[1:]) * DTYPES[t.datatype].itemsize for t in manifest.inputs)
+        return cls(model or manifest.name, output, digest, payload + MESSAGE_BYTES + CALL_OVERHEAD_BYTES)
 
 
 class CloudExecutor:
@@ -144,7 +149,7 @@ class CloudExecutor:
         self._clock = clock
         self.link = LinkEstimate()
         self.server = DurationEstimate(0.0)
-        self.request_bytes = 0
+        self.request_bytes = peer.call_bytes
         self.refused_until_s = float("-inf")
 
     def blocked(self, now_s: float) -> Reason | None:

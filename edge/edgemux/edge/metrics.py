@@ -46,6 +46,7 @@ class EdgeMetrics:
         self.resource = self._gauge("edgemux_resource", "Sensor readings; absent when unknown.", "sensor")
         self.shown: set[str] = set()
         self.level = self._gauge("edgemux_level", "The highest level that the device affords.", "model").labels(model)
+        self.level_switch = self._histogram("edgemux_level_switch_seconds", "Loading the delta of a level.", _SECONDS)
         self.breaker = self._gauge("edgemux_breaker_state", "0 closed, 1 half-open, 2 open.")
         self.bound = self._gauge(
             "edgemux_disagreement_upper_bound", "Certified bound on kept-and-different answers.", "model"

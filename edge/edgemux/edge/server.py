@@ -42,6 +42,8 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
     gates = Gates(bundle)
     family.check(bundle.arrays(manifest.golden), tuple(tensor.name for tensor in manifest.inputs))
     metrics = EdgeMetrics(manifest.name, manifest.multiplexer.routes, config.energy)
+    for seconds in family.load_s:
+        metrics.level_switch.observe(seconds)
     device = DeviceExecutor(family, tuple(level.median_ms / 1000 for level in manifest.levels), metrics)
     sampler = Sampler([plugins.load("edgemux.sensors", name)() for name in config.sensors], config.sensor_interval_s)
     policy = plugins.load("edgemux.policies", config.policy)

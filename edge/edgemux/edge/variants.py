@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,10 @@ class Activations:
 
 
 class Family:
-    """Every level of a bundle, loaded. ``routes`` by rising level; ``bytes_of[k]``: bytes of level k and below."""
+    """Every level of a bundle, loaded. ``routes`` by rising level; ``bytes_of[k]``: bytes of level k and below.
+
+    ``load_s`` is what loading each level's delta took, by rising level: what raising the level to it costs.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         """Load all deltas. Raises ArtifactError naming the file."""
@@ -41,12 +45,15 @@ class Family:
         self._deltas: list[tuple[OnnxModel, ...]] = []
         self._states: dict[str, list[str]] = {}
         self.bytes_of: dict[int, int] = {}
+        self.load_s: list[float] = []
         done: tuple[str, ...] = ()
         for level in manifest.levels:
             if level.files[: len(done)] != done:
                 raise ArtifactError(f"{level.name}: its files do not begin with the lower level's")
+            began = time.perf_counter()
             for path in level.files[len(done) :]:
                 loaded[path] = OnnxModel(bundle.read(path), path)
+            self.load_s.append(time.perf_counter() - began)
             self._deltas.append(tuple(loaded[path] for path in level.files[len(done) :]))
             self.bytes_of[level.level] = bundle.size(level.files)
             self.routes += (Route(level.name, Placement.EDGE, level.level),)
@@ -56,14 +63,13 @@ class Family:
     def run(self, level: int, activations: Activations) -> Array:
         """Probabilities FP32 [N, classes] of a level; only the deltas above ``activations.reached`` are run."""
         pool = activations.pool
-        probabilities: Array | None = None
         for number in range(activations.reached + 1, level + 1):
             for model in self._deltas[number - 1]:
                 states = self._states[model.name]
                 wanted = [PROBABILITIES, *states] if number == level else states
                 results = model.run({name: pool[name] for name in model.inputs}, wanted)
                 pool.update(zip(wanted, results, strict=True))
-        probabilities = pool.pop(PROBABILITIES, None)
+        probabilities: Array | None = pool.pop(PROBABILITIES, None)
         if probabilities is None:
             raise ArtifactError(f"level {level} gives no {PROBABILITIES}")
         activations.reached = level

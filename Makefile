@@ -18,7 +18,7 @@ setup: $(VENV)/stamp-dev
 # --- environments -------------------------------------------------------------------------------------------------
 # A Debian without python3-venv can still make one if it has a system pip; with neither there is nothing to build on.
 define make-venv
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "error: $(PYTHON) is missing or older than 3.11; choose another with make PYTHON=..." >&2; exit 2; }
 	@test -x $(1)/bin/python && $(1)/bin/python -c 'import pip' 2>/dev/null || { \
 	  rm -rf $(1); \

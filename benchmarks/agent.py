@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from edgemux.edge import EdgeConfig, open_agent
-from edgemux.edge.ingress_grpc import EdgeServicer
+from edgemux.edge.service import EdgeService
 from edgemux.multiplexer import policy
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.domain import Budget, Candidate, Case, Cost, Placement, Route
@@ -67,7 +67,7 @@ class ModelTime:
 async def own_work(bundle: Path, images: Any, requests: int) -> dict[str, float]:
     """Microseconds of the agent's own work per request: p50 and p99; and the models' p50 beside."""
     async with open_agent(EdgeConfig(bundle=str(bundle))) as agent:
-        servicer = EdgeServicer(agent, max_batch=256)
+        servicer = EdgeService(agent, max_batch=256)
         messages = [make_request(agent.manifest.name, {"image": images[i : i + 1]}) for i in range(len(images))]
         own, models = [], []
         with ModelTime() as inside:

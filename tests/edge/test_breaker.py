@@ -84,6 +84,21 @@ def test_a_cancelled_probe_leaves_room_for_the_next() -> None:
     assert breaker.begin(0.6)
 
 
+def test_hearing_of_the_cloud_allows_a_probe_at_once_but_only_one() -> None:
+    breaker = opened()
+    breaker.heard(0.1)
+    assert breaker.state(0.1) is State.HALF_OPEN
+    assert sum(breaker.begin(0.1) for _ in range(10)) == 1
+    breaker.failed(0.2)
+    assert breaker.state(0.3) is State.OPEN
+
+
+def test_hearing_of_the_cloud_changes_nothing_while_closed() -> None:
+    breaker = Breaker(SETTINGS)
+    breaker.heard(0.0)
+    assert breaker.state(0.0) is State.CLOSED
+
+
 EVENTS = st.lists(st.tuples(st.floats(0, 1), st.sampled_from(["ok", "slow", "fail", "cancel"])), max_size=300)
 
 

@@ -92,6 +92,11 @@ class Breaker:
         if self._consecutive >= self._settings.failures or (full and share >= self._settings.rate):
             self._open_until_s = now_s + self._pause_s
 
+    def heard(self, now_s: float) -> None:
+        """The cloud was heard of by other means: if open, a probe may be made at once."""
+        if self._open_until_s is not None:
+            self._open_until_s = min(self._open_until_s, now_s)
+
     def cancelled(self) -> None:
         """Our own caller gave up: no outcome, and the probe is free again."""
         self._probing = False

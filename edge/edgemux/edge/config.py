@@ -78,7 +78,7 @@ class RequestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     default_timeout_s: float = 1.0
     max_timeout_s: float = 60.0
-    margin_s: float = 0.01
+    margin_s: float = 0.02
     max_batch: int = 256
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemux.edge.breaker import Breaker
+from edgemux.edge.breaker import Breaker, State
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.sample import Sample
 from edgemux.edge.variants import PROBABILITIES, Activations, Family
@@ -237,18 +237,25 @@ class CloudExecutor:
         self.link.observe(size, elapsed - server_s, self._clock())
 
     async def ping(self, timeout_s: float) -> None:
-        """Measure the round trip with the smallest call there is. A cloud that is gone leaves the link unknown."""
+        """The smallest call there is: measures the link or, while the breaker is open, waits for the cloud's return.
+
+        A cloud that is gone leaves the link unknown.
+        """
         started = self._clock()
         if not self.sent_bytes.take(CALL_OVERHEAD_BYTES, started):
             return
+        missing = self.breaker.state(started) is State.OPEN
         try:
-            await self._stub.ServerLive(oip.ServerLiveRequest(), timeout=timeout_s)
+            await self._stub.ServerLive(oip.ServerLiveRequest(), timeout=timeout_s, wait_for_ready=missing)
         except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            if missing or error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 self.link.forget()
                 return
         now = self._clock()
-        self.link.observe(CALL_OVERHEAD_BYTES, now - started, now)
+        if missing:
+            self.breaker.heard(now)
+        else:
+            self.link.observe(CALL_OVERHEAD_BYTES, now - started, now)
 
 
 def _pushback_s(error: grpc.aio.AioRpcError) -> float:

@@ -13,10 +13,9 @@ from edgemux.edge.agent import Agent
 from edgemux.edge.breaker import Breaker
 from edgemux.edge.config import EdgeConfig
 from edgemux.edge.executors import CloudExecutor, DeviceExecutor, Peer
-from edgemux.edge.ingress_grpc import EdgeServicer
-from edgemux.edge.ingress_http import pages
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.sensors import Sampler
+from edgemux.edge.service import EdgeService
 from edgemux.edge.variants import Family
 from edgemux.edge.watch import export, watch
 from edgemux.multiplexer import plugins
@@ -91,19 +90,23 @@ def serve(config: EdgeConfig) -> None:
 
     async def make() -> Serving:
         agent = await stack.enter_async_context(open_agent(config))
-        servicer = EdgeServicer(agent, config.request.max_batch)
+        service = EdgeService(agent, config.request.max_batch)
 
         def drain() -> None:
-            servicer.ready = False
+            service.draining = True
+
+        async def closed() -> None:
+            service.close()
+            await stack.aclose()
 
         return Serving(
             name="edge",
             model=agent.manifest.name,
-            servicer=servicer,
+            servicer=service,
             registry=agent.metrics.registry,
-            pages=pages(agent, servicer),
+            pages=service.pages(),
             drain=drain,
-            closed=stack.aclose,
+            closed=closed,
         )
 
     run(config.listen, make)

@@ -36,7 +36,7 @@ def client_options(max_answer_bytes: int = MAX_MESSAGE_BYTES) -> Options:
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.min_reconnect_backoff_ms", 1000),
-        ("grpc.max_reconnect_backoff_ms", 2000),
+        ("grpc.max_reconnect_backoff_ms", 1000),
         # Retries are the caller's decision: the multiplexer has a better second choice than the same server.
         ("grpc.enable_retries", 0),
         ("grpc.use_local_subchannel_pool", 1),

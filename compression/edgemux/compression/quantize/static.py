@@ -6,8 +6,10 @@ machines that lack VNNI saturate, and a bundle must answer alike wherever it run
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,21 @@ class _Images(CalibrationDataReader):
         return None if batch is None else {"image": batch}
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The library warns about every model on the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
 def static_int8(model: onnx.ModelProto, calibration: NDArray[np.uint8]) -> onnx.ModelProto:
     """The same graph with QuantizeLinear and DequantizeLinear around every operator."""
-    logging.getLogger().setLevel(logging.ERROR)  # the library warns about every model on the root logger
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, _quiet():
         folder = Path(name)
         onnx.save(model, folder / "fp32.onnx")
         quant_pre_process(str(folder / "fp32.onnx"), str(folder / "ready.onnx"), skip_symbolic_shape=True)

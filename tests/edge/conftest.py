@@ -98,7 +98,7 @@ def agent_of(tiny_bundle: Path) -> AgentFactory:
 
     def make(address: str | None, **settings: Any) -> contextlib.AbstractAsyncContextManager[Agent]:
         settings.setdefault("audit_share", 0.0)
-        config = EdgeConfig(bundle=str(tiny_bundle), cloud=CloudSettings(address=address), **settings)
+        config = EdgeConfig(bundle=tiny_bundle, cloud=CloudSettings(address=address), **settings)
         return open_agent(config)
 
     return make

@@ -4,7 +4,7 @@ In another program, without any server::
 
     from edgemux.edge import EdgeConfig, open_agent
 
-    async with open_agent(EdgeConfig(bundle="DIR")) as agent:
+    async with open_agent(EdgeConfig(bundle=Path("DIR"))) as agent:
         answers = await agent.infer({"image": images})
 """
 

@@ -11,7 +11,6 @@ import msgspec
 
 from edgemux.edge.breaker import BreakerSettings
 from edgemux.edge.metrics import EnergyProxy
-from edgemux.multiplexer.errors import ConfigError
 from edgemux.wire.process import Listen
 from edgemux.wire.settings import load_settings
 
@@ -44,14 +43,6 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if not host or not port.isdigit() or not 0 < int(port) < 65536:
                 raise ValueError("address must be HOST:PORT")
         _positive(self, "probe_interval_s")
-
-
-class EdgeListen(Listen, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where the agent listens unless told otherwise: one thousand above the cloud's ports."""
-
-    grpc_port: int = 9001
-    http_port: int = 9000
-    metrics_port: int = 9002
 
 
 class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,9 +80,9 @@ class RequestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file. ``policy`` names a plug-in of ``edgemux.policies``."""
 
-    bundle: str
+    bundle: Path
     cloud: CloudSettings = CloudSettings()
-    listen: EdgeListen = EdgeListen()
+    listen: Listen = Listen(grpc_port=9001, http_port=9000, metrics_port=9002)
     limits: LimitSettings = LimitSettings()
     request: RequestSettings = RequestSettings()
     breaker: BreakerSettings = BreakerSettings()
@@ -109,7 +100,4 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def load(path: Path | None, overrides: Mapping[str, Any]) -> EdgeConfig:
     """The configuration from a file, with overrides by dotted key. Raises ConfigError naming the key."""
-    config = load_settings(EdgeConfig, path, overrides)
-    if not config.bundle:
-        raise ConfigError("bundle: a bundle directory is needed")
-    return config
+    return load_settings(EdgeConfig, path, overrides)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from edgemux.edge.agent import Agent
@@ -35,7 +34,7 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
 
     Raises ArtifactError naming a bad file, ConfigError naming a bad setting.
     """
-    bundle = Bundle.open(Path(config.bundle))
+    bundle = Bundle.open(config.bundle)
     manifest = bundle.manifest
     family = Family(bundle)
     gates = Gates(bundle)

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgemux.cloud.backends import OnnxBackend, check_golden, measure
+from edgemux.cloud.backends import OnnxBackend, check, measure
 from edgemux.multiplexer.bundle import Bundle, seal
 from edgemux.multiplexer.errors import ArtifactError
 
@@ -39,7 +39,7 @@ def test_the_cloud_model_is_right_about_every_sample(tiny_bundle: Path) -> None:
 
 def test_a_sound_bundle_gives_its_golden_answers(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
-    check_golden(OnnxBackend(bundle), bundle)
+    check(OnnxBackend(bundle), bundle)
 
 
 def test_another_model_under_the_same_name_is_refused_naming_the_file(own_bundle: Path) -> None:
@@ -47,7 +47,7 @@ def test_another_model_under_the_same_name_is_refused_naming_the_file(own_bundle
     shutil.copyfile(own_bundle / level, own_bundle / "cloud.onnx")
     bundle = reseal(own_bundle)
     with pytest.raises(ArtifactError, match=r"^cloud\.onnx: does not give the bundle's golden answers"):
-        check_golden(OnnxBackend(bundle), bundle)
+        check(OnnxBackend(bundle), bundle)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_golden_answers_that_are_missing_are_refused_naming_the_file(own_bundle:
     np.savez(own_bundle / "golden.npz", **kept)
     bundle = reseal(own_bundle)
     with pytest.raises(ArtifactError, match=rf"^golden\.npz: has no golden {missing}"):
-        check_golden(OnnxBackend(bundle), bundle)
+        check(OnnxBackend(bundle), bundle)
 
 
 def test_a_manifest_with_two_cloud_files_is_refused(own_bundle: Path) -> None:

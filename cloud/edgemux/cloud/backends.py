@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 
 from edgemux.cloud.admission import BatchTime
 from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.chain import PROBABILITIES, Golden
 from edgemux.multiplexer.errors import ArtifactError, BadAnswer
 from edgemux.multiplexer.onnx_model import OnnxModel
 
-PROBABILITIES = "probabilities"
-# Other instruction sets and int8 storage move a probability in the third decimal; a damaged model moves it more.
-GOLDEN_TOLERANCE = 5e-3
 MEASURED_RUNS = 5
 
 
@@ -52,25 +50,11 @@ class OnnxBackend:
         return probabilities
 
 
-def check_golden(backend: Backend, bundle: Bundle) -> None:
+def check(backend: Backend, bundle: Bundle) -> None:
     """Run the bundle's golden inputs. Raises ArtifactError naming the file that does not answer as recorded."""
-    manifest = bundle.manifest
-    golden = bundle.arrays(manifest.golden)
-    name = manifest.inputs[0].name
-    images, expected = _array(golden, name, manifest.golden), _array(golden, manifest.cloud.name, manifest.golden)
-    try:
-        answer = backend.run(images)
-    except Exception as error:  # a graph that loads may still fail to run, with any of the library's types
-        raise ArtifactError(f"{manifest.cloud.files[0]}: fails on the bundle's golden inputs") from error
-    if answer.shape != expected.shape or not np.allclose(answer, expected, rtol=0.0, atol=GOLDEN_TOLERANCE):
-        raise ArtifactError(f"{manifest.cloud.files[0]}: does not give the bundle's golden answers")
-
-
-def _array(golden: Mapping[str, NDArray[Any]], key: str, path: str) -> NDArray[Any]:
-    array = golden.get(key)
-    if array is None or not len(array):
-        raise ArtifactError(f"{path}: has no golden {key}")
-    return array
+    golden, cloud = Golden(bundle), bundle.manifest.cloud
+    (images,) = golden.inputs.values()
+    golden.check(cloud.name, cloud.files[0], lambda: backend.run(images))
 
 
 def measure(

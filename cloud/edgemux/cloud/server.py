@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgemux.cloud.backends import OnnxBackend, check_golden, measure
+from edgemux.cloud.backends import OnnxBackend, check, measure
 from edgemux.cloud.config import CloudConfig
 from edgemux.cloud.engine import Engine
 from edgemux.cloud.metrics import Metrics
@@ -24,7 +24,7 @@ async def prepare(config: CloudConfig) -> Serving:
     bundle = Bundle.open(config.bundle)
     bundle.verify()
     backend = OnnxBackend(bundle, config.threads)
-    check_golden(backend, bundle)
+    check(backend, bundle)
     manifest = bundle.manifest
     image = bundle.arrays(manifest.golden)[manifest.inputs[0].name][:1]
     timing = measure(backend, image, config.batching.max_batch)

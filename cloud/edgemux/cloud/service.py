@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemux.cloud.backends import PROBABILITIES
 from edgemux.cloud.engine import Answer, Engine
 from edgemux.cloud.metrics import Metrics, Outcome
 from edgemux.multiplexer.bundle import Manifest
+from edgemux.multiplexer.chain import PROBABILITIES
 from edgemux.multiplexer.errors import DeadlineExceeded, InputError, Overloaded, Unreachable
 from edgemux.wire.codec import Parameter, make_response, requested_outputs
 from edgemux.wire.model_service import ModelService, timeout_s

@@ -1,46 +1,33 @@
-"""Runs exported graphs as the servers do: each delta takes what it needs from what was computed before."""
+"""Runs exported graphs over whole data sets, in batches, as the servers run them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemux.multiplexer.chain import Activations, Chain
 from edgemux.multiplexer.onnx_model import OnnxModel
 
 BATCH = 250
-PROBABILITIES = "probabilities"
 
 
-def run_levels(chain: Sequence[OnnxModel], images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+def run_levels(models: Sequence[OnnxModel], images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
     """Probabilities float32 [n, classes] of every level of a chain, for images uint8 [n, 28, 28]."""
-    pool: dict[str, NDArray[Any]] = {"image": images}
-    answers: list[NDArray[np.float32]] = []
-    for model in chain:
-        results = model.run({name: pool[name] for name in model.inputs})
-        outputs = dict(zip(model.outputs, results, strict=True))
-        answers.append(outputs.pop(PROBABILITIES).astype(np.float32))
-        pool.update(outputs)
-    return answers
+    chain, activations = Chain(models, ["image"]), Activations({"image": images})
+    return [chain.run(level, activations) for level in range(1, len(chain) + 1)]
 
 
-def run_top(chain: Sequence[OnnxModel], images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def run_top(models: Sequence[OnnxModel], images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Probabilities of the last level only; the heads below it are not asked for, as in serving."""
-    pool: dict[str, NDArray[Any]] = {"image": images}
-    for number, model in enumerate(chain, start=1):
-        states = [name for name in model.outputs if name != PROBABILITIES]
-        wanted = [PROBABILITIES] if number == len(chain) else states
-        results = model.run({name: pool[name] for name in model.inputs}, wanted)
-        pool.update(zip(wanted, results, strict=True))
-    answer: NDArray[np.float32] = pool[PROBABILITIES]
+    answer: NDArray[np.float32] = Chain(models, ["image"]).answer({"image": images})
     return answer
 
 
-def answers_of_levels(chain: Sequence[OnnxModel], images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def answers_of_levels(models: Sequence[OnnxModel], images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """float32 [levels, n, classes], in batches."""
-    parts = [np.stack(run_levels(chain, part)) for part in _batches(images)]
+    parts = [np.stack(run_levels(models, part)) for part in _batches(images)]
     return np.concatenate(parts, axis=1)
 
 

@@ -17,8 +17,9 @@ from edgemux.edge.executors import Clock, CloudExecutor, DeviceExecutor
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.sample import Sample
 from edgemux.edge.sensors import Sampler
-from edgemux.edge.variants import Activations, Family
+from edgemux.edge.variants import Family
 from edgemux.multiplexer.bundle import Manifest
+from edgemux.multiplexer.chain import Activations
 from edgemux.multiplexer.domain import (
     Accept,
     Budget,

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from edgemux.edge.breaker import Breaker, State
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.sample import Sample
-from edgemux.edge.variants import PROBABILITIES, Activations, Family
+from edgemux.edge.variants import Family
 from edgemux.multiplexer.bundle import Manifest, Tensor
+from edgemux.multiplexer.chain import PROBABILITIES, Activations
 from edgemux.multiplexer.domain import Placement, Prediction, Reason, Route
 from edgemux.multiplexer.errors import (
     ArtifactError,

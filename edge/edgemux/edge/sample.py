@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edgemux.edge.variants import Activations
+from edgemux.multiplexer.chain import Activations
 from edgemux.multiplexer.gates import Scores
 
 

@@ -38,7 +38,7 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
     manifest = bundle.manifest
     family = Family(bundle)
     gates = Gates(bundle)
-    family.check(bundle.arrays(manifest.golden), tuple(tensor.name for tensor in manifest.inputs))
+    family.check(bundle)
     metrics = EdgeMetrics(manifest.name, manifest.multiplexer.routes, config.energy)
     for seconds in family.load_s:
         metrics.level_switch.observe(seconds)

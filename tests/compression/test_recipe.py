@@ -33,7 +33,8 @@ def test_the_committed_recipe_loads(recipe_path: Path) -> None:
         ("epochs = 30", "epoch = 30", "epoch"),
         ("conv1 = [6, 12, 20, 32]", "conv1 = [6, 12, 20, 20]", "conv1"),
         ("conv2 = [8, 16, 32, 48]", "conv2 = [8, 16, 32]", "conv2"),
-        ("loss_weights = [1.0, 1.0, 1.0, 1.0]", "loss_weights = [1.0]", "loss_weights"),
+        ("loss_weights = [", "loss_weights = [9.0, ", "loss_weights"),
+        ('static_int8 = "measure"', 'static_int8 = "maybe"', "static_int8"),
         ('name = "fashion-mnist"', 'name = "../etc"', "name"),
     ],
 )

@@ -134,7 +134,7 @@ def parse_idx(content: bytes) -> NDArray[np.uint8]:
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
     if values.size != np.prod(shape, dtype=np.int64):
         raise ArtifactError("an IDX file whose size is not the one in its header")
-    return values.reshape(shape)
+    return values.reshape(shape).copy()
 
 
 def _download(name: str) -> bytes:

@@ -31,6 +31,7 @@ COMPARE_REPEATS = 200
 # A pass that changes the arithmetic must be clearly faster; one that changes only the storage, not slower than noise.
 FASTER = 0.9
 NO_SLOWER = 1.05
+NOT_PORTABLE = "its answers change with the CPU's instructions, and the certificate is about the cloud's answers"
 
 
 class Exported(msgspec.Struct, frozen=True):
@@ -138,7 +139,7 @@ def _cloud(cloud: CloudNet, cloud_t: float, gate: Split, how: Quantise) -> tuple
     forms = {"fp32": export.cloud_graph(cloud, cloud_t, int8=False)}
     if how.weights_int8:
         forms["int8 weights"] = export.cloud_graph(cloud, cloud_t, int8=True)
-    if how.static_int8:
+    if how.static_int8 != "off":
         forms["int8 arithmetic"] = static_int8(forms["fp32"], gate.images[:VERIFY_COUNT])
     models = {name: _loaded(form) for name, form in forms.items()}
     logits = outputs_of(cloud, torch.from_numpy(gate.images[:VERIFY_COUNT]))
@@ -151,14 +152,23 @@ def _cloud(cloud: CloudNet, cloud_t: float, gate: Split, how: Quantise) -> tuple
         )
         for (name, form), taken in zip(forms.items(), ms, strict=True)
     }
+    chosen, verdicts = _choose(trials, how)
+    return forms[chosen], chosen, verdicts
+
+
+def _choose(trials: dict[str, Trial], how: Quantise) -> tuple[str, dict[str, str]]:
+    """The last form that pays, and why each was kept or not."""
     chosen, plain, verdicts = "fp32", trials["fp32"], dict[str, str]()
     for name, limit in (("int8 weights", NO_SLOWER), ("int8 arithmetic", FASTER)):
-        if name in trials:
-            trial = trials[name]
-            kept = plain.accuracy - trial.accuracy <= how.max_loss and trial.ms <= limit * plain.ms
-            chosen = name if kept else chosen
-            verdicts[f"cloud: {name}"] = f"{_word(kept)}; {trial}; fp32 {plain}"
-    return forms[chosen], chosen, verdicts
+        if name not in trials:
+            continue
+        trial = trials[name]
+        pays = plain.accuracy - trial.accuracy <= how.max_loss and trial.ms <= limit * plain.ms
+        kept = pays and (name != "int8 arithmetic" or how.static_int8 == "use")
+        chosen = name if kept else chosen
+        word = f"pays, but not kept: {NOT_PORTABLE}" if pays and not kept else _word(kept)
+        verdicts[f"cloud: {name}"] = f"{word}; {trial}; fp32 {plain}"
+    return chosen, verdicts
 
 
 def _loaded(model: onnx.ModelProto) -> OnnxModel:

@@ -162,12 +162,13 @@ def _provenance(
 
 
 def write_pictures(split: Split, folder: Path) -> list[Path]:
-    """One PNG per class, 28x28 grey: the first of each in ``split``. Returns the paths by class."""
+    """One PNG per class, 28x28 grey: the one nearest to its class's mean picture. Returns the paths by class."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, name in enumerate(CLASSES):
         path = folder / f"{name.lower().replace('/', '-').replace(' ', '-')}.png"
-        first = int(np.flatnonzero(split.labels == number)[0])
-        Image.fromarray(split.images[first]).save(path, optimize=True)
+        members = split.images[split.labels == number]
+        distances = ((members - members.mean(axis=0)) ** 2).sum(axis=(1, 2))
+        Image.fromarray(members[int(distances.argmin())]).save(path, optimize=True)
         paths.append(path)
     return paths

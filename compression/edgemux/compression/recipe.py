@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -111,10 +111,13 @@ class Certify(Section, frozen=True, kw_only=True):
 
 
 class Quantise(Section, frozen=True, kw_only=True):
-    """Which compressions to try. Each is kept only where it pays: at most max_loss of accuracy, no more time."""
+    """Which compressions to try. Each is kept only where it pays: at most max_loss of accuracy, no more time.
+
+    static_int8: int8 arithmetic in the cloud model; "measure" puts its figures among the verdicts and keeps float32.
+    """
 
     weights_int8: bool
-    static_int8: bool
+    static_int8: Literal["off", "measure", "use"]
     max_loss: NonNegative
 
 

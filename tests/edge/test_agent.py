@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgemux.edge import Answer
 from edgemux.edge.breaker import BreakerSettings, State
-from edgemux.edge.config import LimitSettings
+from edgemux.edge.config import LimitSettings, RequestSettings
 from edgemux.multiplexer.domain import Placement, Reason
 from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError
 
@@ -187,16 +188,71 @@ async def test_a_silent_cloud_is_hedged_before_the_deadline_and_then_left_alone(
     assert {a.reason for a in answers} <= {Reason.CONFIDENT, Reason.CLOUD_TIMEOUT, Reason.LINK, Reason.BREAKER}
 
 
+async def asks_the_cloud_again(agent: Any, images: NDArray[np.uint8], timeout_s: float = PATIENT_S) -> bool:
+    """Whether the cloud answers something before the patience of a busy machine ends."""
+    for _ in range(400):
+        if Placement.CLOUD in places(await answer_all(agent, images, timeout_s)):
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
 async def test_a_cloud_that_comes_back_is_used_again(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
     images, _ = pictures(60, 8)
     well, cloud.answer = cloud.answer, cloud.refusing(grpc.StatusCode.UNAVAILABLE)
     async with agent_of(cloud.address, breaker=BreakerSettings(open_s=0.05, max_open_s=0.05)) as agent:
         during = await answer_all(agent, images)
         cloud.answer = well
-        await asyncio.sleep(0.1)
-        after = await answer_all(agent, images)
+        assert await asks_the_cloud_again(agent, images)
     assert places(during) == {Placement.EDGE}
-    assert Placement.CLOUD in places(after)
+
+
+async def test_a_cloud_that_was_slow_for_a_while_is_used_again(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
+    images, _ = pictures(60, 8)
+
+    async def slow(request: Any, context: Any) -> Any:
+        await asyncio.sleep(0.8)
+        response = await cloud.well(request, context)
+        response.parameters["edgemux_compute_ms"].double_param = 800.0
+        return response
+
+    cloud.answer = slow
+    async with agent_of(cloud.address) as agent:
+        assert Placement.CLOUD in places(await answer_all(agent, images[:20], timeout_s=5.0)) or cloud.seen == 0
+        cloud.answer = cloud.well
+        assert await asks_the_cloud_again(agent, images, timeout_s=0.3)
+
+
+async def test_a_half_open_breaker_is_probed_by_one_shadow_that_nobody_waits_for(
+    cloud: Any, agent_of: Any, pictures: Pictures
+) -> None:
+    cloud.answer = cloud.silent
+    images, _ = pictures(30, 14)
+    async with agent_of(cloud.address, policy="cloud-only") as agent:
+        breaker = agent.cloud.breaker
+        for _ in range(3):
+            breaker.failed(breaker.begin(0.0), 0.0)
+        answers = await answer_all(agent, images)
+        assert {a.reason for a in answers} <= {Reason.BREAKER, Reason.CONFIDENT}
+        await cloud.reached.wait()
+        assert cloud.seen == 1
+        assert not breaker.allows(1e12)
+    assert breaker.allows(1e12), "the agent was closed, and the probe is free"
+
+
+async def test_ids_of_clients_stay_on_the_device(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
+    ids: list[str] = []
+    well = cloud.answer
+
+    async def listen(request: Any, context: Any) -> Any:
+        ids.append(request.id)
+        return await well(request, context)
+
+    cloud.answer = listen
+    images, _ = pictures(20, 3)
+    async with agent_of(cloud.address, policy="cloud-only") as agent:
+        await agent.infer({"image": images}, PATIENT_S)
+    assert len(set(ids)) == 20
 
 
 async def test_offloads_never_exceed_their_budget(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
@@ -242,20 +298,36 @@ async def test_with_neither_device_nor_cloud_the_refusal_is_typed(agent_of: Any,
             await agent.infer({"image": images}, PATIENT_S)
 
 
-async def test_a_cancelled_caller_frees_the_probe(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
+async def test_a_cancelled_caller_leaves_the_breaker_as_it_was(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
     cloud.answer = cloud.silent
     images, _ = pictures(30, 14)
     async with agent_of(cloud.address, policy="cloud-only") as agent:
-        breaker = agent.cloud.breaker
-        for _ in range(3):
-            breaker.failed(0.0)
         tasks = [asyncio.create_task(agent.infer({"image": images[i : i + 1]}, PATIENT_S)) for i in range(30)]
         await cloud.reached.wait()
-        assert cloud.seen == 1, "half-open lets exactly one call through"
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert breaker.allows(1e12)
+        assert agent.cloud.breaker.state(0.0) is State.CLOSED
+
+
+async def test_a_short_deadline_is_enough_for_the_device(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
+    """Less time than the margin for the way home: the cloud is out of the question, the device is not."""
+    images, _ = pictures(1, 2)
+    async with agent_of(cloud.address, request=RequestSettings(margin_s=PATIENT_S / 2)) as agent:
+        (answer,) = await agent.infer({"image": images}, PATIENT_S / 2)
+    assert answer.prediction.route.placement is Placement.EDGE
+
+
+async def test_a_model_too_slow_for_the_loop_gives_up_at_the_deadline(agent_of: Any, pictures: Pictures) -> None:
+    images, _ = pictures(1, 2)
+    release = threading.Event()
+    async with agent_of(None) as agent:
+        for estimate in agent._device.latency:
+            estimate.mean_s = 1.0  # not on the event loop
+        agent._device._timed = lambda route, sample: release.wait()
+        with pytest.raises(DeadlineExceeded):
+            await agent.infer({"image": images}, timeout_s=1.5)
+        release.set()
 
 
 async def test_audits_compare_kept_answers_with_the_cloud(cloud: Any, agent_of: Any, pictures: Pictures) -> None:

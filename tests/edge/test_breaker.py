@@ -2,95 +2,122 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemux.edge.breaker import Breaker, BreakerSettings, State
+from edgemux.edge.breaker import Breaker, BreakerSettings, Call, State
 
 SETTINGS = BreakerSettings(failures=3, window=20, rate=0.5, slow_s=1.0, open_s=0.5, max_open_s=2.0)
+
+
+def begun(breaker: Breaker, now_s: float) -> Call:
+    call = breaker.begin(now_s)
+    assert call is not None
+    return call
+
+
+def fail(breaker: Breaker, now_s: float = 0.0) -> None:
+    breaker.failed(begun(breaker, now_s), now_s)
+
+
+def succeed(breaker: Breaker, now_s: float = 0.0, elapsed_s: float = 0.1) -> None:
+    breaker.succeeded(begun(breaker, now_s), elapsed_s, now_s)
 
 
 def opened() -> Breaker:
     breaker = Breaker(SETTINGS)
     for _ in range(3):
-        assert breaker.begin(0.0)
-        breaker.failed(0.0)
+        fail(breaker)
     return breaker
 
 
 def test_three_failures_in_a_row_open_it() -> None:
     breaker = opened()
     assert breaker.state(0.1) is State.OPEN
-    assert not breaker.begin(0.1)
+    assert breaker.begin(0.1) is None
 
 
 def test_a_success_in_between_keeps_it_closed() -> None:
     breaker = Breaker(SETTINGS)
     for _ in range(4):
-        breaker.failed(0.0)
-        breaker.failed(0.0)
-        breaker.succeeded(0.1, 0.0)
-        breaker.succeeded(0.1, 0.0)
-        breaker.succeeded(0.1, 0.0)
+        fail(breaker)
+        fail(breaker)
+        for _ in range(3):
+            succeed(breaker)
     assert breaker.state(0.0) is State.CLOSED
 
 
 def test_half_of_the_last_calls_failing_opens_it_even_when_never_three_in_a_row() -> None:
     breaker = Breaker(SETTINGS)
-    for _ in range(10):
-        breaker.failed(0.0)
-        breaker.succeeded(0.1, 0.0)
-    breaker.failed(0.0)
+    for _ in range(9):
+        succeed(breaker)
+        fail(breaker)
+    succeed(breaker)
+    assert breaker.state(0.0) is State.CLOSED
+    fail(breaker)
     assert breaker.state(0.0) is State.OPEN
 
 
 def test_slow_calls_count_as_failures() -> None:
     breaker = Breaker(SETTINGS)
     for _ in range(3):
-        breaker.succeeded(1.5, 0.0)
+        succeed(breaker, elapsed_s=1.5)
     assert breaker.state(0.0) is State.OPEN
 
 
 def test_half_open_lets_exactly_one_of_a_hundred_through() -> None:
     breaker = opened()
-    assert sum(breaker.begin(0.6) for _ in range(100)) == 1
+    assert sum(breaker.begin(0.6) is not None for _ in range(100)) == 1
 
 
 def test_the_pause_doubles_up_to_its_limit_and_a_success_resets_it() -> None:
     breaker, now, pauses = opened(), 0.0, []
     for _ in range(4):
         began = now
-        while not breaker.begin(now):
+        while not breaker.allows(now):
             now += 0.01
         pauses.append(round(now - began, 1))
-        breaker.failed(now)
+        fail(breaker, now)
     assert pauses == [0.5, 1.0, 2.0, 2.0]
     now += 2.1
-    assert breaker.begin(now)
-    breaker.succeeded(0.1, now)
+    succeed(breaker, now)
     assert breaker.state(now) is State.CLOSED
 
 
-def test_a_late_success_of_an_old_call_does_not_close_it() -> None:
-    breaker = opened()
-    breaker.succeeded(0.1, 0.1)
+def test_calls_from_before_it_opened_say_nothing_about_now() -> None:
+    breaker = Breaker(SETTINGS)
+    stragglers = [begun(breaker, 0.0) for _ in range(5)]
+    for _ in range(3):
+        fail(breaker)
+    breaker.succeeded(stragglers[0], 0.1, 0.1)
     assert breaker.state(0.1) is State.OPEN
+    probe = begun(breaker, 0.6)
+    assert probe.probe
+    breaker.failed(stragglers[1], 0.7)
+    breaker.cancelled(stragglers[2])
+    breaker.succeeded(stragglers[3], 0.1, 0.7)
+    assert breaker.begin(0.7) is None, "the probe is still out"
+    breaker.succeeded(probe, 0.1, 0.8)
+    assert breaker.state(0.8) is State.CLOSED
+    for _ in range(3):
+        breaker.failed(stragglers[4], 0.9)
+    assert breaker.state(0.9) is State.CLOSED
 
 
 def test_a_cancelled_probe_leaves_room_for_the_next() -> None:
     breaker = opened()
-    assert breaker.begin(0.6)
-    breaker.cancelled()
-    assert breaker.begin(0.6)
+    breaker.cancelled(begun(breaker, 0.6))
+    assert begun(breaker, 0.6).probe
 
 
 def test_hearing_of_the_cloud_allows_a_probe_at_once_but_only_one() -> None:
     breaker = opened()
     breaker.heard(0.1)
     assert breaker.state(0.1) is State.HALF_OPEN
-    assert sum(breaker.begin(0.1) for _ in range(10)) == 1
-    breaker.failed(0.2)
-    assert breaker.state(0.3) is State.OPEN
+    assert sum(breaker.begin(0.1) is not None for _ in range(10)) == 1
 
 
 def test_hearing_of_the_cloud_changes_nothing_while_closed() -> None:
@@ -99,24 +126,52 @@ def test_hearing_of_the_cloud_changes_nothing_while_closed() -> None:
     assert breaker.state(0.0) is State.CLOSED
 
 
-EVENTS = st.lists(st.tuples(st.floats(0, 1), st.sampled_from(["ok", "slow", "fail", "cancel"])), max_size=300)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"failures": 0},
+        {"window": 0},
+        {"rate": 0},
+        {"slow_s": float("nan")},
+        {"open_s": -1},
+        {"max_open_s": float("inf")},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        BreakerSettings(**wrong)
+
+
+EVENTS = st.lists(
+    st.tuples(st.floats(0, 1), st.sampled_from(["begin", "ok", "slow", "fail", "cancel"]), st.integers(0, 9)),
+    max_size=300,
+)
 
 
 @given(EVENTS)
-def test_it_never_stays_shut_longer_than_its_longest_pause(events: list[tuple[float, str]]) -> None:
-    breaker, now = Breaker(SETTINGS), 0.0
-    for step, outcome in events:
+def test_at_most_one_probe_is_out_and_it_never_stays_shut_longer_than_its_longest_pause(
+    events: list[tuple[float, str, int]],
+) -> None:
+    breaker, now, out = Breaker(SETTINGS), 0.0, list[Call]()
+    for step, event, which in events:
         now += step
-        allowed = breaker.allows(now)
-        assert breaker.begin(now) == allowed
-        if allowed:
-            match outcome:
+        if event == "begin":
+            allowed = breaker.allows(now)
+            call = breaker.begin(now)
+            assert (call is not None) == allowed
+            if call is not None:
+                out.append(call)
+        elif out:
+            call = out.pop(which % len(out))
+            match event:
                 case "ok":
-                    breaker.succeeded(0.1, now)
+                    breaker.succeeded(call, 0.1, now)
                 case "slow":
-                    breaker.succeeded(5.0, now)
+                    breaker.succeeded(call, 5.0, now)
                 case "fail":
-                    breaker.failed(now)
+                    breaker.failed(call, now)
                 case "cancel":
-                    breaker.cancelled()
-        assert breaker.allows(now + SETTINGS.max_open_s)
+                    breaker.cancelled(call)
+        current = [call for call in out if call.probe and call.period == breaker._period]
+        assert len(current) <= 1
+        assert current or breaker.allows(now + SETTINGS.max_open_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,15 @@ def test_compute_for_an_input_is_what_is_free_divided_by_the_inputs_that_come() 
 
 
 def test_a_late_event_loop_widens_the_margin() -> None:
-    assert budget(Readings(), Demand(1.0, loop_lag_s=0.05)).latency_s == pytest.approx(0.25 - 0.1)
+    assert budget(Readings(), Demand(1.0, loop_lag_s=0.05)).margin_s == pytest.approx(0.1)
+
+
+def test_an_hour_of_suspension_does_not_widen_the_margin_by_hours() -> None:
+    assert budget(Readings(), Demand(1.0, loop_lag_s=3600.0)).margin_s <= 0.2
+
+
+def test_the_margin_is_for_what_leaves_the_device_and_takes_nothing_from_the_device() -> None:
+    assert budget(Readings(), left_s=0.005).latency_s == 0.005
 
 
 def test_memory_that_is_not_there_cannot_be_spent() -> None:
@@ -110,6 +119,24 @@ def test_this_machine_s_cpu_and_memory_are_read() -> None:
     assert set(cpu.read()) == {"cpu_count"}
     assert 0 <= cpu.read()["cpu_others"] <= 1
     assert Memory().read()["memory_available"] > 0
+
+
+class Hanging:
+    def __init__(self) -> None:
+        self.release = threading.Event()
+
+    def read(self) -> dict[str, float]:
+        self.release.wait()
+        return {}
+
+
+def test_a_sensor_that_hangs_holds_up_neither_start_nor_stop() -> None:
+    sensor = Hanging()
+    sampler = Sampler([sensor], 0.01)
+    sampler.start()
+    assert sampler.latest == Readings()
+    sampler.stop()
+    sensor.release.set()
 
 
 class Broken:

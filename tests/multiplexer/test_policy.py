@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import numpy as np
 from hypothesis import given
@@ -123,9 +125,17 @@ def test_a_cloud_answer_is_final() -> None:
 
 
 def test_while_no_answer_is_held_the_device_keeps_its_reserve() -> None:
-    budget = Budget(latency_s=0.2, reserve_s=0.03)
+    budget = Budget(latency_s=0.2, reserve_s=0.03, margin_s=0.02)
     decision = policy.decide(Case(budget, (cloud(0.99), edge(1, 0.1))))
-    assert decision == Run(CLOUD, 0.17, Reason.OFFLOADED)
+    assert isinstance(decision, Run)
+    assert (decision.route, decision.reason) == (CLOUD, Reason.OFFLOADED)
+    assert math.isclose(decision.timeout_s, 0.15)
+
+
+def test_however_wide_the_margin_the_device_answers_while_there_is_time() -> None:
+    decision = policy.decide(Case(Budget(latency_s=0.005, margin_s=1.0), (cloud(0.99), edge(1, 0.1))))
+    assert isinstance(decision, Run)
+    assert decision.route == level(1)
 
 
 def test_the_reason_says_why_a_wanted_cloud_was_not_asked() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -46,6 +47,8 @@ from edgemux.multiplexer.policy import Policy
 
 # A higher level must promise at least this much more P(correct) than the answer at hand.
 REFINE_PRICE = 0.02
+# Rows of a batch that run before others get a turn: about two milliseconds of small models.
+ROWS_A_TURN = 4
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -108,18 +111,27 @@ class Agent:
         self.metrics.stage("pre_gate", time.perf_counter() - began)
         deadline = arrived + allowed
         if rows == 1:
-            return [await self._answer(Sample(dict(tensors), scores, deadline, request_id), arrived)]
-        samples = [
-            Sample(
-                {name: t[i : i + 1] for name, t in tensors.items()}, scores[i : i + 1], deadline, f"{request_id}/{i}"
-            )
-            for i in range(rows)
-        ]
-        answers = await asyncio.gather(*(self._answer(s, arrived) for s in samples), return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        return [answer for answer in answers if isinstance(answer, Answer)]
+            return [await self._answer(Sample(dict(tensors), scores, deadline), arrived)]
+        return await self._each(
+            [
+                Sample({name: t[i : i + 1] for name, t in tensors.items()}, scores[i : i + 1], deadline)
+                for i in range(rows)
+            ],
+            arrived,
+        )
+
+    async def _each(self, samples: Sequence[Sample], arrived: float) -> list[Answer]:
+        """Answer many at once; every few rows others get a turn, and so do the answers that have come back."""
+        tasks: list[asyncio.Task[Answer]] = []
+        try:
+            for sample in samples:
+                tasks.append(asyncio.create_task(self._answer(sample, arrived)))
+                if len(tasks) % ROWS_A_TURN == 0:
+                    await asyncio.sleep(0)
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
 
     async def _answer(self, sample: Sample, arrived: float) -> Answer:
         case = Case(self._budget(sample), self._candidates(sample.scores, 0, self._prices.offload_first))
@@ -132,8 +144,8 @@ class Agent:
                     elapsed = self._clock() - arrived
                     route = prediction.route
                     self.metrics.answered(route.placement, route.variant, reason, prediction.confidence, elapsed)
-                    if route.placement is Placement.EDGE and self._random.random() < self._config.audit_share:
-                        self._audit(prediction, sample)
+                    if route.placement is Placement.EDGE:
+                        self._ask_again(prediction, sample, reason)
                     return Answer(prediction, reason, degraded, elapsed)
                 case Shed(reason):
                     raise _refusal(reason)
@@ -221,22 +233,26 @@ class Agent:
         ]
         return max(fitting, default=1)
 
-    def _audit(self, prediction: Prediction, sample: Sample) -> None:
-        """Ask the cloud about a kept answer, off the request path, when it can be asked without pushing anybody out."""
-        if self.cloud is None or self.cloud.blocked(self._clock()) is not None or self._background:
+    def _ask_again(self, prediction: Prediction, sample: Sample, reason: Reason) -> None:
+        """Send a kept input to the cloud, with nobody waiting: as an audit, or as a shadow that finds out how it is."""
+        if self.cloud is None or self._background:
             return
-        task = asyncio.create_task(self._compare(prediction, sample))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        now = self._clock()
+        audit = self._random.random() < self._config.audit_share and self.cloud.blocked(now) is None
+        if audit or self.cloud.wants_shadow(now, reason):
+            task = asyncio.create_task(self._compare(prediction, sample, audit))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
 
-    async def _compare(self, prediction: Prediction, sample: Sample) -> None:
+    async def _compare(self, prediction: Prediction, sample: Sample, audit: bool) -> None:
+        """Only audits are counted: they are a random sample of what is kept, shadows are not."""
         assert self.cloud is not None
-        try:
+        outcome = "failed"
+        with contextlib.suppress(ExecutionError):
             second = await self.cloud.run(self._cloud_route, sample, self._config.request.default_timeout_s)
-        except ExecutionError:
-            self.metrics.audited("failed")
-        else:
-            self.metrics.audited("agree" if second.label == prediction.label else "differ")
+            outcome = "agree" if second.label == prediction.label else "differ"
+        if audit:
+            self.metrics.audited(outcome)
 
     def warm_up(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Run gates and levels on one known input, so that the first request meets warm models and measured costs."""

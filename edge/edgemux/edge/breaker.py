@@ -6,6 +6,7 @@ closed --(enough failures)--> open --(time)--> half-open --(one probe: success)-
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from enum import IntEnum
 
@@ -26,6 +27,16 @@ class BreakerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     open_s: float = 0.5
     max_open_s: float = 1.5
 
+    def __post_init__(self) -> None:
+        if self.failures < 1 or self.window < 1:
+            raise ValueError("failures and window must be at least 1")
+        if not 0 < self.rate <= 1:
+            raise ValueError("rate must be in (0, 1]")
+        if not self.slow_s > 0:
+            raise ValueError("slow_s must be positive")
+        if not 0 < self.open_s <= self.max_open_s < math.inf:
+            raise ValueError("open_s must be positive and at most max_open_s, which must be finite")
+
 
 class State(IntEnum):
     """The value of the ``edgemux_breaker_state`` metric."""
@@ -35,8 +46,19 @@ class State(IntEnum):
     OPEN = 2
 
 
+class Call(msgspec.Struct, frozen=True):
+    """A call that was allowed: in which period of the breaker's life, and whether it is the probe."""
+
+    period: int
+    probe: bool
+
+
 class Breaker:
-    """Not thread-safe: one event loop owns it. Every allowed ``begin`` is followed by exactly one outcome."""
+    """Not thread-safe: one event loop owns it. Every call that ``begin`` allows is followed by exactly one outcome.
+
+    An outcome counts only in the period in which its call began: what a call from before the breaker opened, or from
+    before it closed again, has to say is about another time.
+    """
 
     def __init__(self, settings: BreakerSettings = BreakerSettings()) -> None:  # noqa: B008 - it is frozen
         self._settings = settings
@@ -45,6 +67,7 @@ class Breaker:
         self._open_until_s: float | None = None
         self._pause_s = settings.open_s
         self._probing = False
+        self._period = 0
 
     def state(self, now_s: float) -> State:
         """Where the breaker stands now."""
@@ -53,56 +76,61 @@ class Breaker:
         return State.HALF_OPEN if now_s >= self._open_until_s else State.OPEN
 
     def allows(self, now_s: float) -> bool:
-        """Whether ``begin`` would be allowed; changes nothing."""
+        """Whether ``begin`` would allow a call; changes nothing."""
         state = self.state(now_s)
         return state is State.CLOSED or (state is State.HALF_OPEN and not self._probing)
 
-    def begin(self, now_s: float) -> bool:
-        """Ask to make a call. When half-open, the one that gets True is the probe and all others get False."""
+    def begin(self, now_s: float) -> Call | None:
+        """Ask to make a call, None for no. When half-open, the one that gets leave is the probe."""
         if not self.allows(now_s):
-            return False
-        if self.state(now_s) is State.HALF_OPEN:
-            self._probing = True
-        return True
+            return None
+        probe = self._open_until_s is not None
+        self._probing = probe
+        return Call(self._period, probe)
 
-    def succeeded(self, elapsed_s: float, now_s: float) -> None:
-        """A call was answered, correctly, in ``elapsed_s``."""
+    def succeeded(self, call: Call, elapsed_s: float, now_s: float) -> None:
+        """The call was answered, correctly, in ``elapsed_s``."""
         if elapsed_s > self._settings.slow_s:
-            self.failed(now_s)
-            return
-        if self._open_until_s is not None:
-            if not self._probing:
-                return  # a call from before it opened: it says nothing about now
-            self._close()
-        self._consecutive = 0
-        self._outcomes.append(True)
+            self.failed(call, now_s)
+        elif call.period == self._period:
+            if call.probe:
+                self._close()
+            self._consecutive = 0
+            self._outcomes.append(True)
 
-    def failed(self, now_s: float) -> None:
-        """A call failed, timed out or was too slow."""
-        if self._open_until_s is not None:
-            if self._probing:
-                self._probing = False
-                self._pause_s = min(self._pause_s * 2, self._settings.max_open_s)
-                self._open_until_s = now_s + self._pause_s
+    def failed(self, call: Call, now_s: float) -> None:
+        """The call failed, timed out or was too slow."""
+        if call.period != self._period:
+            return
+        if call.probe:
+            self._pause_s = min(self._pause_s * 2, self._settings.max_open_s)
+            self._open(now_s)
             return
         self._consecutive += 1
         self._outcomes.append(False)
         full = len(self._outcomes) == self._settings.window
         share = self._outcomes.count(False) / len(self._outcomes)
         if self._consecutive >= self._settings.failures or (full and share >= self._settings.rate):
-            self._open_until_s = now_s + self._pause_s
+            self._open(now_s)
+
+    def cancelled(self, call: Call) -> None:
+        """Our own caller gave up: no outcome, and if it was the probe, another may be made."""
+        if call.period == self._period and call.probe:
+            self._probing = False
 
     def heard(self, now_s: float) -> None:
         """The cloud was heard of by other means: if open, a probe may be made at once."""
         if self._open_until_s is not None:
             self._open_until_s = min(self._open_until_s, now_s)
 
-    def cancelled(self) -> None:
-        """Our own caller gave up: no outcome, and the probe is free again."""
+    def _open(self, now_s: float) -> None:
+        self._open_until_s = now_s + self._pause_s
         self._probing = False
+        self._period += 1
 
     def _close(self) -> None:
         self._open_until_s = None
         self._probing = False
         self._pause_s = self._settings.open_s
         self._outcomes.clear()
+        self._period += 1

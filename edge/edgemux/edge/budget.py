@@ -16,6 +16,8 @@ LOW_BATTERY = 0.2
 LOW_BATTERY_SHARE = 0.5
 # However busy the others are, the kernel's fair share leaves a process something.
 LEAST_FREE_CPU = 0.05
+# A process that was suspended for an hour lags by an hour, once: it says nothing about the next moment.
+WORST_LAG_S = 0.1
 
 
 class Readings(msgspec.Struct, frozen=True):
@@ -59,12 +61,12 @@ def budget_for(
     """The budget of one input that has ``left_s`` until its deadline.
 
     CPU time per input is the free share of one core, times the share of it that we may use, divided by the inputs that
-    arrive a second. ``margin_s`` (at least twice the event loop's lag) is kept back for the way home, ``reserve_s`` for
-    the device's own answer. Unknown readings do not limit.
+    arrive a second. From what goes to the cloud ``margin_s`` (at least twice the event loop's lag) is kept back for the
+    way home, and ``reserve_s`` for the device's own answer. Unknown readings do not limit.
     """
-    margin = max(margin_s, 2 * demand.loop_lag_s)
     return Budget(
-        latency_s=left_s - margin,
+        latency_s=left_s,
+        margin_s=max(margin_s, 2 * min(demand.loop_lag_s, WORST_LAG_S)),
         compute_s=cpu_share(readings) * compute_share / max(demand.inputs_per_s, 1.0),
         memory_bytes=min(
             memory_limit_bytes, math.inf if readings.memory_available is None else readings.memory_available

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemux.edge.breaker import Breaker, State
+from edgemux.edge.breaker import Breaker, Call, State
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.sample import Sample
 from edgemux.edge.variants import Family
@@ -23,14 +25,13 @@ from edgemux.multiplexer.bundle import Manifest, Tensor
 from edgemux.multiplexer.chain import PROBABILITIES, Activations
 from edgemux.multiplexer.domain import Placement, Prediction, Reason, Route
 from edgemux.multiplexer.errors import (
-    ArtifactError,
     BadAnswer,
     DeadlineExceeded,
     ExecutionError,
     Overloaded,
     Unreachable,
 )
-from edgemux.multiplexer.estimate import DurationEstimate, LinkEstimate
+from edgemux.multiplexer.estimate import DurationEstimate, LinkEstimate, RecentMean
 from edgemux.multiplexer.limits import TokenBucket
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import DTYPES, get_parameters, make_request, read_outputs
@@ -43,6 +44,8 @@ Clock = Callable[[], float]
 CALL_OVERHEAD_BYTES = 120
 # Names, shapes and ids of a request beside its pixels; only until the first real request tells.
 MESSAGE_BYTES = 80
+# The longest that nothing is known about a cloud which is not asked because it was slow.
+SHADOW_S = 1.0
 # A model that takes longer than this leaves the event loop for a thread: a hop costs 0.15-0.2 ms, blocking costs all.
 INLINE_S = 0.002
 
@@ -65,20 +68,20 @@ class DeviceExecutor:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="edgemux-device")
 
     async def run(self, route: Route, sample: Sample, timeout_s: float) -> Prediction:
-        """Answer on the device. Raises ExecutionError when the model fails."""
-        started = time.perf_counter()
+        """Answer on the device. Raises ExecutionError when the model fails or has no time left."""
         fresh = sample.activations.reached == 0
         try:
             if self.latency[route.level - 1].mean_s <= INLINE_S:
-                probabilities, cpu_s = self._timed(route, sample)
+                probabilities, elapsed, cpu_s = self._timed(route, sample)
             else:
                 loop = asyncio.get_running_loop()
-                probabilities, cpu_s = await loop.run_in_executor(self._thread, self._timed, route, sample)
-        except ArtifactError:
-            raise
+                work = loop.run_in_executor(self._thread, self._timed, route, sample)
+                # What still waits for the thread when its time is over is never begun.
+                probabilities, elapsed, cpu_s = await asyncio.wait_for(work, timeout_s)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the device model had no time left") from error
         except Exception as error:  # whatever the library raises, the multiplexer has other routes
             raise ExecutionError("the device model failed") from error
-        elapsed = time.perf_counter() - started
         if fresh:
             self.latency[route.level - 1].observe(elapsed)
             self.compute[route.level - 1].observe(cpu_s)
@@ -90,9 +93,11 @@ class DeviceExecutor:
             raise ExecutionError("the device model gave no finite answer")
         return Prediction(route, label, row, float(row[label]))
 
-    def _timed(self, route: Route, sample: Sample) -> tuple[NDArray[Any], float]:
-        began = time.thread_time()
-        return self._family.run(route.level, sample.activations), time.thread_time() - began
+    def _timed(self, route: Route, sample: Sample) -> tuple[NDArray[Any], float, float]:
+        """Probabilities, seconds and CPU seconds; time spent waiting for the thread is not the model's."""
+        wall, cpu = time.perf_counter(), time.thread_time()
+        probabilities = self._family.run(route.level, sample.activations)
+        return probabilities, time.perf_counter() - wall, time.thread_time() - cpu
 
     def warm_up(self, tensors: Mapping[str, NDArray[Any]], times: int = 5) -> None:
         """Measure every level on this device: the first run allocates and is not counted."""
@@ -142,6 +147,9 @@ class CloudExecutor:
         clock: Clock,
     ) -> None:
         self._stub = Stub(channel)
+        # Ids of our own: a client's may be too long for the cloud, or another client's too.
+        self._name = secrets.token_hex(4)
+        self._numbers = itertools.count()
         self._peer = peer
         self.breaker = breaker
         self.offloads = offloads
@@ -149,61 +157,75 @@ class CloudExecutor:
         self._metrics = metrics
         self._clock = clock
         self.link = LinkEstimate()
-        self.server = DurationEstimate(0.0)
+        self.server = RecentMean()
         self.request_bytes = peer.call_bytes
         self.refused_until_s = float("-inf")
 
     def blocked(self, now_s: float) -> Reason | None:
-        """Why the cloud must not be asked now, None when it may."""
+        """Why a request must not be sent now, None when it may. Nobody's request is the breaker's probe."""
         if now_s < self.refused_until_s:
             return Reason.CLOUD_OVERLOADED
-        return None if self.breaker.allows(now_s) else Reason.BREAKER
+        return None if self.breaker.state(now_s) is State.CLOSED else Reason.BREAKER
+
+    def wants_shadow(self, now_s: float, kept_for: Reason) -> bool:
+        """Whether an input that the device has answered should be sent all the same, with nobody waiting.
+
+        That is how a half-open breaker is probed, and how a link that was too slow is found to be quick again.
+        """
+        if now_s < self.refused_until_s:
+            return False
+        if self.breaker.state(now_s) is State.CLOSED:
+            return kept_for is Reason.LINK and self.link.offload_age_s(now_s) > SHADOW_S
+        return self.breaker.allows(now_s)
 
     def predict_s(self, now_s: float) -> float:
         """Seconds an offload is expected to take; 0 when nothing is known, so that somebody finds out."""
-        network = self.link.predict_s(self.request_bytes, now_s)
-        return 0.0 if network is None else network + self.server.mean_s
+        network = self.link.predict_s(now_s)
+        return 0.0 if network is None else network + (self.server.mean(now_s) or 0.0)
 
     async def run(self, route: Route, sample: Sample, timeout_s: float) -> Prediction:
         """Answer in the cloud. Raises ExecutionError; the breaker and the estimates learn from every outcome."""
-        request = make_request(self._peer.model, sample.tensors, request_id=sample.request_id)
+        request_id = f"{self._name}-{next(self._numbers):x}"
+        request = make_request(self._peer.model, sample.tensors, request_id=request_id)
         request.outputs.add(name=self._peer.output.name)
         size = request.ByteSize() + CALL_OVERHEAD_BYTES
         self.request_bytes = size
         started = self._clock()
-        self._claim(size, started)
+        call = self._claim(size, started)
         self._metrics.offloaded(size)
         try:
             response = await self._stub.ModelInfer(request, timeout=max(0.001, timeout_s))
-            prediction = self._read(route, response, sample)
+            prediction = self._read(route, response, request_id)
         except grpc.aio.AioRpcError as error:
-            raise self._failed(from_peer(error.code(), error.details()), size, started, error) from error
+            raise self._failed(call, from_peer(error.code(), error.details()), size, started, error) from error
         except BadAnswer:
-            self.breaker.failed(self._clock())
+            self.breaker.failed(call, self._clock())
             raise
-        except asyncio.CancelledError:
-            self.breaker.cancelled()
+        except BaseException:  # our caller gave up, or a defect of ours: either way this call says nothing
+            self.breaker.cancelled(call)
             raise
         elapsed = self._clock() - started
-        self.breaker.succeeded(elapsed, self._clock())
+        self.breaker.succeeded(call, elapsed, self._clock())
         self._learn(response, size, elapsed)
         self._metrics.stage("cloud", elapsed)
         return prediction
 
-    def _claim(self, size: int, now_s: float) -> None:
+    def _claim(self, size: int, now_s: float) -> Call:
         """Take the tokens and the breaker's leave, or nothing. The policy has looked at both just before."""
         if self.offloads.available(now_s) < 1 or self.sent_bytes.available(now_s) < size:
             raise Overloaded("the offload budget is spent")
-        if not self.breaker.begin(now_s):
+        call = self.breaker.begin(now_s)
+        if call is None:
             raise Unreachable("the cloud is not being asked")
         self.offloads.take(1, now_s)
         self.sent_bytes.take(size, now_s)
+        return call
 
-    def _read(self, route: Route, response: Any, sample: Sample) -> Prediction:
+    def _read(self, route: Route, response: Any, request_id: str) -> Prediction:
         """Trust nothing: identity, datatype, shape, finite values, a distribution."""
         if response is None:  # a corrupted stream can end like this, with status OK
             raise BadAnswer("no answer")
-        if response.id != sample.request_id:
+        if response.id != request_id:
             raise BadAnswer("the answer is to another request")
         digest = response.parameters["edgemux_model_digest"].string_param if response.parameters else ""
         if self._peer.digest is not None and digest and digest != self._peer.digest:
@@ -214,11 +236,13 @@ class CloudExecutor:
         label = int(row.argmax())
         return Prediction(route, label, row, float(row[label]))
 
-    def _failed(self, error: ExecutionError, size: int, started: float, cause: grpc.aio.AioRpcError) -> ExecutionError:
+    def _failed(
+        self, call: Call, error: ExecutionError, size: int, started: float, cause: grpc.aio.AioRpcError
+    ) -> ExecutionError:
         now = self._clock()
         if isinstance(error, Overloaded):
             # The cloud is well, and says when to come back.
-            self.breaker.succeeded(0.0, now)
+            self.breaker.succeeded(call, 0.0, now)
             self.refused_until_s = now + _pushback_s(cause)
             return error
         if isinstance(error, DeadlineExceeded):
@@ -226,7 +250,7 @@ class CloudExecutor:
             self.link.observe(size, now - started, now)
         elif isinstance(error, Unreachable):
             self.link.forget()
-        self.breaker.failed(now)
+        self.breaker.failed(call, now)
         return error
 
     def _learn(self, response: Any, size: int, elapsed: float) -> None:
@@ -234,8 +258,9 @@ class CloudExecutor:
         spent = [parameters.get(name) for name in ("edgemux_queue_ms", "edgemux_compute_ms")]
         server_s = sum(value for value in spent if isinstance(value, int | float)) / 1000
         server_s = min(max(0.0, server_s), elapsed)
-        self.server.observe(server_s)
-        self.link.observe(size, elapsed - server_s, self._clock())
+        now = self._clock()
+        self.server.observe(server_s, now)
+        self.link.observe(size, elapsed - server_s, now)
 
     async def ping(self, timeout_s: float) -> None:
         """The smallest call there is: measures the link or, while the breaker is open, waits for the cloud's return.

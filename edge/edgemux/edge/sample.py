@@ -17,11 +17,10 @@ class Sample:
     time. activations: what the device levels have computed so far, so that a higher level runs only its delta.
     """
 
-    __slots__ = ("activations", "deadline_s", "request_id", "scores", "tensors")
+    __slots__ = ("activations", "deadline_s", "scores", "tensors")
 
-    def __init__(self, tensors: dict[str, NDArray[Any]], scores: Scores, deadline_s: float, request_id: str) -> None:
+    def __init__(self, tensors: dict[str, NDArray[Any]], scores: Scores, deadline_s: float) -> None:
         self.tensors = tensors
         self.scores = scores
         self.deadline_s = deadline_s
-        self.request_id = request_id
         self.activations = Activations(tensors)

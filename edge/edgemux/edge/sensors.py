@@ -22,6 +22,8 @@ from edgemux.edge.budget import Readings
 _log = logging.getLogger("edgemux.edge")
 
 SYS = Path("/sys")
+# A sensor that hangs holds up neither the start nor the end for longer than this.
+FIRST_READING_S = 0.5
 
 
 class Sensor(Protocol):
@@ -119,20 +121,21 @@ class Sampler:
         self._interval_s = interval_s
         self._stop = threading.Event()
         self._complained: set[str] = set()
+        self._read_once = threading.Event()
         self._thread: threading.Thread | None = None
         self.latest = Readings()
 
     def start(self) -> None:
-        """Read once, then keep reading until ``stop``."""
-        self.latest = self.sample()
+        """Keep reading until ``stop``; returns after the first reading, or after FIRST_READING_S if one hangs."""
         self._thread = threading.Thread(target=self._loop, name="edgemux-sensors", daemon=True)
         self._thread.start()
+        self._read_once.wait(FIRST_READING_S)
 
     def stop(self) -> None:
         """Stop reading; a sensor that hangs is left behind (its thread is a daemon)."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(timeout=2 * self._interval_s)
+            self._thread.join(timeout=FIRST_READING_S)
 
     def sample(self) -> Readings:
         """One reading of every sensor; one that raises is unknown, and is complained about once."""
@@ -149,5 +152,8 @@ class Sampler:
         return Readings(**{name: value for name, value in values.items() if name in known and math.isfinite(value)})
 
     def _loop(self) -> None:
-        while not self._stop.wait(self._interval_s):
+        while True:
             self.latest = self.sample()
+            self._read_once.set()
+            if self._stop.wait(self._interval_s):
+                return

@@ -30,7 +30,7 @@ def status_of(agent: Agent) -> dict[str, Any]:
             "breaker": cloud.breaker.state(now).name.lower(),
             "rtt_seconds": cloud.link.rtt_s(now),
             "bytes_per_second": cloud.link.bytes_per_s(now),
-            "server_seconds": cloud.server.mean_s,
+            "server_seconds": cloud.server.mean(now),
         },
         "certificate": msgspec.to_builtins(agent.manifest.certificate),
     }

@@ -34,11 +34,7 @@ async def watch(agent: Agent, probe_interval_s: float) -> None:
 
 def _due(agent: Agent, interval_s: float, now_s: float) -> bool:
     cloud = agent.cloud
-    return (
-        cloud is not None
-        and agent.rate.per_s(now_s) > QUIET_INPUTS_PER_S
-        and (cloud.link.age_s(now_s) or interval_s) >= interval_s
-    )
+    return cloud is not None and agent.rate.per_s(now_s) > QUIET_INPUTS_PER_S and cloud.link.age_s(now_s) >= interval_s
 
 
 async def _probe(agent: Agent) -> None:

@@ -63,8 +63,8 @@ class Cost(msgspec.Struct, frozen=True):
 class Budget(msgspec.Struct, frozen=True):
     """What may be spent on this request, on the axes of Cost; infinite where nothing is known or limited.
 
-    ``reserve_s`` is the part of the time left that stays reserved for the device's own answer while a cloud route runs
-    and no answer is held yet.
+    ``latency_s`` is the time to the deadline. Of it ``margin_s`` is kept back from routes that leave the device, and
+    ``reserve_s`` too while no answer is held yet, for the device's own.
     """
 
     latency_s: float = math.inf
@@ -74,6 +74,7 @@ class Budget(msgspec.Struct, frozen=True):
     sent_bytes: float = math.inf
     offloads: float = math.inf
     reserve_s: float = 0.0
+    margin_s: float = 0.0
 
 
 class Candidate(msgspec.Struct, frozen=True):

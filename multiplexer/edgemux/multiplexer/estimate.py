@@ -11,9 +11,11 @@ class DurationEstimate:
 
     Before the first observation both are the prior. The mean is exponentially weighted (weight 1/16, after the first
     16 observations); the quantile is of the sorted window and is renewed every 16 observations, so that reading it
-    costs nothing on the request path.
+    costs nothing on the request path. One stall (a suspended process, a page fault) counts as at most WORST_RATIO times
+    the mean: a route that is no longer chosen because of it would never be measured again.
     """
 
+    WORST_RATIO = 8.0
     _RENEW = 16
 
     def __init__(self, prior_s: float, window: int = 512, quantile: float = 0.999) -> None:
@@ -25,6 +27,8 @@ class DurationEstimate:
 
     def observe(self, duration_s: float) -> None:
         """Add one observation."""
+        if self._count:
+            duration_s = min(duration_s, self.WORST_RATIO * self.mean_s)
         self._count += 1
         self._window.append(duration_s)
         self.mean_s += (duration_s - self.mean_s) / min(self._count, 16)
@@ -59,74 +63,99 @@ class RateEstimate:
         self._at_s = now_s if self._at_s is None else max(self._at_s, now_s)
 
 
-class LinkEstimate:
-    """Round trip and bandwidth of the link, from (bytes sent, seconds on the network) pairs.
+class RecentMean:
+    """Mean and mean deviation of the last few seconds of a quantity that may change at any time.
 
-    A least-squares line ``seconds = rtt + bytes / bandwidth`` over samples whose weight halves every ``half_life_s``.
-    Samples of one size cannot tell the two apart: bandwidth is then unknown (None) and the round trip holds both.
-    Nothing is known (None) before the first sample or when the newest is older than ``stale_s``.
+    Weights halve every ``half_life_s``. A sample that is off by more than a factor of two starts afresh: what was
+    measured before was of another world. None when nothing is known, or nothing newer than ``stale_s``.
     """
 
-    def __init__(self, half_life_s: float = 1.0, stale_s: float = 5.0) -> None:
+    def __init__(self, half_life_s: float = 1.0, stale_s: float = 2.0) -> None:
         self._half_life_s = half_life_s
         self._stale_s = stale_s
         self._at_s: float | None = None
-        # Weighted sums of 1, x, y, x*x and x*y, with x bytes and y seconds.
-        self._n = self._x = self._y = self._xx = self._xy = 0.0
-        self._deviation = 0.0
+        self._weight = self._mean = self._deviation = 0.0
+
+    def observe(self, value: float, now_s: float) -> None:
+        """Add one sample."""
+        if self._at_s is None or not self._mean / 2 <= value <= self._mean * 2:
+            self._weight, self._mean, self._deviation = 0.0, value, 0.0
+        else:
+            # Old samples fade with time, and a little with each new one, so that a busy quantity follows as quickly.
+            self._weight *= 0.95 * 0.5 ** (max(0.0, now_s - self._at_s) / self._half_life_s)
+            self._deviation += (abs(value - self._mean) - self._deviation) / 8
+        self._weight += 1.0
+        self._mean += (value - self._mean) / self._weight
+        self._at_s = now_s
+
+    def age_s(self, now_s: float) -> float:
+        """Seconds since the newest sample, infinite before the first."""
+        return math.inf if self._at_s is None else now_s - self._at_s
+
+    def mean(self, now_s: float) -> float | None:
+        """The mean, None when unknown."""
+        return self._mean if self.age_s(now_s) <= self._stale_s else None
+
+    def upper(self, now_s: float) -> float | None:
+        """The mean and two mean deviations, None when unknown."""
+        mean = self.mean(now_s)
+        return None if mean is None else mean + 2 * self._deviation
+
+    def forget(self) -> None:
+        """Know nothing again."""
+        self._at_s = None
+        self._weight = self._mean = self._deviation = 0.0
+
+
+class LinkEstimate:
+    """Round trip and bandwidth of the link, from (bytes sent, seconds on the network) pairs.
+
+    Two sizes are told apart: calls of at most SMALL_BYTES, whose time is the round trip, and offloads. What an offload
+    takes is what offloads have taken lately; while none was sent for some seconds it is the round trip, so that
+    somebody tries. The bandwidth is what the additional bytes of an offload cost; unknown (None) while that is nothing.
+    """
+
+    SMALL_BYTES = 256
+
+    def __init__(self) -> None:
+        self._small = RecentMean(stale_s=5.0)
+        self._large = RecentMean()
+        self._large_bytes = 0.0
 
     def observe(self, sent_bytes: float, network_s: float, now_s: float) -> None:
         """Add one sample; ``network_s`` excludes what the server says it spent itself."""
-        expected = self._line(sent_bytes)
-        decay = 1.0 if self._at_s is None else 0.5 ** (max(0.0, now_s - self._at_s) / self._half_life_s)
-        # Old samples fade with time, and by a little with each new one, so that a busy link follows as quickly.
-        decay *= 0.95
-        self._n = self._n * decay + 1.0
-        self._x = self._x * decay + sent_bytes
-        self._y = self._y * decay + network_s
-        self._xx = self._xx * decay + sent_bytes * sent_bytes
-        self._xy = self._xy * decay + sent_bytes * network_s
-        if expected is not None:
-            self._deviation += (abs(network_s - expected) - self._deviation) / 8
-        self._at_s = now_s
+        if sent_bytes <= self.SMALL_BYTES:
+            self._small.observe(network_s, now_s)
+        else:
+            self._large.observe(network_s, now_s)
+            self._large_bytes = sent_bytes
 
     def forget(self) -> None:
         """Know nothing again: the connection that the samples are about is gone."""
-        self._at_s = None
-        self._n = self._x = self._y = self._xx = self._xy = self._deviation = 0.0
+        self._small.forget()
+        self._large.forget()
 
-    def age_s(self, now_s: float) -> float | None:
-        """Seconds since the newest sample, None before the first."""
-        return None if self._at_s is None else now_s - self._at_s
+    def age_s(self, now_s: float) -> float:
+        """Seconds since the newest sample of either size, infinite before the first."""
+        return min(self._small.age_s(now_s), self._large.age_s(now_s))
+
+    def offload_age_s(self, now_s: float) -> float:
+        """Seconds since the newest sample of an offload, infinite before the first."""
+        return self._large.age_s(now_s)
 
     def rtt_s(self, now_s: float) -> float | None:
-        """Seconds for an empty message and its answer, None when unknown."""
-        return self._line(0.0) if self._fresh(now_s) else None
+        """Seconds for a small message and its answer, None when unknown. Offloads alone give an upper bound."""
+        small = self._small.mean(now_s)
+        return self._large.mean(now_s) if small is None else small
 
     def bytes_per_s(self, now_s: float) -> float | None:
         """Bandwidth towards the cloud, None when unknown."""
-        slope = self._slope()
-        return 1.0 / slope if slope > 0 and self._fresh(now_s) else None
-
-    def predict_s(self, sent_bytes: float, now_s: float) -> float | None:
-        """Seconds on the network for a message, on the safe side by two mean deviations; None when unknown."""
-        expected = self._line(sent_bytes) if self._fresh(now_s) else None
-        return None if expected is None else expected + 2 * self._deviation
-
-    def _fresh(self, now_s: float) -> bool:
-        return self._at_s is not None and now_s - self._at_s <= self._stale_s
-
-    def _slope(self) -> float:
-        """Seconds per byte; 0 while the sizes vary too little (10 % of their mean) to tell."""
-        if self._n == 0:
-            return 0.0
-        mean = self._x / self._n
-        variance = self._xx / self._n - mean * mean
-        if variance <= (0.1 * mean) ** 2:
-            return 0.0
-        return max(0.0, (self._xy / self._n - mean * self._y / self._n) / variance)
-
-    def _line(self, sent_bytes: float) -> float | None:
-        if self._n == 0:
+        small, large = self._small.mean(now_s), self._large.mean(now_s)
+        if small is None or large is None or large <= small:
             return None
-        return max(0.0, self._y / self._n + self._slope() * (sent_bytes - self._x / self._n))
+        return (self._large_bytes - self.SMALL_BYTES / 2) / (large - small)
+
+    def predict_s(self, now_s: float) -> float | None:
+        """Seconds on the network for an offload, on the safe side by two mean deviations; None when unknown."""
+        large = self._large.upper(now_s)
+        return self._small.upper(now_s) if large is None else large

@@ -66,9 +66,9 @@ def obstacle(candidate: Candidate, budget: Budget, held: Prediction | None) -> R
 
 def time_for(candidate: Candidate, budget: Budget, held: Prediction | None) -> float:
     """Seconds a route may take: all that is left, less what the device needs to answer if nothing else does."""
-    if candidate.route.placement is Placement.EDGE or held is not None:
+    if candidate.route.placement is Placement.EDGE:
         return budget.latency_s
-    return budget.latency_s - budget.reserve_s
+    return budget.latency_s - budget.margin_s - (budget.reserve_s if held is None else 0.0)
 
 
 def _run(candidate: Candidate, case: Case) -> Run:

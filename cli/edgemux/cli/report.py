@@ -44,6 +44,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: Accuracy
     routes: dict[str, int]
     reasons: dict[str, int]
+    variants: dict[str, int]
     offload_share: float
     latency_ms: Percentiles
     cloud_compute_saved: float | None
@@ -83,6 +84,7 @@ def summarise(outcomes: Sequence[Outcome], attempts: int | None, known: Known) -
         accuracy=_accuracy(outcomes, known),
         routes={route: routes[route] for route in (*ROUTES, *sorted(set(routes) - set(ROUTES)))},
         reasons=dict(Counter(outcome.reason for outcome in answered).most_common()),
+        variants=dict(sorted(Counter(outcome.variant for outcome in answered).items())),
         offload_share=_share(routes["cloud"] + routes["split"], len(answered)),
         latency_ms=percentiles([outcome.elapsed_s for outcome in answered]),
         cloud_compute_saved=None if attempts is None else 1 - _share(attempts, len(outcomes)),

@@ -17,7 +17,8 @@ def print_report(report: Report, console: Console) -> None:
     """Print the summary of a run."""
     rows = [(_TITLES.get(name, name), summary) for name, summary in report.phases.items()]
     console.print(_answers(rows, report))
-    console.print(_reasons(rows, report))
+    console.print(_counted("reason", rows, report))
+    console.print(_counted("variant", rows, report))
     for line in closing_lines(report):
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -50,15 +51,20 @@ def _times(summary: Summary) -> list[str]:
     return [*(number(value) for value in (taken.p50, taken.p95, taken.p99)), str(summary.late), str(summary.errors)]
 
 
-def _reasons(rows: list[tuple[str, Summary]], report: Report) -> Table:
-    table = Table(title="answers by reason", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("reason", no_wrap=True)
+def _counted(what: str, rows: list[tuple[str, Summary]], report: Report) -> Table:
+    """Answers by ``what``: "reason" or "variant", a row for each that occurred."""
+    table = Table(title=f"answers by {what}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(what, no_wrap=True)
     for title, _ in rows:
         table.add_column(title.replace(" ", "\n"), justify="right")
     table.add_column("all", justify="right")
-    for reason, total in report.reasons.items():
-        table.add_row(reason, *(str(summary.reasons.get(reason, 0) or "") for _, summary in rows), str(total))
+    for name, total in _counts_of(report, what).items():
+        table.add_row(name, *(str(_counts_of(summary, what).get(name, 0) or "") for _, summary in rows), str(total))
     return table
+
+
+def _counts_of(summary: Summary, what: str) -> dict[str, int]:
+    return summary.reasons if what == "reason" else summary.variants
 
 
 def closing_lines(report: Report) -> list[str]:

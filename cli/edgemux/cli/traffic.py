@@ -30,6 +30,7 @@ class Outcome(msgspec.Struct, frozen=True):
     label: int | None = None
     route: str = ""
     reason: str = ""
+    variant: str = ""
     error: str = ""
 
 
@@ -73,6 +74,7 @@ class Caller:
             label=int(label[0]),
             route=str(said.get("edgemux_route", "unknown")),
             reason=str(said.get("edgemux_reason", "unknown")),
+            variant=str(said.get("edgemux_variant", "unknown")),
         )
 
 

@@ -27,7 +27,7 @@ class Reason(StrEnum):
     CONFIDENT = "confident"  # the device's answer was good enough for its price
     OFFLOADED = "offloaded"  # the cloud by first choice
     DEFERRED = "deferred"  # the cloud after a device answer
-    DEVICE_BUSY = "device_busy"  # the cloud, because the device could not afford any of its levels
+    DEVICE_BUSY = "device_busy"  # the device could not afford the level that was wanted, or any
     BUDGET = "budget"  # the device, because the offload or byte budget was spent
     LINK = "link"  # the device, because the cloud could not answer in the time left
     BREAKER = "breaker"  # the device, because the cloud failed too often to be asked now

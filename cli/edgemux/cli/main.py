@@ -86,6 +86,9 @@ def edge(
     timeout: Annotated[float | None, typer.Option(help="Deadline of requests that bring none, in s.")] = None,
     offloads_per_second: Annotated[float | None, typer.Option(help="Most offloads, in the long run.")] = None,
     bytes_per_second: Annotated[float | None, typer.Option(help="Most bytes to the cloud, in the long run.")] = None,
+    compute_share: Annotated[
+        float | None, typer.Option(help="Share of the free CPU that device models may use.")
+    ] = None,
 ) -> None:
     """Run the agent: answer each input on this device or in the cloud."""
     with extra("edge"):
@@ -97,6 +100,7 @@ def edge(
         "request.default_timeout_s": timeout,
         "limits.offloads_per_s": offloads_per_second,
         "limits.bytes_per_s": bytes_per_second,
+        "limits.compute_share": compute_share,
     }
     serve(load(config, _given(overrides)))
 

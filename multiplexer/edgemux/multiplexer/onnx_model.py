@@ -15,6 +15,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime as ort
 
 from edgemux.multiplexer.errors import ArtifactError
+from edgemux.multiplexer.onnx_scan import refuse_external_data
 
 Array = NDArray[Any]
 
@@ -28,8 +29,9 @@ class OnnxModel:
     def __init__(self, content: bytes, name: str, threads: int = 1) -> None:
         """Load a graph from ``content``; ``name`` is used in messages only.
 
-        Raises ArtifactError when ONNX Runtime refuses it.
+        Raises ArtifactError when ONNX Runtime refuses it or its weights are not all in ``content``.
         """
+        refuse_external_data(content, name)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

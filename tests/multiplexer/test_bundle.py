@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgemux.multiplexer.bundle import MANIFEST, Bundle, Manifest, seal
+from edgemux.multiplexer.bundle import DATATYPES, MANIFEST, Bundle, Manifest, Tensor, digest_of, seal
 from edgemux.multiplexer.errors import ArtifactError
+from edgemux.wire.codec import DTYPES
+
+FASHION_MNIST = Path(__file__).parents[2] / "deploy" / "bundles" / "fashion-mnist"
 
 
 @pytest.fixture
@@ -107,3 +115,189 @@ def test_a_file_that_is_not_listed_cannot_be_read(copy: Path) -> None:
     (copy / "extra.onnx").write_bytes(b"x")
     with pytest.raises(ArtifactError, match=r"extra\.onnx"):
         Bundle.open(copy).read("extra.onnx")
+
+
+def test_the_bundle_that_is_delivered_opens_and_verifies() -> None:
+    if not (FASHION_MNIST / MANIFEST).exists():
+        pytest.skip("not built yet")
+    Bundle.open(FASHION_MNIST).verify()
+
+
+def test_the_datatypes_are_those_of_the_wire() -> None:
+    assert {name: np.dtype(kind) for name, kind in DATATYPES.items()} == DTYPES
+
+
+Change = Callable[[Manifest], dict[str, Any]]
+replace = msgspec.structs.replace
+
+
+def image(m: Manifest, **changes: Any) -> dict[str, Any]:
+    return {"inputs": (replace(m.inputs[0], **changes),)}
+
+
+def output(m: Manifest, **changes: Any) -> dict[str, Any]:
+    return {"outputs": (replace(m.outputs[0], **changes), m.outputs[1])}
+
+
+def pictures(m: Manifest, **changes: Any) -> dict[str, Any]:
+    return {"preprocessing": replace(m.preprocessing, **changes)}
+
+
+def first_level(m: Manifest, **changes: Any) -> dict[str, Any]:
+    return {"levels": (replace(m.levels[0], **changes), *m.levels[1:])}
+
+
+def gates(m: Manifest, **changes: Any) -> dict[str, Any]:
+    return {"multiplexer": replace(m.multiplexer, **changes)}
+
+
+def certificate(m: Manifest, **changes: Any) -> dict[str, Any]:
+    assert m.certificate is not None
+    return {"certificate": replace(m.certificate, **changes)}
+
+
+def first_file(m: Manifest, path: str) -> dict[str, Any]:
+    return {"files": (replace(m.files[0], path=path), *m.files[1:])}
+
+
+def certified(m: Manifest, **changes: Any) -> dict[str, Any]:
+    assert m.certificate is not None
+    return certificate(m, levels=(replace(m.certificate.levels[0], **changes), *m.certificate.levels[1:]))
+
+
+NONSENSE: list[tuple[Change, str]] = [
+    (lambda m: {"name": ""}, "a name"),
+    (lambda m: {"version": ""}, "a version"),
+    (lambda m: {"levels": ()}, "no levels"),
+    (lambda m: {"levels": m.levels[::-1]}, "numbered"),
+    (lambda m: first_level(m, files=()), "the files of level-1"),
+    (lambda m: first_level(m, files=("level-1.onnx", "level-2.onnx")), "the files of level-1"),
+    (lambda m: first_level(m, name=""), "names"),
+    (lambda m: first_level(m, name="level-2"), "names"),
+    (lambda m: first_level(m, name="cloud"), "names"),
+    (lambda m: first_level(m, median_ms=-1.0), "less than no time"),
+    (lambda m: {"cloud": replace(m.cloud, files=())}, "one file"),
+    (lambda m: {"cloud": replace(m.cloud, files=("cloud.onnx", "level-1.onnx"))}, "one file"),
+    (lambda m: {"cloud": replace(m.cloud, files=("other.onnx",))}, "not listed"),
+    (lambda m: gates(m, routes=m.multiplexer.routes[1:]), "other routes"),
+    (lambda m: gates(m, defer=()), "one defer price"),
+    (lambda m: gates(m, pre_gate="other.onnx"), "not listed"),
+    (lambda m: {"samples": "other.npz"}, "not listed"),
+    (lambda m: {"inputs": ()}, "names"),
+    (lambda m: {"inputs": m.inputs * 2}, "names"),
+    (lambda m: image(m, name=""), "names"),
+    (lambda m: image(m, datatype="UINT9"), "image has a datatype"),
+    (lambda m: image(m, datatype="BYTES"), "image has a datatype"),
+    (lambda m: image(m, shape=()), "image: its shape"),
+    (lambda m: image(m, shape=(1, 28, 28)), "image: its shape"),
+    (lambda m: image(m, shape=(-1, 0, 28)), "image: its shape"),
+    (lambda m: image(m, shape=(-1, -2, 28)), "image: its shape"),
+    (lambda m: image(m, shape=(-1, 28, 29)), "preprocessing makes"),
+    (lambda m: image(m, shape=(-1, 784)), "preprocessing makes"),
+    (lambda m: {"classes": ()}, "no classes"),
+    (lambda m: {"classes": m.classes[1:]}, r"outputs must be probabilities FP32 \[-1, 9\]"),
+    (lambda m: {"outputs": ()}, "outputs must be"),
+    (lambda m: {"outputs": m.outputs[:1]}, "outputs must be"),
+    (lambda m: {"outputs": (*m.outputs, m.outputs[0])}, "outputs must be"),
+    (lambda m: {"outputs": (*m.outputs, Tensor("more", "FP32", (-1,)))}, "outputs must be"),
+    (lambda m: output(m, name="scores"), "outputs must be"),
+    (lambda m: output(m, datatype="FP64"), "outputs must be"),
+    (lambda m: output(m, shape=(-1, -1)), "outputs must be"),
+    (lambda m: pictures(m, mode="CMYK"), "mode"),
+    (lambda m: pictures(m, mode="RGB"), "preprocessing makes"),
+    (lambda m: pictures(m, resample="lanczos"), "resample"),
+    (lambda m: pictures(m, height=0), "height"),
+    (lambda m: pictures(m, width=-28), "width"),
+    (lambda m: certificate(m, levels=()), "one entry per level"),
+    (lambda m: certified(m, level=2), "one entry per level"),
+    (lambda m: certified(m, price=0.5), "other prices"),
+    (lambda m: certified(m, upper_bound=1.5), "shares"),
+    (lambda m: certificate(m, alpha=()), "alpha and delta"),
+    (lambda m: certificate(m, alpha=(0.1, 1.0)), "alpha and delta"),
+    (lambda m: certificate(m, delta=0.0), "alpha and delta"),
+    (lambda m: {"files": (*m.files, m.files[0])}, "listed twice"),
+    (lambda m: first_file(m, "/etc/passwd"), "inside the bundle"),
+    (lambda m: first_file(m, ""), "inside the bundle"),
+    (lambda m: first_file(m, "a\0b"), "inside the bundle"),
+    (lambda m: first_file(m, MANIFEST), "inside the bundle"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), NONSENSE)
+def test_a_manifest_that_cannot_be_served_is_refused_although_it_is_sealed(
+    tiny_bundle: Path, tmp_path: Path, change: Change, reason: str
+) -> None:
+    manifest = manifest_of(tiny_bundle)
+    write_sealed(tmp_path, replace(manifest, **change(manifest)))
+    with pytest.raises(ArtifactError, match=rf"^{MANIFEST}: .*{reason}"):
+        Bundle.open(tmp_path)
+
+
+def write_sealed(folder: Path, manifest: Manifest) -> None:
+    """A manifest whose digest is right, without its files."""
+    (folder / MANIFEST).write_bytes(msgspec.json.encode(replace(manifest, digest=digest_of(manifest))))
+
+
+ANOTHER: list[Change] = [
+    lambda m: {"certificate": None},
+    lambda m: {"samples": None},
+    lambda m: {"outputs": m.outputs[::-1]},
+    lambda m: image(m, shape=(-1, 28, 28, 3)) | pictures(m, mode="RGB", resample="nearest"),
+    lambda m: image(m, datatype="FP32", shape=(-1, -1, 64)),
+    lambda m: {"inputs": (*m.inputs, Tensor("more", "INT64", (-1,)))},
+]
+
+
+@pytest.mark.parametrize("change", ANOTHER)
+def test_a_manifest_of_another_model_opens(tiny_bundle: Path, tmp_path: Path, change: Change) -> None:
+    manifest = manifest_of(tiny_bundle)
+    write_sealed(tmp_path, replace(manifest, **change(manifest)))
+    Bundle.open(tmp_path)
+
+
+def bare_array() -> bytes:
+    content = io.BytesIO()
+    np.save(content, np.zeros(3))
+    return content.getvalue()
+
+
+def archive(name: str, content: bytes) -> bytes:
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as zipped:
+        zipped.writestr(name, content)
+    return written.getvalue()
+
+
+def objects() -> bytes:
+    content = io.BytesIO()
+    np.savez(content, image=np.array([{}], dtype=object))
+    return content.getvalue()
+
+
+def claims_to_be_large() -> bytes:
+    """The archive's directory says that its member unpacks to 4 GiB."""
+    content = bytearray(archive("image.npy", bare_array()))
+    at = content.rindex(b"PK\x01\x02") + 24
+    content[at : at + 4] = b"\xfe\xff\xff\xff"
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage",
+        b"PK\x03\x04 and garbage",
+        bare_array(),
+        archive("image.npy", b"garbage"),
+        archive("image.npy", bare_array()[:-1]),
+        archive("image.txt", b"not an array"),
+        objects(),
+        claims_to_be_large(),
+    ],
+)
+def test_arrays_that_are_none_are_refused_naming_the_file(copy: Path, content: bytes) -> None:
+    (copy / "golden.npz").write_bytes(content)
+    seal(copy, manifest_of(copy))
+    with pytest.raises(ArtifactError, match=r"^golden\.npz: not an archive of plain arrays"):
+        Bundle.open(copy).arrays("golden.npz")

@@ -39,6 +39,7 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
     family = Family(bundle)
     gates = Gates(bundle)
     family.check(bundle)
+    gates.check(bundle)
     metrics = EdgeMetrics(manifest.name, manifest.multiplexer.routes, config.energy)
     for seconds in family.load_s:
         metrics.level_switch.observe(seconds)

@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import stat
+import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +26,23 @@ MANIFEST = "manifest.json"
 # A manifest is a few KB, a model at most some hundred MB: larger ones are refused before they are read.
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_FILE_BYTES = 2 * 2**30
+# Arrays are golden answers and samples: far smaller than a model, also unpacked.
+MAX_ARRAY_BYTES = 2**30
+# The Open Inference Protocol's numeric datatypes, and numpy's names for them.
+DATATYPES = {
+    "BOOL": "bool",
+    "UINT8": "uint8",
+    "UINT16": "uint16",
+    "UINT32": "uint32",
+    "UINT64": "uint64",
+    "INT8": "int8",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "FP16": "float16",
+    "FP32": "float32",
+    "FP64": "float64",
+}
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -215,13 +233,21 @@ class Bundle:
         return content
 
     def arrays(self, path: str) -> dict[str, NDArray[Any]]:
-        """The verified arrays of a listed ``.npz``; nothing in it is ever unpickled."""
+        """The verified arrays of a listed ``.npz``; nothing in it is ever unpickled. Raises ArtifactError."""
         content = self.read(path)
+        arrays = {}
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except (ValueError, OSError, KeyError) as error:
+            # np.load would also take a bare array here, and hand out members that are no arrays as bytes.
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                if sum(member.file_size for member in archive.infolist()) > MAX_ARRAY_BYTES:
+                    raise ValueError("too large")
+                for member in archive.infolist():
+                    with archive.open(member) as stored:
+                        array: NDArray[Any] = np.lib.format.read_array(stored, allow_pickle=False)
+                    arrays[member.filename.removesuffix(".npy")] = array
+        except Exception as error:  # zip, zlib and numpy raise a dozen types for damaged data
             raise ArtifactError(f"{path}: not an archive of plain arrays") from error
+        return arrays
 
     def verify(self) -> None:
         """Check every listed file. Raises ArtifactError naming the first that is wrong."""
@@ -242,31 +268,106 @@ class Bundle:
 
 
 def _check_consistency(manifest: Manifest) -> None:
-    """A sealed manifest can still be nonsense; refuse it before a part trips over it."""
-    listed = {file.path for file in manifest.files}
+    """A sealed manifest can still be nonsense; refuse it before a part trips over it. Raises ArtifactError."""
+    _require(bool(manifest.name and manifest.version), "it needs a name and a version")
+    _check_files(manifest)
+    _check_tensors(manifest)
+    _check_preprocessing(manifest)
+    _check_routes(manifest)
+    if manifest.certificate is not None:
+        _check_certificate(manifest, manifest.certificate)
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ArtifactError(f"{MANIFEST}: {otherwise}")
+
+
+def _check_files(manifest: Manifest) -> None:
+    """Every path is inside the bundle, every file that is used is listed, once."""
+    listed = [file.path for file in manifest.files]
     for path in listed:
         pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts or path == MANIFEST:
-            raise ArtifactError(f"{MANIFEST}: {path!r} is not a path inside the bundle")
-    used = {
-        manifest.golden,
-        manifest.multiplexer.pre_gate,
-        manifest.multiplexer.post_gate,
-        *manifest.cloud.files,
-    }
+        inside = pure.parts and not pure.is_absolute() and ".." not in pure.parts and "\0" not in path
+        _require(bool(inside) and path != MANIFEST, f"{path!r} is not a path inside the bundle")
+    _require(len(set(listed)) == len(listed), "a file is listed twice")
+    gates = manifest.multiplexer
+    used = {manifest.golden, gates.pre_gate, gates.post_gate, *manifest.cloud.files}
     used.update(path for level in manifest.levels for path in level.files)
     if manifest.samples is not None:
         used.add(manifest.samples)
-    missing = sorted(used - listed)
+    missing = sorted(used.difference(listed))
     if missing:
         raise ArtifactError(f"{MANIFEST}: {missing[0]} is used but not listed")
-    if [level.level for level in manifest.levels] != list(range(1, len(manifest.levels) + 1)):
-        raise ArtifactError(f"{MANIFEST}: levels are not numbered 1, 2, 3, ...")
-    routes = (*(level.name for level in manifest.levels), manifest.cloud.name)
-    if manifest.multiplexer.routes != routes:
-        raise ArtifactError(f"{MANIFEST}: the multiplexer scores other routes than the bundle has")
-    if len(manifest.multiplexer.defer) != len(manifest.levels):
-        raise ArtifactError(f"{MANIFEST}: one defer price per level is needed")
+
+
+def _check_tensors(manifest: Manifest) -> None:
+    """Inputs are batches of known datatypes; outputs are one probability a class, and the label."""
+    names = [tensor.name for tensor in manifest.inputs]
+    _require(bool(names) and all(names) and len(set(names)) == len(names), "inputs need names, each its own")
+    for tensor in manifest.inputs:
+        _require(tensor.datatype in DATATYPES, f"{tensor.name} has a datatype that is not known")
+        batched = tensor.shape[:1] == (-1,) and all(size == -1 or size >= 1 for size in tensor.shape)
+        _require(batched, f"{tensor.name}: its shape must be -1 for the batch, then sizes of at least 1, or -1 for any")
+    classes = len(manifest.classes)
+    outputs = {(tensor.name, tensor.datatype, tensor.shape) for tensor in manifest.outputs}
+    expected = {("probabilities", "FP32", (-1, classes)), ("label", "INT64", (-1,))}
+    _require(classes >= 1, "it has no classes")
+    _require(
+        outputs == expected and len(manifest.outputs) == len(expected),
+        f"outputs must be probabilities FP32 [-1, {classes}] and label INT64 [-1]",
+    )
+
+
+def _check_preprocessing(manifest: Manifest) -> None:
+    """Encoded images become what the input takes: UINT8 [N, height, width], with 3 channels last for RGB."""
+    how = manifest.preprocessing
+    channels = {"L": (), "RGB": (3,)}.get(how.mode)
+    if channels is None:
+        raise ArtifactError(f"{MANIFEST}: preprocessing.mode must be L or RGB")
+    _require(how.resample in ("nearest", "bilinear"), "preprocessing.resample must be nearest or bilinear")
+    _require(how.height >= 1 and how.width >= 1, "preprocessing.height and width must be at least 1")
+    if len(manifest.inputs) == 1 and manifest.inputs[0].datatype == "UINT8":
+        picture = (-1, how.height, how.width, *channels)
+        _require(
+            manifest.inputs[0].shape == picture, f"its input is not the picture that preprocessing makes, {picture}"
+        )
+
+
+def _check_routes(manifest: Manifest) -> None:
+    """At least one level, each its own delta on the levels below it; one cloud file; the gates score just these."""
+    levels, gates = manifest.levels, manifest.multiplexer
+    _require(bool(levels), "it has no levels")
+    _require(
+        [level.level for level in levels] == list(range(1, len(levels) + 1)), "levels are not numbered 1, 2, 3, ..."
+    )
+    below: tuple[str, ...] = ()
+    for level in levels:
+        own = level.files[:-1] == below and len(level.files) == len(below) + 1
+        _require(own, f"the files of {level.name} are not the lower levels' and one of its own")
+        below = level.files
+    _require(len(manifest.cloud.files) == 1, "the cloud model must be one file")
+    models = (*levels, manifest.cloud)
+    _require(all(model.median_ms >= 0 for model in models), "a model cannot take less than no time")
+    routes = tuple(model.name for model in models)
+    _require(all(routes) and len(set(routes)) == len(routes), "levels and the cloud model need names, each its own")
+    _require(gates.routes == routes, "the multiplexer scores other routes than the bundle has")
+    _require(len(gates.defer) == len(levels), "one defer price per level is needed")
+
+
+def _check_certificate(manifest: Manifest, certificate: Certificate) -> None:
+    """It certifies each level, at the price that is served."""
+    numbers = [level.level for level in certificate.levels]
+    _require(numbers == [level.level for level in manifest.levels], "the certificate needs one entry per level")
+    prices = tuple(level.price for level in certificate.levels)
+    _require(prices == manifest.multiplexer.defer, "the certificate is for other prices than are served")
+    shares = (*certificate.alpha, certificate.delta)
+    _require(
+        bool(certificate.alpha) and all(0 < share < 1 for share in shares),
+        "the certificate's alpha and delta must be between 0 and 1",
+    )
+    seen = [share for level in certificate.levels for share in (level.kept, level.disagreement, level.upper_bound)]
+    _require(all(0 <= share <= 1 for share in seen), "the certificate's shares must be in [0, 1]")
 
 
 def _read(path: Path, name: str, limit: int) -> bytes:
@@ -277,6 +378,8 @@ def _read(path: Path, name: str, limit: int) -> bytes:
         raise ArtifactError(f"{name}: missing") from error
     except OSError as error:
         raise ArtifactError(f"{name}: cannot be opened ({error.strerror})") from error
+    except ValueError as error:  # a name that the system cannot spell
+        raise ArtifactError(f"{name!r}: not a path") from error
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):

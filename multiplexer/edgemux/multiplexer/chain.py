@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.bundle import DATATYPES, Bundle
 from edgemux.multiplexer.errors import ArtifactError
 from edgemux.multiplexer.onnx_model import Array, OnnxModel
 
@@ -17,6 +17,8 @@ from edgemux.multiplexer.onnx_model import Array, OnnxModel
 PROBABILITIES = "probabilities"
 # int8 storage and other instruction sets move a probability in the third decimal; a damaged model moves it more.
 GOLDEN_TOLERANCE = 5e-3
+# A sum of probabilities may miss 1 by its roundings.
+ROUNDING = 1e-5
 
 
 class Activations:
@@ -64,26 +66,63 @@ class Chain:
 
 
 class Golden:
-    """A bundle's golden inputs, and the answers that its models must give to them."""
+    """A bundle's golden inputs, and the answers that its models and gates must give to them.
+
+    ``inputs``: tensors by name, all of the manifest's, each with the same N rows.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         """Raises ArtifactError when the file is not what it should be or holds no inputs."""
         self._file = bundle.manifest.golden
         self._arrays = bundle.arrays(self._file)
-        self.inputs = {tensor.name: self._array(tensor.name) for tensor in bundle.manifest.inputs}
+        self.inputs: dict[str, Array] = {}
+        for tensor in bundle.manifest.inputs:
+            array = self._array(tensor.name)
+            row = zip(array.shape[1:], tensor.shape[1:], strict=False)
+            fits = array.ndim == len(tensor.shape) and all(size == wanted or wanted == -1 for size, wanted in row)
+            if not fits or array.dtype.name != DATATYPES[tensor.datatype]:
+                raise ArtifactError(f"{self._file}: its {tensor.name} is not what the manifest's is")
+            self.inputs[tensor.name] = array
+        rows = {len(array) for array in self.inputs.values()}
+        if len(rows) != 1:
+            raise ArtifactError(f"{self._file}: its inputs have different numbers of rows")
+        (self._rows,) = rows
 
-    def check(self, name: str, file: str, answer: Callable[[], Array]) -> None:
-        """Raises ArtifactError naming ``file`` unless ``answer()`` gives what was recorded under ``name``."""
-        expected = self._array(name)
-        try:
-            given = answer()
-        except Exception as error:  # a graph that loads may still fail to run, with any of the library's types
-            raise ArtifactError(f"{file}: fails on the bundle's golden inputs") from error
-        if given.shape != expected.shape or not np.allclose(given, expected, rtol=0.0, atol=GOLDEN_TOLERANCE):
+    def check(self, name: str, file: str, width: int, answer: Callable[[Mapping[str, Array]], Array]) -> Array:
+        """What ``answer`` gives for all inputs, FP32 [N, width]: it must be what was recorded under ``name``.
+
+        It must also be able to answer one input, which is how most come; that answer need not be the same to the last
+        decimal. Raises ArtifactError naming ``file``, or the golden file where that is at fault.
+        """
+        expected = self.recorded(name, width)
+        given = probabilities(file, (self._rows, width), lambda: answer(self.inputs))
+        if not np.allclose(given, expected, rtol=0.0, atol=GOLDEN_TOLERANCE):
             raise ArtifactError(f"{file}: does not give the bundle's golden answers")
+        probabilities(file, (1, width), lambda: answer({key: array[:1] for key, array in self.inputs.items()}))
+        return given
+
+    def recorded(self, name: str, width: int) -> Array:
+        """What was recorded under ``name``, FP32 [N, width]. Raises ArtifactError when that is not there."""
+        array = self._array(name)
+        if array.shape != (self._rows, width) or array.dtype != np.float32:
+            raise ArtifactError(f"{self._file}: its {name} is not FP32 [{self._rows}, {width}]")
+        return array
 
     def _array(self, name: str) -> Array:
         array = self._arrays.get(name)
-        if array is None or not len(array):
+        if array is None or array.ndim == 0 or not len(array):
             raise ArtifactError(f"{self._file}: has no golden {name}")
         return array
+
+
+def probabilities(file: str, shape: tuple[int, int], answer: Callable[[], Array]) -> Array:
+    """``answer()``, which must be FP32 of ``shape``, finite and in [0, 1]. Raises ArtifactError naming ``file``."""
+    try:
+        given = answer()
+    except Exception as error:  # a graph that loads may still fail to run, with any of the library's types
+        raise ArtifactError(f"{file}: fails on the bundle's golden inputs") from error
+    if not isinstance(given, np.ndarray) or given.shape != shape or given.dtype != np.float32:
+        raise ArtifactError(f"{file}: does not answer the bundle's golden inputs with FP32 {list(shape)}")
+    if not ((given >= -ROUNDING) & (given <= 1 + ROUNDING)).all():  # false for what is not a number, too
+        raise ArtifactError(f"{file}: answers the bundle's golden inputs with what are not probabilities")
+    return given

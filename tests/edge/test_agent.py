@@ -313,7 +313,9 @@ async def test_a_cancelled_caller_leaves_the_breaker_as_it_was(cloud: Any, agent
 async def test_a_short_deadline_is_enough_for_the_device(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
     """Less time than the margin for the way home: the cloud is out of the question, the device is not."""
     images, _ = pictures(1, 2)
-    async with agent_of(cloud.address, request=RequestSettings(margin_s=PATIENT_S / 2)) as agent:
+    async with agent_of(
+        cloud.address, request=RequestSettings(default_timeout_s=PATIENT_S, margin_s=PATIENT_S / 2)
+    ) as agent:
         (answer,) = await agent.infer({"image": images}, PATIENT_S / 2)
     assert answer.prediction.route.placement is Placement.EDGE
 

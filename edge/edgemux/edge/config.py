@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,20 +13,44 @@ import msgspec
 
 from edgemux.edge.breaker import BreakerSettings
 from edgemux.edge.metrics import EnergyProxy
+from edgemux.multiplexer.limits import TokenBucket
 from edgemux.wire.process import Listen
 from edgemux.wire.settings import load_settings
 
+# Longer pauses than an hour between looks at the device or the link, and requests that take a day, are slips.
+MAX_INTERVAL_S = 3600.0
+MAX_TIMEOUT_S = 86400.0
+_HOST = re.compile(r"[A-Za-z0-9._-]+")
+_IN_BRACKETS = re.compile(r"\[(?P<address>[0-9A-Fa-f:.]+)(%[A-Za-z0-9._-]+)?\]")
+_TO_LISTEN_ON = re.compile(r"[A-Za-z0-9._:%-]+")
 
-def _positive(settings: Any, *names: str) -> None:
+
+# Comparisons with what is not a number are false: each is written so that it has to be true.
+def _positive(settings: Any, *names: str, most: float = math.inf) -> None:
     for name in names:
-        if not getattr(settings, name) > 0:
+        value = getattr(settings, name)
+        if not value > 0:
             raise ValueError(f"{name} must be positive")
+        if not value <= most:
+            raise ValueError(f"{name} must be at most {most:g}")
 
 
 def _not_negative(settings: Any, *names: str) -> None:
     for name in names:
         if not getattr(settings, name) >= 0:
             raise ValueError(f"{name} must not be negative")
+
+
+def _is_host(text: str) -> bool:
+    """A name or an IPv4 address; an IPv6 address in brackets."""
+    bracketed = _IN_BRACKETS.fullmatch(text)
+    if bracketed is None:
+        return _HOST.fullmatch(text) is not None
+    try:
+        ipaddress.IPv6Address(bracketed["address"])
+    except ValueError:
+        return False
+    return True
 
 
 class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,14 +66,17 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.address is not None:
             host, _, port = self.address.rpartition(":")
-            if not host or not port.isdigit() or not 0 < int(port) < 65536:
-                raise ValueError("address must be HOST:PORT")
-        _positive(self, "probe_interval_s")
+            if not _is_host(host) or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+                raise ValueError("address must be HOST:PORT, an IPv6 address in brackets")
+        if self.model == "":
+            raise ValueError("model must not be empty")
+        _positive(self, "probe_interval_s", most=MAX_INTERVAL_S)
 
 
 class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Hard limits. Rates are long-run, with a burst of ``burst_s`` seconds' worth; infinite means no limit.
 
+    A burst holds at least one offload: a rate that is low but not 0 allows one now and then.
     compute_share: how much of the free CPU the device models may use. memory_bytes: for the levels' weights.
     """
 
@@ -59,9 +88,15 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         _positive(self, "burst_s", "memory_bytes")
+        if math.isinf(self.burst_s):
+            raise ValueError("burst_s must be finite; a rate of inf is no limit")
         _not_negative(self, "offloads_per_s", "bytes_per_s")
         if not 0 < self.compute_share <= 1:
             raise ValueError("compute_share must be in (0, 1]")
+
+    def bucket(self, rate_per_s: float, least: float) -> TokenBucket:
+        """A full bucket for one of the rates, which holds ``least`` tokens or more, or none ever at a rate of 0."""
+        return TokenBucket(rate_per_s, max(least, rate_per_s * self.burst_s) if rate_per_s > 0 else 0.0)
 
 
 class RequestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,8 +108,13 @@ class RequestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_batch: int = 256
 
     def __post_init__(self) -> None:
-        _positive(self, "default_timeout_s", "max_timeout_s", "max_batch")
+        _positive(self, "max_timeout_s", most=MAX_TIMEOUT_S)
+        _positive(self, "default_timeout_s", "max_batch")
         _not_negative(self, "margin_s")
+        if not self.default_timeout_s <= self.max_timeout_s:
+            raise ValueError(f"default_timeout_s must be at most max_timeout_s, {self.max_timeout_s:g}")
+        if not self.margin_s < self.default_timeout_s:
+            raise ValueError(f"margin_s must be less than default_timeout_s, {self.default_timeout_s:g}")
 
 
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,7 +133,9 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     audit_share: float = 0.01
 
     def __post_init__(self) -> None:
-        _positive(self, "sensor_interval_s")
+        if not _TO_LISTEN_ON.fullmatch(self.listen.host):
+            raise ValueError("listen.host must be a name or an address")
+        _positive(self, "sensor_interval_s", most=MAX_INTERVAL_S)
         if not 0 <= self.audit_share <= 1:
             raise ValueError("audit_share must be in [0, 1]")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -21,6 +23,12 @@ class EnergyProxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     active_watts: float = 1.0
     joules_per_byte: float = 8e-7
+
+    def __post_init__(self) -> None:
+        for name in ("active_watts", "joules_per_byte"):
+            # A counter refuses to go down: a negative price would fail every request.
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and not negative")
 
 
 class EdgeMetrics:

@@ -20,7 +20,6 @@ from edgemux.edge.watch import export, watch
 from edgemux.multiplexer import plugins
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.gates import Gates
-from edgemux.multiplexer.limits import TokenBucket
 from edgemux.wire.channel import open_channel
 from edgemux.wire.process import Serving, run
 
@@ -67,12 +66,14 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
 
 def _cloud(config: EdgeConfig, bundle: Bundle, channel: Any, metrics: EdgeMetrics) -> CloudExecutor:
     limits = config.limits
+    peer = Peer.of(bundle.manifest, bundle.sha256(bundle.manifest.cloud.files[0]), config.cloud.model)
     return CloudExecutor(
         channel,
-        Peer.of(bundle.manifest, bundle.sha256(bundle.manifest.cloud.files[0]), config.cloud.model),
+        peer,
         Breaker(config.breaker),
-        TokenBucket(limits.offloads_per_s, limits.offloads_per_s * limits.burst_s),
-        TokenBucket(limits.bytes_per_s, limits.bytes_per_s * limits.burst_s),
+        limits.bucket(limits.offloads_per_s, least=1.0),
+        # Twice what a call is estimated to take: names can be longer, and it must fit whole.
+        limits.bucket(limits.bytes_per_s, least=2.0 * peer.call_bytes),
         metrics,
         time.monotonic,
     )

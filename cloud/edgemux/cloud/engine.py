@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-from collections.abc import Callable
-from queue import SimpleQueue
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,6 +16,7 @@ from edgemux.cloud.backends import Backend
 from edgemux.cloud.batcher import Batch, Batcher, Expired, Item, Wait
 from edgemux.cloud.metrics import Metrics
 from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError, Overloaded, TooLarge, Unreachable
+from edgemux.wire.worker import Worker
 
 # Handing a batch to a thread and its result back costs 0.15-0.2 ms: quicker models run in the event loop itself.
 INLINE_ROW_S = 1e-3
@@ -76,7 +75,7 @@ class Engine:
         self._started_s = 0.0
         self._running_rows = 0
         self.inline = timing.expected_s(1) < INLINE_ROW_S and timing.expected_s(batching.max_batch) < INLINE_FULL_S
-        self._thread = None if self.inline else _Thread(self._compute, self._loop)
+        self._worker = None if self.inline else Worker("edgemux-model", self._loop)
 
     async def infer(self, images: NDArray[Any], deadline_s: float) -> Answer:
         """Answer images UINT8 [N, ...] by ``deadline_s`` on the event loop's clock.
@@ -101,8 +100,8 @@ class Engine:
         self.draining = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._thread is not None:
-            self._thread.stop()
+        if self._worker is not None:
+            self._worker.stop()
 
     def _admit(self, rows: int, deadline_s: float, now_s: float) -> None:
         """Refuse, or return."""
@@ -157,14 +156,14 @@ class Engine:
     def _start(self, batch: Batch) -> None:
         self._started_s = self._loop.time()
         self._running_rows = batch.rows
-        if self._thread is None:
+        if self._worker is None:
             self._finish(batch, *self._compute(batch))
         else:
-            self._thread.submit(batch, self._on_computed)
+            self._worker.submit(partial(self._compute, batch), partial(self._on_computed, batch))
 
-    def _on_computed(self, batch: Batch, result: NDArray[Any] | None, compute_s: float) -> None:
+    def _on_computed(self, batch: Batch, computed: tuple[NDArray[Any] | None, float]) -> None:
         """The thread is done with a batch; runs in the event loop."""
-        self._finish(batch, result, compute_s)
+        self._finish(batch, *computed)
         self._advance()
 
     def _compute(self, batch: Batch) -> tuple[NDArray[Any] | None, float]:
@@ -203,32 +202,3 @@ def _refuse(item: Item, error: Exception) -> None:
     future = item.payload[1]
     if not future.done():
         future.set_exception(error)
-
-
-class _Thread:
-    """One worker thread. Not an executor: that one is waited for at exit, however long its last batch runs."""
-
-    def __init__(
-        self, compute: Callable[[Batch], tuple[NDArray[Any] | None, float]], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self._compute = compute
-        self._loop = loop
-        self._work: SimpleQueue[tuple[Batch, Callable[..., None]] | None] = SimpleQueue()
-        threading.Thread(target=self._run, name="edgemux-model", daemon=True).start()
-
-    def submit(self, batch: Batch, done: Callable[..., None]) -> None:
-        """Compute a batch; ``done(batch, result, seconds)`` is called in the event loop."""
-        self._work.put((batch, done))
-
-    def stop(self) -> None:
-        """End the thread after what it does now."""
-        self._work.put(None)
-
-    def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            batch, done = work
-            result, compute_s = self._compute(batch)
-            try:
-                self._loop.call_soon_threadsafe(done, batch, result, compute_s)
-            except RuntimeError:  # the loop was closed meanwhile: nobody waits for this answer
-                return

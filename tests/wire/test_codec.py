@@ -170,6 +170,38 @@ def test_a_picture_of_too_many_pixels_is_refused_by_its_header() -> None:
         read_inputs(make_request("m", {"image": [bytes(bomb)]}), IMAGE, GREY)
 
 
+@pytest.mark.parametrize("second", ["shape", "datatype", "name", "elements", "rows"])
+def test_all_inputs_are_checked_before_the_first_picture_is_decoded(
+    second: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(*_: Any) -> Any:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("edgemux.wire.codec.decode_images", decode)
+    both = (*IMAGE, Tensor("depth", "FP32", (-1, 2)))
+    message = make_request("m", {"image": [encoded("PNG")], "depth": np.zeros((1, 2), np.float32)})
+    match second:
+        case "shape":
+            message.inputs[1].shape[1] = 3
+        case "datatype":
+            message.inputs[1].datatype = "INT32"
+        case "name":
+            message.inputs[1].name = "image"
+        case "elements":
+            message.raw_input_contents[1] = bytes(7)
+        case "rows":
+            message = make_request("m", {"image": [encoded("PNG")], "depth": np.zeros((2, 2), np.float32)})
+    with pytest.raises(InputError):
+        read_inputs(message, both, GREY)
+
+
+def test_a_count_of_pictures_that_was_not_sent_is_refused_before_they_are_gathered() -> None:
+    message = oip.ModelInferRequest()
+    tensor = message.inputs.add(name="image", datatype="BYTES", shape=[2])
+    tensor.contents.bytes_contents.extend([b""] * 1000)
+    assert refusal(message) == "image: 1000 elements, its shape needs 2"
+
+
 def test_an_inverted_picture_is_turned_around() -> None:
     inverted = Preprocessing("L", 28, 28, invert=True)
     pixels = read_inputs(make_request("m", {"image": [encoded("PNG")]}), IMAGE, inverted)["image"]

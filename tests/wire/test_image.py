@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from edgemux.multiplexer.bundle import Preprocessing
-from edgemux.multiplexer.errors import InputError, TooLarge
-from edgemux.wire.image import decode_image
+from edgemux.multiplexer.errors import DeadlineExceeded, InputError, TooLarge
+from edgemux.wire import image
+from edgemux.wire.image import decode_image, decode_images
 
 GREY = Preprocessing("L", 28, 28)
 RAMP = np.arange(28 * 28, dtype=np.int64).reshape(28, 28).astype(np.uint8)
@@ -72,3 +73,31 @@ def test_a_size_that_is_too_large_is_refused_from_the_header(side: int, refused:
 def test_too_many_bytes_are_refused_unread() -> None:
     with pytest.raises(TooLarge):
         decode_image("image", bytes(16 * 2**20 + 1), GREY)
+
+
+def test_the_pixels_of_a_request_are_bounded_together_before_the_first_is_unpacked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    picture = encoded(Image.fromarray(RAMP))
+    monkeypatch.setattr(image, "MAX_REQUEST_PIXELS", 3 * 784)
+    assert decode_images("image", [picture] * 3, GREY).shape == (3, 28, 28)
+    monkeypatch.setattr(image, "_pixels", None)
+    with pytest.raises(TooLarge, match=r"^image: pictures of more than 2352 pixels in one request"):
+        decode_images("image", [picture] * 4, GREY)
+
+
+def test_a_full_batch_of_small_photographs_is_within_the_bound() -> None:
+    assert image.MAX_REQUEST_PIXELS > 256 * 640 * 480
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 4, 5])
+def test_the_work_ends_between_pictures_when_it_is_told_to(steps: int) -> None:
+    left = [None] * steps
+
+    def go_on() -> None:
+        if not left:
+            raise DeadlineExceeded("over")
+        left.pop()
+
+    with pytest.raises(DeadlineExceeded):
+        decode_images("image", [encoded(Image.fromarray(RAMP))] * 3, GREY, go_on)

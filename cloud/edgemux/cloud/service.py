@@ -28,7 +28,6 @@ class CloudService(ModelService):
         self._digest = model_digest
         self._engine = engine
         self._metrics = metrics
-        self._loop = asyncio.get_running_loop()
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Raises InputError, DeadlineExceeded, Overloaded, Unreachable, ExecutionError."""
@@ -61,7 +60,7 @@ class CloudService(ModelService):
         self.check_model(request.model_name, request.model_version)
         outputs = requested_outputs(request, self._manifest.outputs)
         deadline_s = self._engine.admission.deadline_s(now_s, context.time_remaining(), timeout_s(request))
-        images = (await self.tensors(request))[self._manifest.inputs[0].name]
+        images = (await self.tensors(request, deadline_s))[self._manifest.inputs[0].name]
         answer = await self._engine.infer(images, deadline_s)
         return self._response(request.id, outputs, answer)
 

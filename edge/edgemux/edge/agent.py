@@ -13,7 +13,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from edgemux.edge.budget import Allowance, Demand, Readings, budget_for
-from edgemux.edge.config import EdgeConfig
+from edgemux.edge.config import EdgeConfig, RequestSettings
 from edgemux.edge.executors import Clock, CloudExecutor, DeviceExecutor
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.sample import Sample
@@ -93,6 +93,11 @@ class Agent:
         self._executors: dict[Placement, Any] = {Placement.EDGE: device, Placement.CLOUD: cloud}
         self._random = random.Random()
         self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def request(self) -> RequestSettings:
+        """Deadlines and sizes of requests."""
+        return self._config.request
 
     async def infer(
         self, tensors: Mapping[str, NDArray[Any]], timeout_s: float | None = None, request_id: str = ""

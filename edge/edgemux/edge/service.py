@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,25 +37,28 @@ class EdgeService(ModelService):
             raise
 
     async def _infer(self, request: Any, left_s: float | None) -> Any:
-        began = time.perf_counter()
+        came_s = self._loop.time()
         self.check_model(request.model_name, request.model_version)
-        given = [seconds for seconds in (left_s, timeout_s(request)) if seconds is not None]
-        allowed_s = min(given) if given else None
+        deadline_s = came_s + self._allowed_s(left_s, timeout_s(request))
         outputs = requested_outputs(request, self._manifest.outputs)
-        tensors = await self.tensors(request)
-        spent_s = time.perf_counter() - began
-        self._agent.metrics.stage("validate", spent_s)
-        if allowed_s is not None:
-            allowed_s -= spent_s
-            if allowed_s <= 0:
-                raise DeadlineExceeded("deadline: over before anything could run")
-        answers = await self._agent.infer(tensors, allowed_s, request.id)
+        tensors = await self.tensors(request, deadline_s)
+        now_s = self._loop.time()
+        self._agent.metrics.stage("validate", now_s - came_s)
+        if now_s >= deadline_s:
+            raise DeadlineExceeded("deadline: over before anything could run")
+        answers = await self._agent.infer(tensors, deadline_s - now_s, request.id)
         arrays = {
             "probabilities": np.stack([answer.prediction.probabilities for answer in answers]),
             "label": np.array([answer.prediction.label for answer in answers], dtype=np.int64),
         }
         chosen = {name: arrays[name] for name in outputs}
         return make_response(self._manifest.name, self._manifest.version, request.id, chosen, said(answers))
+
+    def _allowed_s(self, *timeouts_s: float | None) -> float:
+        """The shortest that the client gives, else the default; capped."""
+        settings = self._agent.request
+        given = [seconds for seconds in timeouts_s if seconds is not None]
+        return min(min(given) if given else settings.default_timeout_s, settings.max_timeout_s)
 
     def status(self) -> dict[str, Any]:
         """The agent's state now."""

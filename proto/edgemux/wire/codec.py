@@ -6,16 +6,17 @@ Everything a client claims is checked against the model's tensors before anythin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edgemux.multiplexer.bundle import Preprocessing, Tensor
 from edgemux.multiplexer.errors import BadAnswer, InputError, TooLarge
 from edgemux.wire import oip_pb2 as oip
-from edgemux.wire.image import decode_image
+from edgemux.wire.image import decode_images
 
 Array = NDArray[Any]
 Parameter = bool | int | float | str
@@ -57,6 +58,13 @@ _CONTENTS_FIELDS = sorted(set(_CONTENTS.values()))
 MAX_BATCH = 1024
 
 
+class Pictures(msgspec.Struct, frozen=True):
+    """An input of encoded pictures: as many as its shape says, nothing of them looked at yet."""
+
+    field: str
+    elements: Sequence[bytes]
+
+
 def read_inputs(
     request: Any,
     tensors: Sequence[Tensor],
@@ -68,31 +76,64 @@ def read_inputs(
     A tensor that the model wants as UINT8 pixels may also come as BYTES: one encoded picture an element.
     The arrays are read-only views of the message where they can be. Raises InputError naming the tensor.
     """
+    return decode_inputs(check_inputs(request, tensors, preprocessing, max_batch), preprocessing)
+
+
+def check_inputs(
+    request: Any,
+    tensors: Sequence[Tensor],
+    preprocessing: Preprocessing | None = None,
+    max_batch: int = MAX_BATCH,
+) -> dict[str, Array | Pictures]:
+    """``read_inputs`` but for the pictures, which are counted only: everything that is quick to find out.
+
+    Raises InputError naming the tensor.
+    """
     wanted = {tensor.name: tensor for tensor in tensors}
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InputError("raw_input_contents", f"{len(raw)} buffers for {len(request.inputs)} inputs")
-    arrays: dict[str, Array] = {}
+    checked: dict[str, Array | Pictures] = {}
+    rows = set()
     for index, message in enumerate(request.inputs):
         tensor = wanted.get(message.name)
         if tensor is None:
             raise InputError(_quoted(message.name), f"no such input, the model has {', '.join(wanted)}")
-        if tensor.name in arrays:
+        if tensor.name in checked:
             raise InputError(tensor.name, "given twice")
         pictures = message.datatype == "BYTES" and tensor.datatype == "UINT8" and preprocessing is not None
         shape = _checked_shape(message, tensor.shape[:1] if pictures else tensor.shape, max_batch)
         if pictures:
-            assert preprocessing is not None
-            arrays[tensor.name] = _pictures(tensor.name, message, raw[index] if raw else None, shape, preprocessing)
+            checked[tensor.name] = _pictures(tensor.name, message, raw[index] if raw else None, shape[0])
         else:
             if message.datatype != tensor.datatype:
                 raise InputError(tensor.name, f"datatype {_quoted(message.datatype)}, expected {tensor.datatype}")
-            arrays[tensor.name] = _dense(tensor.name, message, raw[index] if raw else None, shape)
+            checked[tensor.name] = _dense(tensor.name, message, raw[index] if raw else None, shape)
+        rows.add(shape[0])
     for name in wanted:
-        if name not in arrays:
+        if name not in checked:
             raise InputError(name, "missing")
-    if len({array.shape[0] for array in arrays.values()}) > 1:
+    if len(rows) > 1:
         raise InputError("inputs", "the batch sizes differ")
+    return checked
+
+
+def decode_inputs(
+    checked: Mapping[str, Array | Pictures],
+    preprocessing: Preprocessing | None,
+    go_on: Callable[[], None] = lambda: None,
+) -> dict[str, Array]:
+    """Checked inputs with their pictures decoded; may take long. ``go_on`` is called between pictures, and may raise.
+
+    Raises InputError naming the tensor, and what ``go_on`` raises.
+    """
+    arrays: dict[str, Array] = {}
+    for name, value in checked.items():
+        if isinstance(value, Pictures):
+            assert preprocessing is not None  # without it check_inputs takes no pictures
+            arrays[name] = decode_images(value.field, value.elements, preprocessing, go_on)
+        else:
+            arrays[name] = value
     return arrays
 
 
@@ -102,10 +143,10 @@ def _quoted(text: str) -> str:
 
 
 def _checked_shape(message: Any, expected: Sequence[int], max_batch: int) -> tuple[int, ...]:
-    shape = tuple(message.shape)
     name = message.name
-    if len(shape) != len(expected):
-        raise InputError(name, f"shape has {len(shape)} dimensions, expected {_dims(expected)}")
+    if len(message.shape) != len(expected):  # before anything of that length is made
+        raise InputError(name, f"shape has {len(message.shape)} dimensions, expected {_dims(expected)}")
+    shape = tuple(message.shape)
     if any(size < 0 for size in shape):
         raise InputError(name, "shape has a negative dimension")
     if shape and shape[0] == 0:
@@ -162,15 +203,16 @@ def _contents(name: str, message: Any, datatype: str) -> Any:
     return values
 
 
-def _pictures(name: str, message: Any, raw: bytes | None, shape: tuple[int, ...], how: Preprocessing) -> Array:
+def _pictures(name: str, message: Any, raw: bytes | None, count: int) -> Pictures:
+    elements: Sequence[bytes]
     if raw is not None:
         _refuse_contents(name, message)
-        elements = split_bytes(name, raw, shape[0])
+        elements = split_bytes(name, raw, count)
     else:
-        elements = list(_contents(name, message, "BYTES"))
-    if len(elements) != shape[0]:
-        raise InputError(name, f"{len(elements)} elements, its shape needs {shape[0]}")
-    return np.stack([decode_image(name, element, how) for element in elements])
+        elements = _contents(name, message, "BYTES")
+    if len(elements) != count:
+        raise InputError(name, f"{len(elements)} elements, its shape needs {count}")
+    return Pictures(name, list(elements))
 
 
 def split_bytes(name: str, raw: bytes, count: int) -> list[bytes]:

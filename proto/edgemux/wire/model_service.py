@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
 from edgemux.multiplexer.bundle import Manifest, Tensor
-from edgemux.multiplexer.errors import InputError, Overloaded, TooLarge, UnknownModel
+from edgemux.multiplexer.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    InputError,
+    Overloaded,
+    TooLarge,
+    UnknownModel,
+    Unreachable,
+)
 from edgemux.wire import oip_pb2 as oip
-from edgemux.wire.codec import Array, read_inputs
+from edgemux.wire.codec import DTYPES, Array, Pictures, check_inputs, decode_inputs
 from edgemux.wire.http import Page
+from edgemux.wire.worker import Worker
 
 MAX_ID_CHARACTERS = 256
+# What a request holds beside its tensors' bytes: names, shapes, id, parameters.
+MESSAGE_OVERHEAD_BYTES = 1024
+
+_TOO_LATE = "deadline: over before the pictures were decoded"
 
 
 class ModelService:
-    """Serves the one model of a bundle, under the bundle's name and version; subclasses add ``ModelInfer``."""
+    """Serves the one model of a bundle, under the bundle's name and version; subclasses add ``ModelInfer``.
+
+    Lives in one event loop; ``close`` it there.
+    """
 
     def __init__(self, name: str, platform: str, manifest: Manifest, max_batch: int, max_decoding: int) -> None:
         """``max_batch`` bounds a request's rows, ``max_decoding`` the pictures that wait to be decoded."""
@@ -28,9 +44,11 @@ class ModelService:
         self._manifest = manifest
         self._max_batch = max_batch
         # Decoding a large picture takes as long as many answers: it must not hold up the event loop.
-        self._decoder = ThreadPoolExecutor(1, "edgemux-pictures")
+        self._loop = asyncio.get_running_loop()
+        self._decoder = Worker("edgemux-pictures", self._loop)
         self._max_decoding = max_decoding
         self._decoding = 0
+        self._closed = False
 
     async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
         return oip.ServerLiveResponse(live=True)
@@ -69,26 +87,73 @@ class ModelService:
         if model_version not in ("", self._manifest.version):
             raise UnknownModel(version_field, f"only version {self._manifest.version} is here")
 
-    async def tensors(self, request: Any) -> dict[str, Array]:
-        """The request's inputs by name, [N, ...]; encoded pictures are decoded beside the event loop.
+    async def tensors(self, request: Any, deadline_s: float) -> dict[str, Array]:
+        """The request's inputs by name, [N, ...], by ``deadline_s`` on the event loop's clock.
 
-        Raises InputError naming the tensor, Overloaded when too many pictures wait.
+        Encoded pictures are decoded beside the event loop, one request after the other. Raises InputError naming the
+        tensor, Overloaded when too many pictures wait, DeadlineExceeded, Unreachable when the service is closed.
         """
         if len(request.id) > MAX_ID_CHARACTERS:
             raise TooLarge("id", f"more than {MAX_ID_CHARACTERS} characters")
-        rows = sum(message.shape[0] for message in request.inputs if message.datatype == "BYTES" and message.shape)
-        if rows <= 0:
-            return self._read(request)
-        if self._decoding > 0 and self._decoding + rows > self._max_decoding:
+        inputs = self._read(request)
+        pictures = sum(len(given.elements) for given in inputs.values() if isinstance(given, Pictures))
+        if not pictures:
+            return decode_inputs(inputs, None)
+        if self._decoding > 0 and self._decoding + pictures > self._max_decoding:
             raise Overloaded("too many pictures are waiting to be decoded")
-        self._decoding += rows
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._decoder, self._read, request)
-        finally:
-            self._decoding -= rows
+        return await self._decoded(inputs, pictures, deadline_s)
 
-    def _read(self, request: Any) -> dict[str, Array]:
-        return read_inputs(request, self._manifest.inputs, self._manifest.preprocessing, self._max_batch)
+    def _read(self, request: Any) -> dict[str, Array | Pictures]:
+        return check_inputs(request, self._manifest.inputs, self._manifest.preprocessing, self._max_batch)
+
+    async def _decoded(
+        self, inputs: Mapping[str, Array | Pictures], pictures: int, deadline_s: float
+    ) -> dict[str, Array]:
+        """``inputs`` decoded in the thread; whoever waits is told at the deadline, whatever the thread does then."""
+        loop = self._loop
+        decoded: asyncio.Future[dict[str, Array]] = loop.create_future()
+
+        def go_on() -> None:
+            if self._closed:
+                raise Unreachable("the server is stopping")
+            # Cancelled: the caller is gone, and nobody hears what is raised here.
+            if decoded.cancelled() or loop.time() >= deadline_s:
+                raise DeadlineExceeded(_TOO_LATE)
+
+        def work() -> dict[str, Array] | Exception:
+            try:
+                return decode_inputs(inputs, self._manifest.preprocessing, go_on)
+            except Exception as error:
+                return error
+
+        def done(result: dict[str, Array] | Exception) -> None:
+            # Only now: until the thread comes to them, pictures that nobody waits for still take memory.
+            self._decoding -= pictures
+            if decoded.done():
+                return
+            if isinstance(result, Exception):
+                decoded.set_exception(result)
+            else:
+                decoded.set_result(result)
+
+        self._decoding += pictures
+        self._decoder.submit(work, done)
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                return await decoded
+        except TimeoutError as error:
+            raise DeadlineExceeded(_TOO_LATE) from error
+
+    def check_fits(self, max_message_bytes: int) -> None:
+        """Raises ConfigError when not even one row of the model's inputs fits a message of that size."""
+        row_bytes = MESSAGE_OVERHEAD_BYTES
+        for tensor in self._manifest.inputs:
+            sizes = [max(1, size) for size in tensor.shape]
+            row_bytes += math.prod(sizes) * DTYPES[tensor.datatype].itemsize
+        if row_bytes > max_message_bytes:
+            raise ConfigError(
+                f"listen.max_message_bytes: {max_message_bytes}, one input of {self._manifest.name} needs {row_bytes}"
+            )
 
     def server_metadata(self) -> dict[str, Any]:
         """Name, version and protocol extensions."""
@@ -127,8 +192,9 @@ class ModelService:
         return {"model": self._manifest.name, "version": self._manifest.version, "ready": not self.draining}
 
     def close(self) -> None:
-        """Stop the decoder; a picture that is being decoded is not waited for."""
-        self._decoder.shutdown(wait=False, cancel_futures=True)
+        """Stop the decoder; it gives up after the picture at hand, for which nobody waits."""
+        self._closed = True
+        self._decoder.stop()
 
 
 def timeout_s(request: Any) -> float | None:

@@ -241,7 +241,7 @@ def test_a_deadline_that_is_over_is_exceeded_and_an_absurd_one_is_capped(
     agent: Running, client: Any, pictures: Callable[..., Any]
 ) -> None:
     with pytest.raises(InferenceServerException, match="DEADLINE_EXCEEDED"):
-        client.infer(MODEL, [image_input(pictures(1, 1)[0])], client_timeout=1e-6)
+        client.infer(MODEL, [image_input(pictures(1, 1)[0])], client_timeout=-1.0)
     assert send(agent, bad(), timeout=3600 * 24 * 365 * 10).model_name == MODEL
 
 
@@ -378,3 +378,137 @@ def test_a_killed_cloud_fails_no_request_and_its_return_is_noticed(
         stop(running, signal.SIGKILL)
         if cloud.process.poll() is None:
             os.kill(cloud.process.pid, signal.SIGKILL)
+
+
+def picture(side: int = 28) -> bytes:
+    import io
+
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("L", (side, side)).save(out, "PNG")
+    return out.getvalue()
+
+
+def pictures_request(*counts: int, side: int = 28) -> Any:
+    """An input for each count, which it claims as its shape, of that many pictures at least."""
+    request = triton.service_pb2.ModelInferRequest(model_name=MODEL)
+    element = picture(side)
+    for count in counts:
+        request.inputs.add(name="image", datatype="BYTES", shape=[count])
+        request.raw_input_contents.append((len(element).to_bytes(4, "little") + element) * abs(count))
+    return request
+
+
+SWELLING = {
+    "empty inputs": (b"\x2a\x00" * 2**20, "inputs"),
+    "empty parameters of one input": (b"\x2a\x80\x80\x40" + b"\x22\x00" * 2**19, "inputs"),
+    "a thousand inputs with a thousand parameters": ((b"\x2a\xd0\x0f" + b"\x22\x00" * 1000) * 1000, "inputs"),
+    "empty outputs": (b"\x32\x00" * 2**20, "outputs"),
+    "empty parameters": (b"\x22\x00" * 2**20, "parameters"),
+    "empty buffers": (b"\x3a\x00" * 2**20, "raw_input_contents"),
+    "an endless shape": (bad(shape=[1] * 2**20).SerializeToString(), "image"),
+    "more pictures than any batch": (pictures_request(300, -300).SerializeToString(), "image"),
+    "pictures that are counted away": (pictures_request(9, -9).SerializeToString(), "image"),
+    "pictures of too many pixels together": (pictures_request(5, side=4800).SerializeToString(), "image"),
+}
+
+
+@pytest.mark.parametrize("what", SWELLING)
+def test_a_message_that_would_swell_is_refused_before_it_does(
+    what: str, agent: Running, client: Any, pictures: Callable[..., Any]
+) -> None:
+    content, field = SWELLING[what]
+    with pytest.raises(grpc.RpcError) as caught:
+        send(agent, content)
+    assert caught.value.code().name == "INVALID_ARGUMENT"
+    assert caught.value.details().startswith(f"{field}: ")
+    assert good(client, pictures).as_numpy("label") is not None
+
+
+def test_a_message_over_the_limit_is_refused_and_the_next_request_is_served(
+    agent: Running, client: Any, pictures: Callable[..., Any]
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        send(agent, bad(raw=bytes(4 * 2**20)))
+    assert caught.value.code().name == "RESOURCE_EXHAUSTED"
+    assert good(client, pictures).as_numpy("label") is not None
+
+
+# An agent that says when it begins to decode a picture, and needs ages for it.
+SLOW = """
+import sys, time
+from edgemux.edge import server
+from edgemux.edge.config import load
+from edgemux.wire import image
+
+def pixels(*_):
+    print("decoding", flush=True)
+    time.sleep(1000)
+
+image._pixels = pixels
+ports = {f"listen.{name}_port": 0 for name in ("grpc", "http", "metrics")}
+server.serve(load(None, {"bundle": sys.argv[1], "request.default_timeout_s": float(sys.argv[2]), **ports}))
+"""
+
+
+@pytest.fixture
+def slow_agent(tiny_bundle: Path) -> Iterator[Callable[[float], Running]]:
+    started: list[Running] = []
+
+    def start_slow(default_timeout_s: float) -> Running:
+        command = [sys.executable, "-c", SLOW, str(tiny_bundle), str(default_timeout_s)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        words = dict(word.split("=", 1) for word in process.stdout.readline().split() if "=" in word)
+        started.append(Running(process, words["grpc"], words["http"], words["metrics"]))
+        return started[-1]
+
+    yield start_slow
+    for running in started:
+        if running.process.poll() is None:
+            running.process.kill()
+        running.process.communicate(timeout=60)
+
+
+def test_a_request_without_a_deadline_has_the_default_from_when_it_came_while_its_pictures_are_decoded(
+    slow_agent: Callable[[float], Running], pictures: Callable[..., Any]
+) -> None:
+    running = slow_agent(0.2)
+    with grpc.insecure_channel(running.grpc) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary(INFER)(pictures_request(2).SerializeToString())
+        assert caught.value.code().name == "DEADLINE_EXCEEDED"
+        assert caught.value.details().startswith("deadline: ")
+    with triton.InferenceServerClient(running.grpc) as client:
+        assert good(client, pictures).as_numpy("label") is not None
+
+
+def test_a_second_signal_waits_for_no_picture_and_its_caller_hears_unavailable(
+    slow_agent: Callable[[float], Running],
+) -> None:
+    running = slow_agent(60.0)
+    out = running.process.stdout
+    assert out is not None
+    with grpc.insecure_channel(running.grpc) as channel:
+        call = channel.unary_unary(INFER).future(pictures_request(100).SerializeToString())
+        assert out.readline() == "decoding\n"
+        running.process.send_signal(signal.SIGTERM)
+        with pytest.raises(urllib.error.HTTPError):
+            while True:
+                urllib.request.urlopen(f"http://{running.http}/v2/health/ready", timeout=30).close()
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(60) == 0
+        assert call.code().name == "UNAVAILABLE"
+
+
+def test_a_message_size_that_is_too_small_ends_it_with_status_2_naming_the_setting(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "edge.toml"
+    config.write_text("[listen]\nmax_message_bytes = 1000\n")
+    command = [sys.executable, "-m", "edgemux.cli.main", "edge", "--bundle", str(tiny_bundle), "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "max_message_bytes" in done.stderr
+    assert done.stderr.count("\n") == 1

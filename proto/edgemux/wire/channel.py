@@ -21,6 +21,8 @@ from edgemux.multiplexer.errors import ConfigError
 Options = list[tuple[str, int]]
 
 MAX_MESSAGE_BYTES = 64 * 2**20
+# What a server takes unless its settings say otherwise; a message in memory is several times its size on the wire.
+MAX_REQUEST_BYTES = 4 * 2**20
 MAX_METADATA_BYTES = 16 * 2**10
 KEEPALIVE_S = 10
 KEEPALIVE_TIMEOUT_S = 3
@@ -45,7 +47,7 @@ def client_options(max_answer_bytes: int = MAX_MESSAGE_BYTES) -> Options:
     ]
 
 
-def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES, max_streams: int = 1024) -> Options:
+def server_options(max_message_bytes: int = MAX_REQUEST_BYTES, max_streams: int = 1024) -> Options:
     """Options of a server: strict about ports and sizes, lenient about pings."""
     return [
         # The default shares a taken port silently between two servers.

@@ -6,19 +6,23 @@ The agent and the cloud differ in what they answer, not in how they listen, say 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+import socketserver
+import threading
+import wsgiref.simple_server
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import grpc.aio
 import msgspec
 import uvicorn
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from edgemux.multiplexer.errors import ConfigError
-from edgemux.wire.channel import MAX_MESSAGE_BYTES, bind, server_options
+from edgemux.wire.channel import MAX_REQUEST_BYTES, bind, server_options
 from edgemux.wire.http import App, Page
 from edgemux.wire.service import Door, register
 
@@ -31,16 +35,19 @@ PATIENCE_S = 1.0
 # For answers on their way out, and for health watches, which never end by themselves.
 LAST_WORDS_S = 0.5
 MAX_PORT = 65535
+MIN_MESSAGE_BYTES = 64 * 2**10
+MAX_MESSAGE_BYTES = 2**30
 
 
 class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where a server listens. Port 0 takes a free one."""
+    """Where a server listens, and how large a message it takes. Port 0 takes a free one."""
 
     host: str = "127.0.0.1"
     grpc_port: int
     http_port: int
     metrics_port: int
     drain_s: float = 10.0
+    max_message_bytes: int = MAX_REQUEST_BYTES
 
     def __post_init__(self) -> None:
         for name in ("grpc_port", "http_port", "metrics_port"):
@@ -48,6 +55,8 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
                 raise ValueError(f"{name} must be between 0 and {MAX_PORT}")
         if not 0 <= self.drain_s < float("inf"):
             raise ValueError("drain_s must not be negative")
+        if not MIN_MESSAGE_BYTES <= self.max_message_bytes <= MAX_MESSAGE_BYTES:
+            raise ValueError(f"max_message_bytes must be between {MIN_MESSAGE_BYTES} and {MAX_MESSAGE_BYTES}")
 
 
 class Serving(msgspec.Struct, frozen=True):
@@ -56,7 +65,7 @@ class Serving(msgspec.Struct, frozen=True):
 
     name: str
     model: str
-    servicer: Any
+    servicer: Any  # a ModelService with ModelInfer
     registry: CollectorRegistry
     pages: Mapping[str, Callable[[], Page]]
     drain: Callable[[], None]
@@ -66,29 +75,33 @@ class Serving(msgspec.Struct, frozen=True):
 async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
     """Take the ports, make what is served, serve until SIGTERM or SIGINT. A second signal stops at once.
 
-    Ports are taken first, so that a process that cannot listen fails before it loads a model. Raises ConfigError
-    naming a port that is in use, and what ``make`` raises.
+    Ports are taken first, and held, so that a process that cannot listen fails before it loads a model. Whatever
+    fails later, what was made until then is closed. Raises ConfigError naming a port that is in use, or a message size
+    that is too small for the model, and what ``make`` raises.
     """
-    server = grpc.aio.server(options=server_options(MAX_MESSAGE_BYTES))
-    with _listen(listen.host, listen.http_port, "--http-port") as http_socket:
+    async with contextlib.AsyncExitStack() as stack:
+        http_socket = stack.enter_context(_listen(listen.host, listen.http_port, "--http-port"))
+        metrics_socket = stack.enter_context(_listen(listen.host, listen.metrics_port, "--metrics-port"))
         # The library reports a taken port on stderr, in its own words, before it raises: look first.
-        _free_port(listen.host, listen.grpc_port, "--grpc-port")
+        _listen(listen.host, listen.grpc_port, "--grpc-port").close()
+        server = grpc.aio.server(options=server_options(listen.max_message_bytes))
+        stack.push_async_callback(server.stop, 0)
         grpc_port = bind(server, listen.host, listen.grpc_port)
-        metrics_port = _free_port(listen.host, listen.metrics_port, "--metrics-port")
         serving = await make()
+        stack.push_async_callback(serving.closed)
+        serving.servicer.check_fits(listen.max_message_bytes)
 
         door, checks = Door(), health.aio.HealthServicer()
         register(server, serving.servicer, door)
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         for service in ("", serving.model):
             await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
-        exporter, exporter_thread = start_http_server(metrics_port, listen.host, serving.registry)
-        web = _Web(App(serving.pages))
-        web_task = asyncio.create_task(web.serve(sockets=[http_socket]))
+        stack.enter_context(_exporting(metrics_socket, serving.registry))
+        await stack.enter_async_context(_answering(http_socket, App(serving.pages)))
         await server.start()
 
         stop, stop_now = _signals()
-        http_port = http_socket.getsockname()[1]
+        http_port, metrics_port = http_socket.getsockname()[1], metrics_socket.getsockname()[1]
         print(
             f"edgemux {serving.name} ready model={serving.model} grpc={listen.host}:{grpc_port} "
             f"http={listen.host}:{http_port} metrics={listen.host}:{metrics_port}",
@@ -98,19 +111,17 @@ async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
         serving.drain()
         await checks.enter_graceful_shutdown()
         await _stop(server, door, stop_now, listen.drain_s)
-        await serving.closed()
-        web.should_exit = True
-        await web_task
-        exporter.shutdown()
-        exporter.server_close()
-        exporter_thread.join()
 
 
 async def _stop(server: grpc.aio.Server, door: Door, stop_now: asyncio.Event, drain_s: float) -> None:
-    """Let clients look elsewhere, refuse new inferences, finish those inside, stop; all of it only until stop_now."""
+    """Let clients look elsewhere, refuse new inferences, finish those inside, stop; all of it only until stop_now.
+
+    Whoever is still inside then is told UNAVAILABLE.
+    """
     await _unless(stop_now, asyncio.sleep(LAME_DUCK_S))
     door.closed = True
     await _unless(stop_now, asyncio.wait_for(_quiet(door), drain_s))
+    await door.clear(LAST_WORDS_S)
     await _unless(stop_now, server.stop(LAST_WORDS_S))
     await server.stop(0)
 
@@ -169,10 +180,50 @@ def _listen(host: str, port: int, flag: str) -> socket.socket:
     return listener
 
 
-def _free_port(host: str, port: int, flag: str) -> int:
-    """The port, or a free one for 0. Raises ConfigError when it is taken."""
-    with _listen(host, port, flag) as probe:
-        return int(probe.getsockname()[1])
+@contextlib.asynccontextmanager
+async def _answering(listener: socket.socket, app: App) -> AsyncIterator[None]:
+    """Answer HTTP on ``listener``, in this event loop."""
+    web = _Web(app)
+    task = asyncio.create_task(web.serve(sockets=[listener]))
+    try:
+        yield
+    finally:
+        web.should_exit = True
+        await task
+
+
+@contextlib.contextmanager
+def _exporting(listener: socket.socket, registry: CollectorRegistry) -> Iterator[None]:
+    """Answer scrapes on ``listener``, in a thread: writing the metrics takes milliseconds."""
+    exporter = _Exporter(listener, registry)
+    thread = threading.Thread(target=exporter.serve_forever, name="edgemux-metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        exporter.shutdown()
+        exporter.server_close()
+        thread.join()
+
+
+class _Exporter(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
+    """The metrics page, on a socket that listens already: the library's own server wants a port, not a socket."""
+
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket, registry: CollectorRegistry) -> None:
+        super().__init__(listener.getsockname()[:2], _Silent, bind_and_activate=False)
+        self.socket.close()
+        listener.setblocking(True)
+        self.socket = listener
+        self.server_name, self.server_port = listener.getsockname()[:2]
+        self.setup_environ()
+        self.set_app(make_wsgi_app(registry))
+
+
+class _Silent(wsgiref.simple_server.WSGIRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        return
 
 
 class _Web(uvicorn.Server):
@@ -196,6 +247,4 @@ class _Web(uvicorn.Server):
         return
 
     def capture_signals(self) -> Any:
-        import contextlib
-
         return contextlib.nullcontext()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -9,11 +10,14 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
-from edgemux.multiplexer.errors import EdgemuxError, Overloaded
+from edgemux.multiplexer.errors import EdgemuxError, InputError, Overloaded
 from edgemux.wire import oip_pb2 as oip
+from edgemux.wire.fields import check_fields
 from edgemux.wire.status import grpc_code, internal_id
 
 SERVICE = "inference.GRPCInferenceService"
+
+_STOPPING = "the server is stopping"
 
 _Handler = Callable[[bytes, Any], Awaitable[Any]]
 
@@ -69,8 +73,22 @@ class Door:
 
     def __init__(self) -> None:
         self.closed = False
-        self.inside = 0
         self.arrived = 0
+        self._inside: set[asyncio.Task[Any]] = set()
+        self._cleared = False
+
+    @property
+    def inside(self) -> int:
+        """How many are being answered."""
+        return len(self._inside)
+
+    async def clear(self, patience_s: float) -> None:
+        """Let nobody in, and send those who are inside away with UNAVAILABLE; ``Server.stop`` would say CANCELLED."""
+        self.closed = self._cleared = True
+        for task in self._inside:
+            task.cancel()
+        if self._inside:
+            await asyncio.wait(set(self._inside), timeout=patience_s)
 
     def counted(self, handle: _Handler) -> _Handler:
         """``handle`` for those who are let in."""
@@ -78,12 +96,18 @@ class Door:
         async def enter(content: bytes, context: Any) -> Any:
             self.arrived += 1
             if self.closed:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
-            self.inside += 1
+                await context.abort(grpc.StatusCode.UNAVAILABLE, _STOPPING)
+            task = asyncio.current_task()
+            assert task is not None  # the library gives every call one of its own
+            self._inside.add(task)
             try:
                 return await handle(content, context)
+            except asyncio.CancelledError:
+                if not self._cleared:
+                    raise
+                await context.abort(grpc.StatusCode.UNAVAILABLE, _STOPPING)
             finally:
-                self.inside -= 1
+                self._inside.discard(task)
 
         return enter
 
@@ -96,19 +120,28 @@ def register(server: grpc.aio.Server, servicer: Servicer, door: Door | None = No
     """
     handlers = {}
     for method, (request, response) in METHODS.items():
-        handle = _guarded(getattr(servicer, method), request)
+        parse = _parse_infer if method == "ModelInfer" else request.FromString
+        handle = _guarded(getattr(servicer, method), parse)
         if door is not None and method == "ModelInfer":
             handle = door.counted(handle)
         handlers[method] = grpc.unary_unary_rpc_method_handler(handle, response_serializer=response.SerializeToString)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
 
-def _guarded(method: Callable[[Any, Any], Awaitable[Any]], request_type: Any) -> _Handler:
+def _parse_infer(content: bytes) -> Any:
+    """Raises TooLarge, and InputError or what the protobuf runtime raises for bytes that are no such message."""
+    check_fields(content)
+    return oip.ModelInferRequest.FromString(content)
+
+
+def _guarded(method: Callable[[Any, Any], Awaitable[Any]], parse: Callable[[bytes], Any]) -> _Handler:
     """A handler of raw bytes that turns every exception into one status, and foreign ones into an id only."""
 
     async def handle(content: bytes, context: Any) -> Any:
         try:
-            request = request_type.FromString(content)
+            request = parse(content)
+        except InputError as error:
+            await context.abort(grpc_code(error), str(error))
         except Exception:  # the protobuf runtimes raise different types
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "request: not a valid message of this method")
         try:

@@ -13,7 +13,7 @@ import pytest
 
 from edgemux.cloud.backends import OnnxBackend, check, measure
 from edgemux.multiplexer.bundle import Bundle, seal
-from edgemux.multiplexer.errors import ArtifactError
+from edgemux.multiplexer.errors import ArtifactError, ExecutionError
 
 
 @pytest.fixture
@@ -90,6 +90,11 @@ def test_a_manifest_with_two_cloud_files_is_refused(own_bundle: Path) -> None:
     seal(own_bundle, msgspec.structs.replace(manifest, cloud=cloud))
     with pytest.raises(ArtifactError, match="the cloud model must be one file"):
         Bundle.open(own_bundle)
+
+
+def test_a_graph_that_fails_on_a_batch_says_so_with_an_error_of_ours(tiny_bundle: Path) -> None:
+    with pytest.raises(ExecutionError, match="fails on a batch of 3"):
+        OnnxBackend(Bundle.open(tiny_bundle)).run(np.zeros((3, 27, 28), np.uint8))
 
 
 def test_measuring_takes_the_median_of_one_row_and_of_a_full_batch() -> None:

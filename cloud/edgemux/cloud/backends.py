@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgemux.cloud.admission import BatchTime
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.chain import PROBABILITIES, Golden
-from edgemux.multiplexer.errors import ArtifactError, BadAnswer
+from edgemux.multiplexer.errors import ArtifactError, BadAnswer, ExecutionError
 from edgemux.multiplexer.onnx_model import OnnxModel
 
 MEASURED_RUNS = 5
@@ -43,8 +43,14 @@ class OnnxBackend:
             raise ArtifactError(f"{path}: must turn {self._input} into {PROBABILITIES}")
 
     def run(self, image: NDArray[Any]) -> NDArray[Any]:
-        """Probabilities FP32 [N, classes]; raises BadAnswer when the graph gives something else."""
-        probabilities = self._model.run({self._input: image}, [PROBABILITIES])[0]
+        """Probabilities FP32 [N, classes].
+
+        Raises ExecutionError when the graph fails, BadAnswer when it gives something else.
+        """
+        try:
+            probabilities = self._model.run({self._input: image}, [PROBABILITIES])[0]
+        except Exception as error:  # with any of the library's types
+            raise ExecutionError(f"the model fails on a batch of {len(image)}") from error
         if probabilities.shape != (image.shape[0], self._classes) or probabilities.dtype != np.float32:
             raise BadAnswer("the model's answer has the wrong shape")
         return probabilities

@@ -30,7 +30,7 @@ def _positive(settings: Any, *names: str, most: float = math.inf) -> None:
     for name in names:
         value = getattr(settings, name)
         if not value > 0:
-            raise ValueError(f"{name} must be positive")
+            raise ValueError(f"{name} must be more than 0")
         if not value <= most:
             raise ValueError(f"{name} must be at most {most:g}")
 
@@ -38,7 +38,7 @@ def _positive(settings: Any, *names: str, most: float = math.inf) -> None:
 def _not_negative(settings: Any, *names: str) -> None:
     for name in names:
         if not getattr(settings, name) >= 0:
-            raise ValueError(f"{name} must not be negative")
+            raise ValueError(f"{name} must be 0 or more")
 
 
 def _is_host(text: str) -> bool:

@@ -27,7 +27,7 @@ NEVER_OPENS = BreakerSettings(failures=10**6, window=10**6)
 
 
 async def answer_all(agent: Any, images: NDArray[np.uint8], timeout_s: float = PATIENT_S) -> list[Answer]:
-    return [(await agent.infer({"image": images[i : i + 1]}, timeout_s, f"r{i}"))[0] for i in range(len(images))]
+    return [(await agent.infer({"image": images[i : i + 1]}, timeout_s))[0] for i in range(len(images))]
 
 
 def places(answers: list[Answer]) -> set[Placement]:

@@ -99,9 +99,7 @@ class Agent:
         """Deadlines and sizes of requests."""
         return self._config.request
 
-    async def infer(
-        self, tensors: Mapping[str, NDArray[Any]], timeout_s: float | None = None, request_id: str = ""
-    ) -> list[Answer]:
+    async def infer(self, tensors: Mapping[str, NDArray[Any]], timeout_s: float | None = None) -> list[Answer]:
         """Answer each row of ``tensors`` (by input name, [N, ...]) on its own.
 
         Raises DeadlineExceeded or another ExecutionError when a row could not be answered at all.

@@ -268,8 +268,10 @@ class CloudExecutor:
         A cloud that is gone leaves the link unknown.
         """
         started = self._clock()
-        if not self.sent_bytes.take(CALL_OVERHEAD_BYTES, started):
+        # A tight budget is for requests: a ping is made only if one more request would fit beside it.
+        if self.sent_bytes.available(started) < self.request_bytes + CALL_OVERHEAD_BYTES:
             return
+        self.sent_bytes.take(CALL_OVERHEAD_BYTES, started)
         missing = self.breaker.state(started) is State.OPEN
         try:
             await self._stub.ServerLive(oip.ServerLiveRequest(), timeout=timeout_s, wait_for_ready=missing)

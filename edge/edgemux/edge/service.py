@@ -46,7 +46,7 @@ class EdgeService(ModelService):
         self._agent.metrics.stage("validate", now_s - came_s)
         if now_s >= deadline_s:
             raise DeadlineExceeded("deadline: over before anything could run")
-        answers = await self._agent.infer(tensors, deadline_s - now_s, request.id)
+        answers = await self._agent.infer(tensors, deadline_s - now_s)
         arrays = {
             "probabilities": np.stack([answer.prediction.probabilities for answer in answers]),
             "label": np.array([answer.prediction.label for answer in answers], dtype=np.int64),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import socket
 import socketserver
@@ -35,6 +36,7 @@ PATIENCE_S = 1.0
 # For answers on their way out, and for health watches, which never end by themselves.
 LAST_WORDS_S = 0.5
 MAX_PORT = 65535
+_HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 MIN_MESSAGE_BYTES = 64 * 2**10
 MAX_MESSAGE_BYTES = 2**30
 
@@ -50,6 +52,8 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_message_bytes: int = MAX_REQUEST_BYTES
 
     def __post_init__(self) -> None:
+        if not _HOST.fullmatch(self.host):
+            raise ValueError("host must be a name or an address")
         for name in ("grpc_port", "http_port", "metrics_port"):
             if not 0 <= getattr(self, name) <= MAX_PORT:
                 raise ValueError(f"{name} must be between 0 and {MAX_PORT}")

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgemux.compression import data, profile
-from edgemux.compression.chain import answers_of, answers_of_levels, run_top
+from edgemux.compression.chain import answers_of, answers_of_levels, run_top, top_of
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.errors import EdgemuxError
 from edgemux.multiplexer.onnx_model import OnnxModel
@@ -116,7 +116,7 @@ def _times(
         scores = pre.run({"image": one})[0]
         post.run({**feeds, "scores": scores})
 
-    return profile.medians_ms([lambda: run_top(chain, one), lambda: cloud.run({"image": one}), gates], REPEATS)
+    return profile.medians_ms([top_of(chain, one), lambda: cloud.run({"image": one}), gates], REPEATS)
 
 
 def _percent(right: NDArray[np.float32]) -> str:

@@ -106,7 +106,7 @@ def _multiplexer(workshop: Workshop, plan: Recipe, images: DataSet, at_models: P
     at_prices = workshop.stage(
         "certificate",
         lambda folder, _: multiplex.write_prices(
-            at_answers, at_gates, images.certify.sha256(), plan.certify, plan.gates.skip_agreement, folder
+            at_answers, at_gates, images.certify.sha256(), plan.certify, plan.gates, folder
         ),
         at_gates.name,
         plan.certify,

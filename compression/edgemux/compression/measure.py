@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edgemux.compression import profile
-from edgemux.compression.chain import run_top
+from edgemux.compression.chain import top_of
 from edgemux.compression.models import CLOUD, Exported, level_file
 from edgemux.compression.multiplex import (
     POST_GATE,
@@ -54,7 +54,7 @@ def write(
     chain = [OnnxModel.read(models / level_file(k)) for k in range(1, levels + 1)]
     cloud = OnnxModel.read(models / CLOUD)
     one = images[:1]
-    runs = [lambda k=k: run_top(chain[:k], one) for k in range(1, levels + 1)]
+    runs = [top_of(chain[:k], one) for k in range(1, levels + 1)]
     *level_ms, cloud_ms, gates_ms = profile.medians_ms(
         [*runs, lambda: cloud.run({"image": one}), _both_gates(gate_files, one, levels)], repeats
     )

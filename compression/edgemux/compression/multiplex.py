@@ -21,7 +21,7 @@ from edgemux.compression.recipe import Augment, Certify, Gates
 from edgemux.multiplexer.bundle import Certificate, Certified
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.multiplexer.training.certify import certify, grid_of, skip_price
-from edgemux.multiplexer.training.fit import How, fit_post, fit_pre
+from edgemux.multiplexer.training.fit import KEPT_BACK, How, fit_post, fit_pre
 from edgemux.multiplexer.training.labels import Answers, Floats, one_hot, pooled
 
 PRE_GATE = "pre_gate.onnx"
@@ -69,10 +69,15 @@ def with_copies(split: Split, copies: int, seed: int) -> Split:
     return Split(np.concatenate(parts), np.tile(split.labels, copies + 1))
 
 
+def copy_of(count: int, copies: int) -> NDArray[np.int64]:
+    """Which image each of ``count`` rows made by ``with_copies`` is a copy of."""
+    return np.arange(count) % (count // (copies + 1))
+
+
 def write_gates(answers: Path, how: Gates, seed: int, folder: Path, tick: Tick) -> None:
     """Fit both gates on the gate split and write their graphs."""
     images, right = read_answers(answers, "gate")
-    group = np.arange(right.count) % (right.count // (how.copies + 1))
+    group = copy_of(right.count, how.copies)
     tiles = pooled(images, gates.TILE_PX)
     pre = fit_pre(tiles, right.right(), group, _how(how, how.pre_hidden, seed))
     (folder / PRE_GATE).write_bytes(gates.pre_gate_graph(pre).SerializeToString(deterministic=True))
@@ -111,9 +116,7 @@ def gains(folder: Path, answers: Answers, level: int, before: Floats) -> NDArray
     return gain
 
 
-def write_prices(
-    answers: Path, gate_files: Path, data_sha256: str, how: Certify, agreement: float, folder: Path
-) -> None:
+def write_prices(answers: Path, gate_files: Path, data_sha256: str, how: Certify, skip: Gates, folder: Path) -> None:
     """Certify a price per level on the certificate split, and choose the skip price on the gate split."""
     fit_images, fit_answers = read_answers(answers, "gate")
     images, split = read_answers(answers, "certify")
@@ -128,7 +131,10 @@ def write_prices(
         price = certify(gain, split.differs(level), grid, alpha, how.delta / levels)
         certified.append(Certified(level, price.price, price.kept, price.disagreement, price.upper_bound))
     deferred = gains(gate_files, fit_answers, levels, fit_before) > certified[-1].price
-    first = skip_price(fit_before[:, -1] - fit_before[:, :-1].max(axis=1), deferred, agreement)
+    # Only images that the gates were not fitted to, and no copies: elsewhere the pre-gate is surer than it is right.
+    rows = np.arange(fit_answers.count // (skip.copies + 1))
+    back = rows[rows % KEPT_BACK == 0]
+    first = skip_price((fit_before[:, -1] - fit_before[:, :-1].max(axis=1))[back], deferred[back], skip.skip_agreement)
     certificate = Certificate(
         alpha=alphas,
         delta=how.delta,

@@ -204,8 +204,9 @@ class Bundle:
         self._files = {file.path: file for file in manifest.files}
 
     @classmethod
-    def open(cls, folder: Path) -> Bundle:
+    def open(cls, folder: Path | str) -> Bundle:
         """Read and check the manifest. Raises ArtifactError naming the file."""
+        folder = Path(folder)
         if not folder.is_dir():
             raise ArtifactError(f"{folder}: no such bundle directory")
         content = _read(folder / MANIFEST, MANIFEST, MAX_MANIFEST_BYTES)

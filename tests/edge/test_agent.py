@@ -53,6 +53,17 @@ async def test_hard_inputs_go_to_the_cloud_and_easy_ones_stay(cloud: Any, agent_
     assert np.mean(by_place[Placement.CLOUD]) > 0.9
 
 
+async def test_the_level_follows_the_device_and_not_the_input(agent_of: Any, pictures: Pictures) -> None:
+    """The certificate is per level: it would not hold for levels that are picked by what the input looks like."""
+    images, _ = pictures(100, 17)
+    async with agent_of(None) as agent:
+        assert {a.prediction.route.level for a in await answer_all(agent, images)} == {4}
+        for estimate, seconds in zip(agent._device.compute, (0.0, 0.0, 9.0, 9.0), strict=True):
+            estimate.observe = lambda _: None
+            estimate.mean_s = seconds
+        assert {a.prediction.route.level for a in await answer_all(agent, images)} == {2}
+
+
 async def test_each_input_of_a_batch_is_routed_on_its_own(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
     images, _ = pictures(64, 2)
     async with agent_of(cloud.address) as agent:

@@ -47,6 +47,7 @@ from edgemux.multiplexer.policy import Policy
 
 # A higher level must promise at least this much more P(correct) than the answer at hand.
 REFINE_PRICE = 0.02
+LEAST_STEP = 1e-9
 # Rows of a batch that run before others get a turn: about two milliseconds of small models.
 ROWS_A_TURN = 4
 
@@ -184,8 +185,12 @@ class Agent:
         row = scores[0].tolist()
         device = self._device
         found = []
+        best = 0.0
         for i in range(above, len(self._family.routes)):
             route = self._family.routes[i]
+            # A higher level is never taken to be worse: the level follows what the device affords, not the input. The
+            # certificate is one per level; it would not hold for levels picked by the input.
+            row[i] = best = max(row[i], best + LEAST_STEP)
             cost = Cost(device.latency[i].mean_s, device.compute[i].mean_s, self._family.bytes_of[i + 1])
             found.append(Candidate(route, row[i], cost, REFINE_PRICE if above else 0.0))
         if self.cloud is None:

@@ -98,7 +98,7 @@ def test_the_version_is_that_of_the_package(capsys: Capture) -> None:
 
 
 def test_a_missing_extra_is_named_in_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"torch is not installed: pip install 'edgemux\[train\]'"), extra("train"):
+    with pytest.raises(ConfigError, match=r"torch is not installed: pip install '\.\[train\]'"), extra("train"):
         raise ModuleNotFoundError("No module named 'torch._C'", name="torch._C")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -299,6 +300,42 @@ async def test_a_failing_device_model_leaves_the_cloud(cloud: Any, agent_of: Any
         answers = await answer_all(agent, images)
     assert places(answers) == {Placement.CLOUD}
     assert {a.reason for a in answers} <= {Reason.DEVICE_FAILED, Reason.OFFLOADED}
+
+
+async def test_a_broken_device_does_not_keep_a_cloud_that_is_back_from_being_asked(
+    cloud: Any, agent_of: Any, pictures: Pictures
+) -> None:
+    images, _ = pictures(10, 12)
+    well, cloud.answer = cloud.answer, cloud.refusing(grpc.StatusCode.UNAVAILABLE)
+    async with agent_of(cloud.address, breaker=BreakerSettings(open_s=0.05, max_open_s=0.05)) as agent:
+        agent._device._timed = lambda route, sample: 1 / 0
+        for i in range(10):
+            with pytest.raises(ExecutionError):
+                await agent.infer({"image": images[i : i + 1]}, PATIENT_S)
+        cloud.answer = well
+        for _ in range(400):
+            with contextlib.suppress(ExecutionError):
+                assert places(await agent.infer({"image": images[:1]}, PATIENT_S)) == {Placement.CLOUD}
+                return
+            await asyncio.sleep(0.02)
+    pytest.fail("the cloud was never asked again")
+
+
+async def test_a_cloud_that_hangs_is_noticed_before_patient_clients_give_up(
+    cloud: Any, agent_of: Any, pictures: Pictures
+) -> None:
+    cloud.answer = cloud.silent
+    images, _ = pictures(8, 14)
+    async with agent_of(cloud.address, policy="cloud-only", breaker=BreakerSettings(slow_s=0.1)) as agent:
+        tasks = [asyncio.create_task(agent.infer({"image": images[i : i + 1]}, PATIENT_S)) for i in range(8)]
+        for _ in range(500):
+            if agent.cloud.breaker.state(0.0) is not State.CLOSED:
+                break
+            await asyncio.sleep(0.02)
+        assert agent.cloud.breaker.state(0.0) is not State.CLOSED
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_with_neither_device_nor_cloud_the_refusal_is_typed(agent_of: Any, pictures: Pictures) -> None:

@@ -113,11 +113,23 @@ def test_a_cancelled_probe_leaves_room_for_the_next() -> None:
     assert begun(breaker, 0.6).probe
 
 
-def test_hearing_of_the_cloud_allows_a_probe_at_once_but_only_one() -> None:
+def test_hearing_of_the_cloud_cuts_a_long_pause_to_the_first_one() -> None:
     breaker = opened()
-    breaker.heard(0.1)
-    assert breaker.state(0.1) is State.HALF_OPEN
-    assert sum(breaker.begin(0.1) is not None for _ in range(10)) == 1
+    for now in (0.6, 1.7):
+        fail(breaker, now)
+    assert breaker.state(2.3) is State.OPEN, "the pause is two seconds by now"
+    breaker.heard(1.8)
+    assert breaker.state(2.1) is State.OPEN
+    assert breaker.state(2.2) is State.HALF_OPEN
+    assert sum(breaker.begin(2.3) is not None for _ in range(10)) == 1
+
+
+def test_only_the_first_outcome_of_a_call_counts() -> None:
+    breaker = Breaker(SETTINGS)
+    call = begun(breaker, 0.0)
+    for _ in range(3):
+        breaker.failed(call, 1.0)
+    assert breaker.state(1.0) is State.CLOSED
 
 
 def test_hearing_of_the_cloud_changes_nothing_while_closed() -> None:

@@ -28,12 +28,19 @@ def test_what_our_own_client_makes_is_taken(rows: int, request_id: str, paramete
     check_fields(request.SerializeToString())
 
 
-def test_typed_contents_are_not_counted_however_many() -> None:
+def test_packed_numbers_are_one_field_however_many() -> None:
     request = oip.ModelInferRequest()
     contents = request.inputs.add(name="image", datatype="UINT8", shape=[64, 28, 28]).contents
     contents.uint_contents.extend([255] * 64 * 784)
-    contents.bytes_contents.extend([b""] * 5000)
     check_fields(request.SerializeToString())
+
+
+def test_the_elements_of_typed_bytes_are_counted() -> None:
+    request = oip.ModelInferRequest()
+    contents = request.inputs.add(name="image", datatype="BYTES", shape=[5000]).contents
+    contents.bytes_contents.extend([b"x"] * 5000)
+    with pytest.raises(TooLarge, match=f"^contents: the message has more than {MAX_FIELDS} fields"):
+        check_fields(request.SerializeToString())
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,12 @@ def test_triton_s_busy_is_not_taken_for_gone(text: str) -> None:
     assert isinstance(from_peer(grpc.StatusCode.UNAVAILABLE, text), Overloaded)
 
 
+def test_a_message_that_is_too_large_is_not_taken_for_busy() -> None:
+    text = "CLIENT: Received message larger than max (30000000 vs. 1048576)"
+    assert isinstance(from_peer(grpc.StatusCode.RESOURCE_EXHAUSTED, text), errors.BadAnswer)
+    assert isinstance(from_peer(grpc.StatusCode.RESOURCE_EXHAUSTED, "full"), Overloaded)
+
+
 def test_the_tree_in_the_documentation_names_every_error() -> None:
     for kind in tree(EdgemuxError):
         assert kind.__name__ in (errors.__doc__ or "")

@@ -17,4 +17,6 @@ def extra(names: str) -> Iterator[None]:
         missing = (error.name or "?").partition(".")[0]
         if missing == "edgemux":
             raise
-        raise ConfigError(f"{missing} is not installed: pip install 'edgemux[{names}]'") from error
+        raise ConfigError(
+            f"{missing} is not installed: pip install '.[{names}]' in a checkout, or make setup"
+        ) from error

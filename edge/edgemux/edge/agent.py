@@ -149,9 +149,10 @@ class Agent:
                     route = prediction.route
                     self.metrics.answered(route.placement, route.variant, reason, prediction.confidence, elapsed)
                     if route.placement is Placement.EDGE:
-                        self._ask_again(prediction, sample, reason)
+                        self._ask_again(sample, reason, prediction)
                     return Answer(prediction, reason, degraded, elapsed)
                 case Shed(reason):
+                    self._ask_again(sample, reason)
                     raise _refusal(reason)
 
     async def _attempt(self, case: Case, decision: Run, sample: Sample) -> Case:
@@ -241,26 +242,28 @@ class Agent:
         ]
         return max(fitting, default=1)
 
-    def _ask_again(self, prediction: Prediction, sample: Sample, reason: Reason) -> None:
-        """Send a kept input to the cloud, with nobody waiting: as an audit, or as a shadow that finds out how it is."""
+    def _ask_again(self, sample: Sample, reason: Reason, kept: Prediction | None = None) -> None:
+        """Send an input to the cloud with nobody waiting: to audit a kept answer, or to find out how the cloud is."""
         if self.cloud is None or self._background:
             return
         now = self._clock()
-        audit = self._random.random() < self._config.audit_share and self.cloud.blocked(now) is None
+        share = self._config.audit_share if kept is not None and self.cloud.blocked(now) is None else 0.0
+        audit = self._random.random() < share
         if audit or self.cloud.wants_shadow(now, reason):
-            task = asyncio.create_task(self._compare(prediction, sample, audit))
+            task = asyncio.create_task(self._compare(sample, kept if audit else None))
             self._background.add(task)
             task.add_done_callback(self._background.discard)
 
-    async def _compare(self, prediction: Prediction, sample: Sample, audit: bool) -> None:
+    async def _compare(self, sample: Sample, kept: Prediction | None) -> None:
         """Only audits are counted: they are a random sample of what is kept, shadows are not."""
         assert self.cloud is not None
-        outcome = "failed"
+        # What takes longer counts as failed in any case, and would hold the only place for finding out.
+        timeout_s = min(self._config.request.default_timeout_s, self.cloud.breaker.slow_s)
+        second: Prediction | None = None
         with contextlib.suppress(ExecutionError):
-            second = await self.cloud.run(self._cloud_route, sample, self._config.request.default_timeout_s)
-            outcome = "agree" if second.label == prediction.label else "differ"
-        if audit:
-            self.metrics.audited(outcome)
+            second = await self.cloud.run(self._cloud_route, sample, timeout_s)
+        if kept is not None:
+            self.metrics.audited("failed" if second is None else "agree" if second.label == kept.label else "differ")
 
     def warm_up(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Run gates and levels on one known input, so that the first request meets warm models and measured costs."""

@@ -46,15 +46,16 @@ class State(IntEnum):
     OPEN = 2
 
 
-class Call(msgspec.Struct, frozen=True):
-    """A call that was allowed: in which period of the breaker's life, and whether it is the probe."""
+class Call(msgspec.Struct):
+    """A call that was allowed: in which period of the breaker's life, whether it is the probe, and is it over."""
 
     period: int
     probe: bool
+    settled: bool = False
 
 
 class Breaker:
-    """Not thread-safe: one event loop owns it. Every call that ``begin`` allows is followed by exactly one outcome.
+    """Not thread-safe: one event loop owns it. Of every call that ``begin`` allows the first outcome counts.
 
     An outcome counts only in the period in which its call began: what a call from before the breaker opened, or from
     before it closed again, has to say is about another time.
@@ -65,6 +66,7 @@ class Breaker:
         self._outcomes: deque[bool] = deque(maxlen=settings.window)
         self._consecutive = 0
         self._open_until_s: float | None = None
+        self._opened_s = 0.0
         self._pause_s = settings.open_s
         self._probing = False
         self._period = 0
@@ -80,6 +82,11 @@ class Breaker:
         state = self.state(now_s)
         return state is State.CLOSED or (state is State.HALF_OPEN and not self._probing)
 
+    @property
+    def slow_s(self) -> float:
+        """From when on a call that is not answered yet has failed."""
+        return self._settings.slow_s
+
     def begin(self, now_s: float) -> Call | None:
         """Ask to make a call, None for no. When half-open, the one that gets leave is the probe."""
         if not self.allows(now_s):
@@ -92,7 +99,7 @@ class Breaker:
         """The call was answered, correctly, in ``elapsed_s``."""
         if elapsed_s > self._settings.slow_s:
             self.failed(call, now_s)
-        elif call.period == self._period:
+        elif self._settle(call):
             if call.probe:
                 self._close()
             self._consecutive = 0
@@ -100,7 +107,7 @@ class Breaker:
 
     def failed(self, call: Call, now_s: float) -> None:
         """The call failed, timed out or was too slow."""
-        if call.period != self._period:
+        if not self._settle(call):
             return
         if call.probe:
             self._pause_s = min(self._pause_s * 2, self._settings.max_open_s)
@@ -115,15 +122,22 @@ class Breaker:
 
     def cancelled(self, call: Call) -> None:
         """Our own caller gave up: no outcome, and if it was the probe, another may be made."""
-        if call.period == self._period and call.probe:
+        if self._settle(call) and call.probe:
             self._probing = False
 
     def heard(self, now_s: float) -> None:
-        """The cloud was heard of by other means: if open, a probe may be made at once."""
+        """The cloud was heard of by other means: if open, a probe may be made once the first, short pause is over."""
         if self._open_until_s is not None:
-            self._open_until_s = min(self._open_until_s, now_s)
+            earliest_s = max(now_s, self._opened_s + self._settings.open_s)
+            self._open_until_s = min(self._open_until_s, earliest_s)
+
+    def _settle(self, call: Call) -> bool:
+        """Whether this is the call's first outcome, and it is about now."""
+        first, call.settled = not call.settled, True
+        return first and call.period == self._period
 
     def _open(self, now_s: float) -> None:
+        self._opened_s = now_s
         self._open_until_s = now_s + self._pause_s
         self._probing = False
         self._period += 1

@@ -31,7 +31,7 @@ from edgemux.multiplexer.errors import (
     Overloaded,
     Unreachable,
 )
-from edgemux.multiplexer.estimate import DurationEstimate, LinkEstimate, RecentMean
+from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, DurationEstimate, LinkEstimate, RecentMean
 from edgemux.multiplexer.limits import TokenBucket
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import DTYPES, get_parameters, make_request, read_outputs
@@ -157,7 +157,7 @@ class CloudExecutor:
         self._metrics = metrics
         self._clock = clock
         self.link = LinkEstimate()
-        self.server = RecentMean()
+        self.server = RecentMean(stale_s=OFFLOAD_STALE_S)
         self.request_bytes = peer.call_bytes
         self.refused_until_s = float("-inf")
 
@@ -193,6 +193,9 @@ class CloudExecutor:
         started = self._clock()
         call = self._claim(size, started)
         self._metrics.offloaded(size)
+        # Whoever allows ten seconds must not be needed to find out that the cloud hangs.
+        slow_s = self.breaker.slow_s
+        overdue = asyncio.get_running_loop().call_later(slow_s, self.breaker.failed, call, started + slow_s)
         try:
             response = await self._stub.ModelInfer(request, timeout=max(0.001, timeout_s))
             prediction = self._read(route, response, request_id)
@@ -204,6 +207,8 @@ class CloudExecutor:
         except BaseException:  # our caller gave up, or a defect of ours: either way this call says nothing
             self.breaker.cancelled(call)
             raise
+        finally:
+            overdue.cancel()
         elapsed = self._clock() - started
         self.breaker.succeeded(call, elapsed, self._clock())
         self._learn(response, size, elapsed)

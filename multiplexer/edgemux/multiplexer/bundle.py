@@ -209,7 +209,7 @@ class Bundle:
         folder = Path(folder)
         if not folder.is_dir():
             raise ArtifactError(f"{folder}: no such bundle directory")
-        content = _read(folder / MANIFEST, MANIFEST, MAX_MANIFEST_BYTES)
+        content = _read(folder / MANIFEST, f"{folder}/{MANIFEST}", MAX_MANIFEST_BYTES)
         try:
             manifest = msgspec.json.decode(content, type=Manifest)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -107,19 +107,23 @@ class RecentMean:
         self._weight = self._mean = self._deviation = 0.0
 
 
+# A cloud that was slow is asked by shadows, with nobody waiting: until one is back it is taken to be slow still.
+OFFLOAD_STALE_S = 30.0
+
+
 class LinkEstimate:
     """Round trip and bandwidth of the link, from (bytes sent, seconds on the network) pairs.
 
     Two sizes are told apart: calls of at most SMALL_BYTES, whose time is the round trip, and offloads. What an offload
-    takes is what offloads have taken lately; while none was sent for some seconds it is the round trip, so that
-    somebody tries. The bandwidth is what the additional bytes of an offload cost; unknown (None) while that is nothing.
+    takes is what the last ones have taken; when none was sent for half a minute it is the round trip. The bandwidth is
+    what the additional bytes of an offload cost; unknown (None) while that is nothing.
     """
 
     SMALL_BYTES = 256
 
     def __init__(self) -> None:
         self._small = RecentMean(stale_s=5.0)
-        self._large = RecentMean()
+        self._large = RecentMean(stale_s=OFFLOAD_STALE_S)
         self._large_bytes = 0.0
 
     def observe(self, sent_bytes: float, network_s: float, now_s: float) -> None:

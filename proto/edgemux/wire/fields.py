@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from edgemux.multiplexer.errors import InputError, TooLarge
 
-# Of the message and of its inputs and outputs together; what is in ``contents`` is numbers, and costs what it says.
+# Of the message, its inputs, their contents and its outputs together. Packed numbers, however many, are one field.
 MAX_FIELDS = 1000
 # No field takes less: a tag and a value. A message of this size cannot have too many, and is not looked at.
 _UNCOUNTED_BYTES = 2 * MAX_FIELDS
@@ -22,9 +22,13 @@ _NAMES = {
     6: "outputs",
     7: "raw_input_contents",
 }
-# Tags of one byte, of fields that have fields of their own to count.
-_INPUTS = 5 << 3 | 2
-_OUTPUTS = 6 << 3 | 2
+# Tags of one byte, of fields that have fields of their own to count: the name of what is inside, by what it is in.
+_INSIDE = {
+    "": {5 << 3 | 2: "inputs", 6 << 3 | 2: "outputs"},
+    "inputs": {5 << 3 | 2: "contents"},
+    "outputs": {},
+    "contents": {},
+}
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -41,6 +45,7 @@ def check_fields(content: bytes) -> None:
 
 def _count(content: bytes, at: int, end: int, count: int, within: str) -> int:
     """``count`` and the fields of the message at [at, end); ``within`` is the field that holds it, "" for none."""
+    inside = _INSIDE[within]
     while at < end:
         tag = content[at]
         at += 1
@@ -55,10 +60,11 @@ def _count(content: bytes, at: int, end: int, count: int, within: str) -> int:
             at += 1
             if size >= 0x80:
                 size, at = _varint(content, at, size)
-            if not within and tag in (_INPUTS, _OUTPUTS):
+            inner = inside.get(tag)
+            if inner is not None:
                 if at + size > end:
                     raise _invalid()
-                count = _count(content, at, at + size, count, _NAMES[tag >> 3])
+                count = _count(content, at, at + size, count, inner)
             at += size
         else:
             at = _after_number(content, at, kind)

@@ -63,6 +63,8 @@ _FROM_PEER: dict[grpc.StatusCode, type[ExecutionError]] = {
 
 # Triton says UNAVAILABLE for a full or expired queue; both mean "busy", not "gone".
 _OVERLOAD_TEXTS = ("exceeds maximum queue size", "request timeout expired")
+# The library's own refusal of a message, ours or the peer's, has the code of a busy server; trying again cannot help.
+_SIZE_TEXT = "message larger than max"
 
 
 def grpc_code(error: EdgemuxError) -> grpc.StatusCode:
@@ -79,6 +81,8 @@ def from_peer(code: grpc.StatusCode, details: str | None) -> ExecutionError:
     """The error that a peer's status stands for. Its text is kept out: it may name the peer's internals."""
     if code is Code.UNAVAILABLE and any(text in (details or "").lower() for text in _OVERLOAD_TEXTS):
         return Overloaded("the cloud is busy")
+    if code is Code.RESOURCE_EXHAUSTED and _SIZE_TEXT in (details or "").lower():
+        return BadAnswer("a message to or from the cloud is too large")
     kind = _FROM_PEER.get(code, BadAnswer)
     return kind(f"the cloud answered {code.name}")
 

@@ -17,16 +17,22 @@ from edgemux.multiplexer.errors import BadAnswer, EdgemuxError, InputError, TooL
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import (
     DTYPES,
+    check_inputs,
+    decode_inputs,
     get_parameters,
     join_bytes,
     make_request,
     make_response,
-    read_inputs,
     read_outputs,
     requested_outputs,
     set_parameters,
     split_bytes,
 )
+
+
+def read_inputs(request: Any, tensors: Any, preprocessing: Any = None, max_batch: int = 1024) -> Any:
+    return decode_inputs(check_inputs(request, tensors, preprocessing, max_batch), preprocessing)
+
 
 IMAGE = (Tensor("image", "UINT8", (-1, 28, 28)),)
 GREY = Preprocessing("L", 28, 28)

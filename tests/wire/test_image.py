@@ -12,7 +12,7 @@ from PIL import Image
 from edgemux.multiplexer.bundle import Preprocessing
 from edgemux.multiplexer.errors import DeadlineExceeded, InputError, TooLarge
 from edgemux.wire import image
-from edgemux.wire.image import decode_image, decode_images
+from edgemux.wire.image import decode_images
 
 GREY = Preprocessing("L", 28, 28)
 RAMP = np.arange(28 * 28, dtype=np.int64).reshape(28, 28).astype(np.uint8)
@@ -22,6 +22,10 @@ def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def decode_image(field: str, content: bytes, how: Preprocessing) -> Any:
+    return decode_images(field, [content], how)[0]
 
 
 def test_a_lossless_picture_of_the_right_size_keeps_its_pixels() -> None:

@@ -15,7 +15,6 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from edgemux.compression import profile
 from edgemux.compression.chain import answers_of, answers_of_levels
@@ -159,16 +158,3 @@ def _provenance(
         verdicts=parts.exported.verdicts,
         measured=parts.exported.measured | parts.figures.measured,
     )
-
-
-def write_pictures(split: Split, folder: Path) -> list[Path]:
-    """One PNG per class, 28x28 grey: the one nearest to its class's mean picture. Returns the paths by class."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for number, name in enumerate(CLASSES):
-        path = folder / f"{name.lower().replace('/', '-').replace(' ', '-')}.png"
-        members = split.images[split.labels == number]
-        distances = ((members - members.mean(axis=0)) ** 2).sum(axis=(1, 2))
-        Image.fromarray(members[int(distances.argmin())]).save(path, optimize=True)
-        paths.append(path)
-    return paths

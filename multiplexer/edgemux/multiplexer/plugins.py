@@ -7,8 +7,6 @@ from typing import Any
 
 from edgemux.multiplexer.errors import ConfigError
 
-GROUPS = ("edgemux.policies", "edgemux.executors", "edgemux.sensors", "edgemux.passes")
-
 
 def names(group: str) -> list[str]:
     """Names of the plug-ins installed for a group."""

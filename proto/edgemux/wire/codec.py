@@ -65,20 +65,6 @@ class Pictures(msgspec.Struct, frozen=True):
     elements: Sequence[bytes]
 
 
-def read_inputs(
-    request: Any,
-    tensors: Sequence[Tensor],
-    preprocessing: Preprocessing | None = None,
-    max_batch: int = MAX_BATCH,
-) -> dict[str, Array]:
-    """The inputs of a ModelInferRequest as arrays in the model's dtypes, rows first.
-
-    A tensor that the model wants as UINT8 pixels may also come as BYTES: one encoded picture an element.
-    The arrays are read-only views of the message where they can be. Raises InputError naming the tensor.
-    """
-    return decode_inputs(check_inputs(request, tensors, preprocessing, max_batch), preprocessing)
-
-
 def check_inputs(
     request: Any,
     tensors: Sequence[Tensor],
@@ -274,7 +260,6 @@ def make_response(
     request_id: str,
     outputs: Mapping[str, Array],
     parameters: Mapping[str, Parameter],
-    tensor_parameters: Mapping[str, Sequence[Parameter]] | None = None,
 ) -> Any:
     """A ModelInferResponse with raw contents."""
     response = oip.ModelInferResponse(model_name=model, model_version=version, id=request_id)

@@ -45,14 +45,6 @@ def decode_images(
     return np.stack(pixels)
 
 
-def decode_image(field: str, content: bytes, how: Preprocessing) -> NDArray[np.uint8]:
-    """Pixels of one encoded picture, UINT8 [height, width] or [height, width, 3] by ``how.mode``.
-
-    Raises InputError naming ``field`` when it does not decode, TooLarge when it is too big to try.
-    """
-    return np.asarray(decode_images(field, [content], how)[0], dtype=np.uint8)
-
-
 def _open(field: str, content: bytes) -> Any:
     """The picture by its header, nothing unpacked."""
     from PIL import Image  # on use: tensors need no picture library

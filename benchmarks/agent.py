@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from edgemux.compression.hardware import hardware
 from edgemux.edge import EdgeConfig, open_agent
 from edgemux.edge.service import EdgeService
 from edgemux.multiplexer import policy
@@ -119,20 +119,6 @@ def resident_mb(bundle: Path, images: Any, requests: int) -> float:
     finally:
         process.kill()
         process.wait()
-
-
-def hardware() -> str:
-    """The processor and the number of cores, as this machine names them."""
-    names = {line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")}
-    count = len([line for line in _lines("/proc/cpuinfo") if line.startswith("processor")])
-    return f"{', '.join(sorted(names)) or platform.machine()}, {count} cores"
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from edgemux.compression import data, profile
 from edgemux.compression.chain import answers_of, answers_of_levels, run_top, top_of
+from edgemux.compression.hardware import hardware
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.errors import EdgemuxError
 from edgemux.multiplexer.onnx_model import OnnxModel
@@ -96,7 +97,7 @@ def measure(folder: Path) -> Figures:
         "skipped": result.skipped,
         "disagreement": result.disagreement,
     }
-    return Figures(manifest.name, manifest.digest, answers.count, profile.hardware(), rows, numbers)
+    return Figures(manifest.name, manifest.digest, answers.count, hardware(), rows, numbers)
 
 
 def _test_set() -> data.Split:

@@ -11,6 +11,7 @@ from edgemux.edge.config import EdgeConfig
 from edgemux.edge.server import open_agent
 from edgemux.edge.variants import Family
 from edgemux.multiplexer.bundle import Bundle, seal
+from edgemux.multiplexer.chain import Golden
 from edgemux.multiplexer.errors import ArtifactError
 
 
@@ -27,7 +28,7 @@ def resealed(folder: Path) -> Bundle:
 
 def test_a_sound_family_passes(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
-    Family(bundle).check(bundle)
+    Family(bundle).check(Golden(bundle), bundle.manifest)
 
 
 def test_a_level_in_the_place_of_another_is_refused_naming_the_file(copy: Path) -> None:
@@ -40,7 +41,7 @@ def test_a_level_that_answers_otherwise_is_refused_naming_the_file(copy: Path) -
     shutil.copyfile(copy / "cloud.onnx", copy / "level-4.onnx")
     bundle = resealed(copy)
     with pytest.raises(ArtifactError, match=r"^level-4\.onnx: does not give the bundle's golden answers"):
-        Family(bundle).check(bundle)
+        Family(bundle).check(Golden(bundle), bundle.manifest)
 
 
 @pytest.mark.parametrize("name", ["golden.npz", "pre_gate.onnx", "post_gate.onnx", "level-3.onnx"])

@@ -54,7 +54,7 @@ def record(folder: Path, **arrays: Any) -> Bundle:
 
 def test_sound_gates_pass(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
-    Gates(bundle).check(bundle)
+    Gates(bundle).check(Golden(bundle), bundle.manifest)
 
 
 def test_the_delivered_gates_pass() -> None:
@@ -62,7 +62,7 @@ def test_the_delivered_gates_pass() -> None:
     if not (folder / "manifest.json").exists():
         pytest.skip("not built yet")
     bundle = Bundle.open(folder)
-    Gates(bundle).check(bundle)
+    Gates(bundle).check(Golden(bundle), bundle.manifest)
 
 
 def spoilt(by: str, value: float) -> Callable[[str], tuple[Any, dict[str, Any]]]:
@@ -99,14 +99,14 @@ def test_a_gate_whose_scores_are_wrong_is_refused_naming_its_file(
     node, weights = spoil(output)
     bundle = change(copy, name, output, node, **weights)
     with pytest.raises(ArtifactError, match=rf"^{name}: .*{reason}"):
-        Gates(bundle).check(bundle)
+        Gates(bundle).check(Golden(bundle), bundle.manifest)
 
 
 def test_a_pre_gate_that_scores_otherwise_than_recorded_is_refused(copy: Path) -> None:
     node, weights = spoilt("Mul", 0.9)("scores")
     bundle = change(copy, "pre_gate.onnx", "scores", node, **weights)
     with pytest.raises(ArtifactError, match=r"^pre_gate\.onnx: does not give the bundle's golden answers"):
-        Gates(bundle).check(bundle)
+        Gates(bundle).check(Golden(bundle), bundle.manifest)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_golden_answers_that_cannot_be_compared_are_refused_naming_their_file(
 ) -> None:
     bundle = record(copy, **arrays)
     with pytest.raises(ArtifactError, match=rf"^golden\.npz: {reason}"):
-        Gates(bundle).check(bundle)
+        Gates(bundle).check(Golden(bundle), bundle.manifest)
 
 
 def test_a_model_that_answers_a_batch_but_not_a_single_input_is_refused(tiny_bundle: Path) -> None:

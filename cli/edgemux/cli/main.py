@@ -71,7 +71,7 @@ def cloud(
         "batching.linger_s": linger,
         "admission.max_queue": max_queue,
     }
-    serve(load(config, _given(overrides)))
+    serve(load(config, overrides))
 
 
 @app.command(epilog="Example: edgemux edge --bundle deploy/bundles/fashion-mnist --cloud 192.0.2.7:8001")
@@ -102,7 +102,7 @@ def edge(
         "limits.bytes_per_s": bytes_per_second,
         "limits.compute_share": compute_share,
     }
-    serve(load(config, _given(overrides)))
+    serve(load(config, overrides))
 
 
 def _listening(
@@ -115,10 +115,6 @@ def _listening(
         "listen.http_port": http_port,
         "listen.metrics_port": metrics_port,
     }
-
-
-def _given(overrides: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in overrides.items() if value is not None}
 
 
 @app.command(epilog="Example: edgemux infer boot.png shirt.jpg --to 127.0.0.1:9001")

@@ -12,6 +12,8 @@ from enum import StrEnum
 
 import msgspec
 
+from edgemux.multiplexer.limits import allowed_s
+
 
 class Refused(StrEnum):
     """Why a request was refused; the closed set of the ``reason`` label."""
@@ -101,9 +103,7 @@ class Admission:
 
     def deadline_s(self, now_s: float, *timeouts_s: float | None) -> float:
         """Absolute deadline from what the client allows: the shortest given, else the default; capped."""
-        given = [timeout for timeout in timeouts_s if timeout is not None]
-        allowed_s = min(given) if given else self._settings.default_timeout_s
-        return now_s + min(allowed_s, self._settings.max_timeout_s)
+        return now_s + allowed_s(self._settings.default_timeout_s, self._settings.max_timeout_s, *timeouts_s)
 
     def check(self, rows: int, left_s: float, queued_rows: int, running_left_s: float | None) -> Refusal | None:
         """None: take it. ``left_s`` is the time to its deadline, ``running_left_s`` what the running batch still

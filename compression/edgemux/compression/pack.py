@@ -16,9 +16,9 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from edgemux.compression import profile
 from edgemux.compression.chain import answers_of, answers_of_levels
 from edgemux.compression.data import CLASSES, DataSet, Split, stratified
+from edgemux.compression.hardware import hardware
 from edgemux.compression.measure import Figures
 from edgemux.compression.models import CLOUD, Exported, level_file
 from edgemux.compression.multiplex import POST_GATE, PRE_GATE, Prices
@@ -146,7 +146,7 @@ def _provenance(
         seed=plan.seed,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         duration_s=round(seconds, 1),
-        hardware=profile.hardware(),
+        hardware=hardware(),
         data=f"Fashion-MNIST (MIT): {described}; samples: {plan.pack.samples} of the test images, stratified",
         versions={
             "python": platform.python_version(),

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import onnx
 from onnx import shape_inference
@@ -75,19 +72,3 @@ def medians_ms(runs: Sequence[Callable[[], object]], repeats: int) -> list[float
             run()
             times.append(time.perf_counter() - start)
     return [1e3 * statistics.median(times) for times in taken]
-
-
-def hardware() -> str:
-    """CPU model, cores and what matters of its instructions; nothing that names the machine."""
-    model, flags = platform.machine(), set[str]()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Hardware"):
-                model = value.strip()
-            if key.strip() in ("flags", "Features"):
-                flags = set(value.split())
-    except OSError:
-        pass
-    known = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "asimd") if flag in flags]
-    return f"{model}, {os.cpu_count()} cores, {' '.join(known) or 'no known vector instructions'}"

@@ -20,7 +20,6 @@ from edgemux.edge.sample import Sample
 from edgemux.edge.sensors import Sampler
 from edgemux.edge.variants import Family
 from edgemux.multiplexer.bundle import Manifest
-from edgemux.multiplexer.chain import Activations
 from edgemux.multiplexer.domain import (
     Accept,
     Budget,
@@ -106,14 +105,12 @@ class Agent:
         Raises DeadlineExceeded or another ExecutionError when a row could not be answered at all.
         """
         arrived = self._clock()
-        request = self._config.request
-        allowed = request.default_timeout_s if timeout_s is None else min(timeout_s, request.max_timeout_s)
         rows = len(next(iter(tensors.values())))
         self.rate.observe(arrived, rows)
         began = time.perf_counter()
         scores = self._gates.before(tensors)
         self.metrics.stage("pre_gate", time.perf_counter() - began)
-        deadline = arrived + allowed
+        deadline = arrived + self._config.request.allowed_s(timeout_s)
         if rows == 1:
             return [await self._answer(Sample(dict(tensors), scores, deadline), arrived)]
         return await self._each(
@@ -264,14 +261,6 @@ class Agent:
             second = await self.cloud.run(self._cloud_route, sample, timeout_s)
         if kept is not None:
             self.metrics.audited("failed" if second is None else "agree" if second.label == kept.label else "differ")
-
-    def warm_up(self, tensors: Mapping[str, NDArray[Any]]) -> None:
-        """Run gates and levels on one known input, so that the first request meets warm models and measured costs."""
-        scores = self._gates.before(tensors)
-        self._device.warm_up(tensors)
-        for route in self._family.routes:
-            probabilities = self._family.run(route.level, Activations(tensors))
-            self._gates.after(probabilities, route.level, scores)
 
     async def close(self) -> None:
         """Stop what runs in the background."""

@@ -13,7 +13,7 @@ import msgspec
 
 from edgemux.edge.breaker import BreakerSettings
 from edgemux.edge.metrics import EnergyProxy
-from edgemux.multiplexer.limits import TokenBucket
+from edgemux.multiplexer.limits import TokenBucket, allowed_s
 from edgemux.wire.process import Listen
 from edgemux.wire.settings import load_settings
 
@@ -114,6 +114,10 @@ class RequestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"default_timeout_s must be at most max_timeout_s, {self.max_timeout_s:g}")
         if not self.margin_s < self.default_timeout_s:
             raise ValueError(f"margin_s must be less than default_timeout_s, {self.default_timeout_s:g}")
+
+    def allowed_s(self, *asked_s: float | None) -> float:
+        """The time that a request may take, from the timeouts that its client gives."""
+        return allowed_s(self.default_timeout_s, self.max_timeout_s, *asked_s)
 
 
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

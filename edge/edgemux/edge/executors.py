@@ -72,10 +72,10 @@ class DeviceExecutor:
         fresh = sample.activations.reached == 0
         try:
             if self.latency[route.level - 1].mean_s <= INLINE_S:
-                probabilities, elapsed, cpu_s = self._timed(route, sample)
+                probabilities, elapsed, cpu_s = self._timed(route.level, sample.activations)
             else:
                 loop = asyncio.get_running_loop()
-                work = loop.run_in_executor(self._thread, self._timed, route, sample)
+                work = loop.run_in_executor(self._thread, self._timed, route.level, sample.activations)
                 # What still waits for the thread when its time is over is never begun.
                 probabilities, elapsed, cpu_s = await asyncio.wait_for(work, timeout_s)
         except TimeoutError as error:
@@ -93,10 +93,10 @@ class DeviceExecutor:
             raise ExecutionError("the device model gave no finite answer")
         return Prediction(route, label, row, float(row[label]))
 
-    def _timed(self, route: Route, sample: Sample) -> tuple[NDArray[Any], float, float]:
+    def _timed(self, level: int, activations: Activations) -> tuple[NDArray[Any], float, float]:
         """Probabilities, seconds and CPU seconds; time spent waiting for the thread is not the model's."""
         wall, cpu = time.perf_counter(), time.thread_time()
-        probabilities = self._family.run(route.level, sample.activations)
+        probabilities = self._family.run(level, activations)
         return probabilities, time.perf_counter() - wall, time.thread_time() - cpu
 
     def warm_up(self, tensors: Mapping[str, NDArray[Any]], times: int = 5) -> None:
@@ -104,10 +104,9 @@ class DeviceExecutor:
         for index, route in enumerate(self._family.routes):
             self._family.run(route.level, Activations(tensors))
             for _ in range(times):
-                activations, wall, cpu = Activations(tensors), time.perf_counter(), time.thread_time()
-                self._family.run(route.level, activations)
-                self.latency[index].observe(time.perf_counter() - wall)
-                self.compute[index].observe(time.thread_time() - cpu)
+                _, elapsed, cpu_s = self._timed(route.level, Activations(tensors))
+                self.latency[index].observe(elapsed)
+                self.compute[index].observe(cpu_s)
 
     def close(self) -> None:
         """Let the thread end."""

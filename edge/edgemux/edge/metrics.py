@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -51,8 +52,8 @@ class EdgeMetrics:
         )
         joules = self._counter("edgemux_energy_joules", "Energy by the proxy in the configuration.", "model", "route")
         self.budget = self._gauge("edgemux_budget_remaining", "What is left of a long-run budget.", "budget")
-        self.resource = self._gauge("edgemux_resource", "Sensor readings; absent when unknown.", "sensor")
-        self.shown: set[str] = set()
+        self._resource = self._gauge("edgemux_resource", "Sensor readings; absent when unknown.", "sensor")
+        self._sensed: set[str] = set()
         self.level = self._gauge("edgemux_level", "The highest level that the device affords.", "model").labels(model)
         self.level_switch = self._histogram("edgemux_level_switch_seconds", "Loading the delta of a level.", _SECONDS)
         self.breaker = self._gauge("edgemux_breaker_state", "0 closed, 1 half-open, 2 open.")
@@ -107,6 +108,16 @@ class EdgeMetrics:
     def spent_cpu(self, place: Placement, cpu_s: float) -> None:
         """A model used this much CPU time on the device."""
         self._joules[place].inc(cpu_s * self._energy.active_watts)
+
+    def sensed(self, values: Mapping[str, float | None]) -> None:
+        """Readings by sensor; one that is unknown is absent from the page."""
+        for name, value in values.items():
+            if value is not None:
+                self._resource.labels(name).set(value)
+                self._sensed.add(name)
+            elif name in self._sensed:
+                self._resource.remove(name)
+                self._sensed.discard(name)
 
     def audited(self, outcome: str) -> None:
         """A kept answer was compared with the cloud's: ``agree``, ``differ`` or ``failed``."""

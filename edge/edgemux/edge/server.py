@@ -19,6 +19,7 @@ from edgemux.edge.variants import Family
 from edgemux.edge.watch import export, watch
 from edgemux.multiplexer import plugins
 from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.chain import Golden
 from edgemux.multiplexer.gates import Gates
 from edgemux.wire.channel import open_channel
 from edgemux.wire.process import Serving, run
@@ -37,8 +38,9 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
     manifest = bundle.manifest
     family = Family(bundle)
     gates = Gates(bundle)
-    family.check(bundle)
-    gates.check(bundle)
+    golden = Golden(bundle)
+    family.check(golden, manifest)
+    gates.check(golden, manifest)
     metrics = EdgeMetrics(manifest.name, manifest.multiplexer.routes, config.energy)
     for seconds in family.load_s:
         metrics.level_switch.observe(seconds)
@@ -50,7 +52,7 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
     if manifest.certificate is not None:
         metrics.bound.set(max(level.upper_bound for level in manifest.certificate.levels))
     agent = Agent(manifest, config, family, gates, policy, device, cloud, sampler, metrics)
-    _warm_up(agent, bundle)
+    device.warm_up({name: array[:1] for name, array in golden.inputs.items()})
     sampler.start()
     export(agent, time.monotonic())
     watching = asyncio.create_task(watch(agent, config.cloud.probe_interval_s))
@@ -77,12 +79,6 @@ def _cloud(config: EdgeConfig, bundle: Bundle, channel: Any, metrics: EdgeMetric
         metrics,
         time.monotonic,
     )
-
-
-def _warm_up(agent: Agent, bundle: Bundle) -> None:
-    """Run every level a few times, so that the first request meets a warm model and a measured cost."""
-    golden = bundle.arrays(bundle.manifest.golden)
-    agent.warm_up({tensor.name: golden[tensor.name][:1] for tensor in bundle.manifest.inputs})
 
 
 def serve(config: EdgeConfig) -> None:

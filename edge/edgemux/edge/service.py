@@ -39,7 +39,7 @@ class EdgeService(ModelService):
     async def _infer(self, request: Any, left_s: float | None) -> Any:
         came_s = self._loop.time()
         self.check_model(request.model_name, request.model_version)
-        deadline_s = came_s + self._allowed_s(left_s, timeout_s(request))
+        deadline_s = came_s + self._agent.request.allowed_s(left_s, timeout_s(request))
         outputs = requested_outputs(request, self._manifest.outputs)
         tensors = await self.tensors(request, deadline_s)
         now_s = self._loop.time()
@@ -53,12 +53,6 @@ class EdgeService(ModelService):
         }
         chosen = {name: arrays[name] for name in outputs}
         return make_response(self._manifest.name, self._manifest.version, request.id, chosen, said(answers))
-
-    def _allowed_s(self, *timeouts_s: float | None) -> float:
-        """The shortest that the client gives, else the default; capped."""
-        settings = self._agent.request
-        given = [seconds for seconds in timeouts_s if seconds is not None]
-        return min(min(given) if given else settings.default_timeout_s, settings.max_timeout_s)
 
     def status(self) -> dict[str, Any]:
         """The agent's state now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 
-from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.bundle import Bundle, Manifest
 from edgemux.multiplexer.chain import Activations, Chain, Golden
 from edgemux.multiplexer.domain import Placement, Route
 from edgemux.multiplexer.onnx_model import Array, OnnxModel
@@ -35,8 +35,8 @@ class Family:
         """Probabilities FP32 [N, classes] of a level; only the deltas above ``activations.reached`` are run."""
         return self._chain.run(level, activations)
 
-    def check(self, bundle: Bundle) -> None:
+    def check(self, golden: Golden, manifest: Manifest) -> None:
         """Run the golden inputs through every level. Raises ArtifactError naming the one that answers otherwise."""
-        golden, classes = Golden(bundle), len(bundle.manifest.classes)
-        for level in bundle.manifest.levels:
+        classes = len(manifest.classes)
+        for level in manifest.levels:
             golden.check(level.name, level.files[-1], classes, partial(self._chain.answer, level=level.level))

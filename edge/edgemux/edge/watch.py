@@ -54,14 +54,7 @@ def export(agent: Agent, now_s: float) -> None:
         values["link_rtt_seconds"] = agent.cloud.link.rtt_s(now_s)
         values["link_bytes_per_second"] = agent.cloud.link.bytes_per_s(now_s)
         metrics.breaker.set(agent.cloud.breaker.state(now_s))
-    for name, value in values.items():
-        if value is None:
-            if name in metrics.shown:
-                metrics.resource.remove(name)
-                metrics.shown.discard(name)
-        else:
-            metrics.resource.labels(name).set(value)
-            metrics.shown.add(name)
+    metrics.sensed(values)
     allowance = agent.allowance(now_s)
     metrics.budget.labels("offloads").set(allowance.offloads)
     metrics.budget.labels("bytes").set(allowance.sent_bytes)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.bundle import Bundle, Manifest
 from edgemux.multiplexer.chain import Golden, probabilities
 from edgemux.multiplexer.errors import ArtifactError
 from edgemux.multiplexer.onnx_model import OnnxModel
@@ -45,13 +45,13 @@ class Gates:
         after: Scores = self._post.run({name: feeds[name] for name in self._post.inputs})[0]
         return after
 
-    def check(self, bundle: Bundle) -> None:
+    def check(self, golden: Golden, manifest: Manifest) -> None:
         """Run both gates on the golden inputs. Raises ArtifactError naming the file of one that is not a gate.
 
         Pre-gate: the recorded scores for all rows as one batch. Post-gate: scores for each level's answer to one row.
         """
-        golden, width = Golden(bundle), len(self.routes)
+        width = len(self.routes)
         scores = golden.check("scores", self._pre.name, width, self.before)
-        for level in bundle.manifest.levels:
-            answer = golden.recorded(level.name, len(bundle.manifest.classes))[:1]
+        for level in manifest.levels:
+            answer = golden.recorded(level.name, len(manifest.classes))[:1]
             probabilities(self._post.name, (1, width), partial(self.after, answer, level.level, scores[:1]))

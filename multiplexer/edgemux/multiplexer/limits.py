@@ -1,8 +1,13 @@
-"""Token buckets for long-run budgets: what was spent never exceeds what the rate and the burst allow."""
+"""What requests may take: time each, and tokens together, of which never more than rate and burst allow."""
 
 from __future__ import annotations
 
 import math
+
+
+def allowed_s(default_s: float, most_s: float, *asked_s: float | None) -> float:
+    """The time that a request may take: the shortest that was asked for, else the default; at most ``most_s``."""
+    return min(most_s, min((seconds for seconds in asked_s if seconds is not None), default=default_s))
 
 
 class TokenBucket:

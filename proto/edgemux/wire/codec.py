@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemux.multiplexer.bundle import Preprocessing, Tensor
+from edgemux.multiplexer.bundle import DATATYPES, Preprocessing, Tensor
 from edgemux.multiplexer.errors import BadAnswer, InputError, TooLarge
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.image import decode_images
@@ -22,20 +22,7 @@ Array = NDArray[Any]
 Parameter = bool | int | float | str
 
 # Raw bytes are little-endian whatever the machine.
-DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype("u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "INT8": np.dtype("i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-}
+DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(kind).newbyteorder("<") for name, kind in DATATYPES.items()}
 _DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 # The typed field that carries each datatype; FP16 travels raw only, as the protocol says.

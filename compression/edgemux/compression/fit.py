@@ -13,6 +13,7 @@ from edgemux.compression.augment import Batch, draw
 from edgemux.compression.nets import PIXEL_SCALE
 from edgemux.compression.recipe import Augment, Schedule
 
+Draw = Callable[[Tensor, torch.Generator], Batch]
 Loss = Callable[[nn.Module, Batch], Tensor]
 Tick = Callable[[float], None]
 
@@ -28,32 +29,54 @@ def fit(
     tick: Tick,
     on_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> None:
-    """Train ``model`` in place on ``images`` (uint8 [n, 28, 28]).
+    """Train ``model`` in place on augmented ``images`` (uint8 [n, 28, 28]); see ``fit_drawn``."""
+
+    def drawn(index: Tensor, generator: torch.Generator) -> Batch:
+        return draw(images, index, augment, generator)
+
+    fit_drawn(model, len(images), drawn, loss, schedule, seed, checkpoint, tick, on_epoch)
+
+
+def fit_drawn(
+    model: nn.Module,
+    count: int,
+    drawn: Draw,
+    loss: Loss,
+    schedule: Schedule,
+    seed: int,
+    checkpoint: Path | None = None,
+    tick: Tick = lambda done: None,
+    on_epoch: Callable[[int], None] = lambda epoch: None,
+    on_step: Callable[[], None] = lambda: None,
+) -> None:
+    """Train ``model`` in place on ``count`` inputs, which ``drawn(index, generator)`` makes into batches.
 
     After every epoch weights, optimiser and random state go to ``checkpoint``; a run that finds one continues
     from it and ends with the same weights as an uninterrupted one. ``on_epoch`` is told each epoch before it
-    starts, ``tick`` the share of the whole that is done.
+    starts, ``on_step`` is called after every change of the weights, ``tick`` is told the share that is done.
     """
     generator = torch.Generator().manual_seed(seed)
     optimiser = _optimiser(model, schedule)
-    first = _resume(checkpoint, model, optimiser, generator)
+    first = _resume(checkpoint, model, optimiser, generator) if checkpoint is not None else 0
     model.to(memory_format=torch.channels_last)
     for epoch in range(first, schedule.epochs):
         on_epoch(epoch)
         model.train()
-        steps = math.ceil(len(images) / schedule.batch)
-        for step, index in enumerate(_batches(len(images), schedule.batch, generator)):
+        steps = math.ceil(count / schedule.batch)
+        for step, index in enumerate(_batches(count, schedule.batch, generator)):
             done = (epoch + step / steps) / schedule.epochs
             for group in optimiser.param_groups:
                 group["lr"] = schedule.peak_rate * one_cycle(done, schedule.warm_up)
-            batch = draw(images, index, augment, generator)
+            batch = drawn(index, generator)
             with torch.autocast("cpu", torch.bfloat16, enabled=schedule.bf16):
                 value = loss(model, batch)
             optimiser.zero_grad(set_to_none=True)
             value.backward()
             optimiser.step()
+            on_step()
             tick(done)
-        _save(checkpoint, epoch + 1, model, optimiser, generator)
+        if checkpoint is not None:
+            _save(checkpoint, epoch + 1, model, optimiser, generator)
     tick(1.0)
 
 
@@ -77,8 +100,9 @@ def outputs_of(model: nn.Module, images: Tensor, flip: bool = False, batch: int 
 
 def _optimiser(model: nn.Module, schedule: Schedule) -> torch.optim.SGD:
     """Weights decay; biases and batch norms do not (Goyal et al. 2017)."""
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    weights = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
     groups = [
         {"params": weights, "weight_decay": schedule.weight_decay},
         {"params": others, "weight_decay": 0.0},

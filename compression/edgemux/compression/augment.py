@@ -13,7 +13,10 @@ from edgemux.compression.recipe import Augment
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """pixels: what the net takes, here float [n, 1, 28, 28] in 0..1; index: int64 [n] into the training set; flipped: bool [n]."""
+    """pixels: what the net takes, here float [n, 1, 28, 28] in 0..1; flipped: bool [n].
+
+    index: int64 [n] into the training set.
+    """
 
     pixels: Tensor
     index: Tensor

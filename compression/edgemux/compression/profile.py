@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx
 from onnx import shape_inference
@@ -26,16 +26,23 @@ def parameters(model: onnx.ModelProto) -> int:
 
 
 def macs(model: onnx.ModelProto) -> int:
-    """Multiply-accumulates of convolutions and matrix products for one input."""
+    """Multiply-accumulates of convolutions, matrix products and recurrent layers for one input."""
     shapes = _shapes(model)
-    total = 0
-    for node in model.graph.node:
-        if node.op_type == "Conv":
-            out, weight = shapes[node.output[0]], shapes[node.input[1]]
-            total += math.prod(out[2:]) * math.prod(weight)
-        elif node.op_type == "Gemm":
-            total += math.prod(shapes[node.input[1]])
-    return total
+    return sum(_node_macs(node, shapes) for node in model.graph.node)
+
+
+def _node_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Weights of recurrent layers are used once a time step, those of convolutions once an output pixel."""
+    if node.op_type in ("Conv", "ConvInteger"):
+        return math.prod(shapes[node.output[0]][2:]) * math.prod(shapes[node.input[1]])
+    if node.op_type == "Gemm":
+        return math.prod(shapes[node.input[1]])
+    if node.op_type in ("MatMul", "MatMulInteger"):
+        rows = shapes.get(node.output[0], (0, 0))[1:-1]
+        return math.prod(rows) * math.prod(shapes.get(node.input[1], (0,))[-2:])
+    if node.op_type in ("GRU", "LSTM", "RNN"):
+        return shapes[node.input[0]][0] * (math.prod(shapes[node.input[1]]) + math.prod(shapes[node.input[2]]))
+    return 0
 
 
 def head_macs(model: onnx.ModelProto) -> int:
@@ -58,8 +65,14 @@ def median_ms(run: Callable[[], object], repeats: int) -> float:
     return medians_ms([run], repeats)[0]
 
 
-def medians_ms(runs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Median wall times in ms, measured in turns so that a busy moment of the machine hits all alike."""
+def medians_ms(
+    runs: Sequence[Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
+    """Median times in ms, measured in turns so that a busy moment of the machine hits all alike.
+
+    clock: wall time by default; ``time.thread_time`` for work that stays on the calling thread, which other load on
+    the machine moves less.
+    """
     for run in runs:
         for _ in range(WARM_UP):
             run()
@@ -68,7 +81,7 @@ def medians_ms(runs: Sequence[Callable[[], object]], repeats: int) -> list[float
         for times, run in zip(taken, runs, strict=True):
             # Twice, so that the caches hold this model's weights and not the others'.
             run()
-            start = time.perf_counter()
+            start = clock()
             run()
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
     return [1e3 * statistics.median(times) for times in taken]

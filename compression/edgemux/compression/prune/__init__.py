@@ -1,0 +1,1 @@
+"""Taking channels, units and layers out of a net."""

@@ -23,9 +23,9 @@ from edgemux.compression.passes import Setting, Subject
 from edgemux.compression.quantize.targets import check_target
 from edgemux.compression.samples import Samples
 from edgemux.compression.structure import structure_of
-from edgemux.compression.to_onnx import check_model, exported
+from edgemux.compression.to_onnx import check_model, exported, shipped
 from edgemux.compression.verdict import Figures, judge
-from edgemux.multiplexer.errors import ArtifactError, ConfigError, PassError
+from edgemux.multiplexer.errors import ArtifactError, ConfigError
 from edgemux.multiplexer.onnx_model import OnnxModel
 
 Tell = Callable[[str], None]
@@ -151,28 +151,10 @@ def _apply(step: Step, before: _State, setting: Setting, memory: bool) -> tuple[
     one = setting.samples.test_x[:1].numpy()
     before_ms, after_ms = gauge.times_ms([gauge.loaded(before.graph), gauge.loaded(graph)], one)
     figures = gauge.figures_of(graph, stored, after_ms, setting.samples, memory)
-    verdict = judge(str(what.label), what.gives, _at(before.figures, before_ms), figures, step.forced)
-    report = PassReport(
-        str(step), tuple(sorted(what.gives)), before.figures, figures, verdict, time.monotonic() - start_s
-    )
+    old = msgspec.structs.replace(before.figures, ms=before_ms)
+    verdict = judge(str(what.label), what.gives, old, figures, step.forced)
+    report = PassReport(str(step), tuple(sorted(what.gives)), old, figures, verdict, time.monotonic() - start_s)
     return (_State(subject, graph, figures) if verdict.kept else before), report
-
-
-def _at(figures: Figures, ms: float) -> Figures:
-    """Figures with the time that was measured beside the new form's."""
-    return msgspec.structs.replace(figures, ms=ms)
-
-
-def shipped(subject: Subject, samples: Samples) -> onnx.ModelProto:
-    """The graph of a subject as it would be saved. Raises PassError when it cannot be exported."""
-    if subject.graph is not None:
-        return subject.graph
-    if subject.net is None:
-        raise PassError("nothing is left to export")
-    graph = exported(subject.net, samples.test_x)
-    for store in subject.stores:
-        graph = store(graph)
-    return graph
 
 
 def _artifact(

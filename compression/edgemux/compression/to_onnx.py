@@ -17,6 +17,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from edgemux.compression.passes import Subject
 from edgemux.compression.samples import Samples
 from edgemux.multiplexer.errors import ConfigError, PassError
 
@@ -67,6 +68,18 @@ def exported(net: nn.Module, example: Tensor) -> onnx.ModelProto:
         except Exception as error:  # exporters raise whatever they meet
             reasons.append(_line(error))
     raise PassError(f"model: cannot be traced to ONNX ({'; '.join(dict.fromkeys(reasons))})")
+
+
+def shipped(subject: Subject, samples: Samples) -> onnx.ModelProto:
+    """The graph of a subject as it would be saved. Raises PassError when it cannot be exported."""
+    if subject.graph is not None:
+        return subject.graph
+    if subject.net is None:
+        raise PassError("nothing is left to export")
+    graph = exported(subject.net, samples.test_x)
+    for store in subject.stores:
+        graph = store(graph)
+    return graph
 
 
 def _traced(net: nn.Module, x: Tensor) -> onnx.ModelProto:

@@ -1,7 +1,8 @@
 """int8 arithmetic: weights and activations, through ONNX Runtime's own quantiser.
 
-U8S8 with one scale per output channel. Weights use 7 bits (``reduce_range``): without it the 16-bit sums of AVX2
-machines that lack VNNI saturate, and a bundle must answer alike wherever it runs.
+One scale per output channel of a weight; the types are the target's, see ``targets``. The default is U8S8 with 7-bit
+weights: without those the 16-bit sums of AVX2 machines that lack VNNI saturate, and a bundle must answer alike wherever
+it runs.
 """
 
 from __future__ import annotations
@@ -11,26 +12,35 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from edgemux.compression.quantize.targets import TARGETS, Arithmetic
+
 CALIBRATION_BATCH = 50
+Method = Literal["minmax", "percentile", "entropy"]
+METHODS: dict[Method, CalibrationMethod] = {
+    "minmax": CalibrationMethod.MinMax,
+    "percentile": CalibrationMethod.Percentile,
+    "entropy": CalibrationMethod.Entropy,
+}
 
 
-class _Images(CalibrationDataReader):
-    """Feeds calibration images, uint8 [n, 28, 28], in small batches."""
+class _Inputs(CalibrationDataReader):
+    """Feeds calibration inputs [n, ...] in small batches."""
 
-    def __init__(self, images: NDArray[np.uint8]) -> None:
-        self._batches = iter(np.array_split(images, max(1, len(images) // CALIBRATION_BATCH)))
+    def __init__(self, inputs: NDArray[Any], name: str) -> None:
+        self._batches = iter(np.array_split(inputs, max(1, len(inputs) // CALIBRATION_BATCH)))
+        self._name = name
 
     def get_next(self) -> dict[str, Any] | None:
         batch = next(self._batches, None)
-        return None if batch is None else {"image": batch}
+        return None if batch is None else {self._name: batch}
 
 
 @contextlib.contextmanager
@@ -45,8 +55,17 @@ def _quiet() -> Iterator[None]:
         root.setLevel(level)
 
 
-def static_int8(model: onnx.ModelProto, calibration: NDArray[np.uint8]) -> onnx.ModelProto:
-    """The same graph with QuantizeLinear and DequantizeLinear around every operator."""
+def static_int8(
+    model: onnx.ModelProto,
+    calibration: NDArray[Any],
+    how: Arithmetic = TARGETS["x86-avx2"],
+    input_name: str = "image",
+    method: Method = "minmax",
+) -> onnx.ModelProto:
+    """The same graph with QuantizeLinear and DequantizeLinear around every operator.
+
+    calibration: inputs [n, ...] of the type that the graph takes. method: how a range is taken from the values seen.
+    """
     with tempfile.TemporaryDirectory() as name, _quiet():
         folder = Path(name)
         onnx.save(model, folder / "fp32.onnx")
@@ -54,12 +73,13 @@ def static_int8(model: onnx.ModelProto, calibration: NDArray[np.uint8]) -> onnx.
         quantize_static(
             str(folder / "ready.onnx"),
             str(folder / "int8.onnx"),
-            _Images(calibration),
+            _Inputs(calibration, input_name),
             quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
+            activation_type=QuantType.QInt8 if how.signed_activations else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
-            reduce_range=True,
+            reduce_range=how.reduce_range,
+            calibrate_method=METHODS[method],
         )
         result = onnx.load(folder / "int8.onnx")
     result.producer_name = ""

@@ -45,3 +45,8 @@ def this_device(cpu_info: str | None = None, machine: str | None = None) -> str:
         cpu_info = path.read_text() if path.exists() else ""
     words = set(cpu_info.split())
     return "x86-vnni" if words & {"avx512_vnni", "avx_vnni"} else "x86-avx2"
+
+
+def arithmetic_of(target: str) -> Arithmetic:
+    """What suits a target; for ``auto``, what suits this device by its kind."""
+    return TARGETS[this_device() if target == AUTO else target]

@@ -18,10 +18,9 @@ from torch import nn
 
 from edgemux.compression.graph import Graph
 from edgemux.compression.nested import Head, NestedNet, TriangularConv
-from edgemux.compression.nets import CLASS_COUNT, PIXEL_SCALE, CloudNet, ConvUnit
+from edgemux.compression.nets import PIXEL_SCALE, CloudNet, ConvUnit
 
 Weights = tuple[NDArray[Any], NDArray[Any]]
-IMAGE_PX = 28
 
 
 def cloud_graph(model: CloudNet, temperature: float, int8: bool) -> onnx.ModelProto:
@@ -59,10 +58,13 @@ def level_graph(model: NestedNet, level: int, temperature: float, int8: bool) ->
     """
     graph = Graph(int8)
     last = level == len(model.heads)
-    a = _grow(graph, model.conv1, level, "a", IMAGE_PX // 2, graph.image(), PIXEL_SCALE, last)
-    b = _grow(graph, model.conv2, level, "b", IMAGE_PX // 2, a, 1.0, last)
-    c = _grow(graph, model.conv3, level, "c", IMAGE_PX // 4, b, 1.0, last)
-    g = _grow(graph, model.conv4, level, "g", 0, c, 1.0, last)
+    channels, height, width = model.shape
+    half = ((height + 1) // 2, (width + 1) // 2)  # the stride of layer 1 rounds up, the pool of layer 3 down
+    quarter = (half[0] // 2, half[1] // 2)
+    a = _grow(graph, model.conv1, level, "a", half, graph.image(height, width, channels), PIXEL_SCALE, last)
+    b = _grow(graph, model.conv2, level, "b", half, a, 1.0, last)
+    c = _grow(graph, model.conv3, level, "c", quarter, b, 1.0, last)
+    g = _grow(graph, model.conv4, level, "g", (), c, 1.0, last)
     head = model.heads[level - 1]
     assert isinstance(head, Head)
     _answer(graph, g, head.matrix(), head.bias, temperature)
@@ -70,19 +72,17 @@ def level_graph(model: NestedNet, level: int, temperature: float, int8: bool) ->
 
 
 def _grow(
-    graph: Graph, layer: TriangularConv, level: int, name: str, size: int, x: str, scale: float, last: bool
+    graph: Graph, layer: TriangularConv, level: int, name: str, size: tuple[int, ...], x: str, scale: float, last: bool
 ) -> str:
     """Compute the level's own channels of a layer and join them to those of the level below."""
-    rows = slice(0 if level == 1 else layer.c_out[level - 2], layer.c_out[level - 1])
+    rows = layer.rows(level)
     weight, bias = folded(layer.weight(), layer.norm, scale)
-    width = layer.c_out[level - 1]
-    shape = (width, size, size) if size else (width,)
+    shape = (layer.c_out[level - 1], *size)
     state = None if last else f"{name}{level}"
     own_to = state if level == 1 else None
     own = _own_channels(graph, name, x, weight[rows, : layer.c_in[level - 1]], bias[rows], layer.stride, own_to)
     if level > 1:
-        below = layer.c_out[level - 2]
-        lower = graph.input(f"{name}{level - 1}", TensorProto.FLOAT, (below, *shape[1:]))
+        lower = graph.input(f"{name}{level - 1}", TensorProto.FLOAT, (layer.c_out[level - 2], *size))
         own = graph.add("Concat", lower, own, axis=1, to=state)
     if state is not None:
         graph.output(state, shape)
@@ -106,7 +106,7 @@ def _answer(graph: Graph, features: str, weight: torch.Tensor, bias: torch.Tenso
     w = weight.detach().double().numpy() / temperature
     b = bias.detach().double().numpy() / temperature
     graph.add("Softmax", graph.linear(features, w, b), to="probabilities", axis=1)
-    graph.output("probabilities", (CLASS_COUNT,))
+    graph.output("probabilities", (len(w),))
 
 
 def folded(weight: torch.Tensor, norm: nn.BatchNorm2d, scale: float = 1.0) -> Weights:

@@ -92,13 +92,16 @@ class Graph:
         """Mean over both image axes: [n, c, h, w] -> [n, c]."""
         return self.add("Flatten", self.add("GlobalAveragePool", x))
 
-    def image(self, height: int = 28, width: int = 28) -> str:
-        """The raw pixels, input ``image`` uint8 [n, h, w], as float32 [n, 1, h, w] in 0..255.
+    def image(self, height: int = 28, width: int = 28, channels: int = 1) -> str:
+        """The raw pixels, input ``image`` uint8 [n, h, w] or, of more channels, [n, c, h, w], as float32 [n, c, h, w].
 
-        The scale 1/255 belongs into the first weights: without a mean to subtract, zero padding stays exact.
+        They stay in 0..255. The scale 1/255 belongs into the first weights: without a mean to subtract, zero padding
+        stays exact.
         """
-        pixels = self.input("image", TensorProto.UINT8, (height, width))
-        as_float = self.add("Cast", pixels, to_type=TensorProto.FLOAT)
+        shape = (height, width) if channels == 1 else (channels, height, width)
+        as_float = self.add("Cast", self.input("image", TensorProto.UINT8, shape), to_type=TensorProto.FLOAT)
+        if channels > 1:
+            return as_float
         return self.add("Unsqueeze", as_float, self.constant(np.array([1], np.int64)))
 
     def finish(self) -> onnx.ModelProto:

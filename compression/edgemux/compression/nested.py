@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edgemux.compression.nets import CLASS_COUNT
+from edgemux.compression.nets import CLASS_COUNT, IMAGE_SHAPE
 from edgemux.compression.quantize.weights import round_to_int8
 from edgemux.compression.recipe import Family
 
@@ -19,7 +19,7 @@ from edgemux.compression.recipe import Family
 class TriangularConv(nn.Module):
     """Convolution and batch norm whose weights are masked to be block triangular.
 
-    ``c_in`` and ``c_out`` are cumulative channels per level; an input of one channel is read by every group.
+    ``c_in`` and ``c_out`` are cumulative channels per level; the channels of an image are read by every group.
     """
 
     mask: Tensor
@@ -50,6 +50,22 @@ class TriangularConv(nn.Module):
         y = nn.functional.conv2d(x, self.weight(), None, self.stride, self.size // 2)
         return torch.relu(self.norm(y))
 
+    def rows(self, level: int) -> slice:
+        """The output channels that a level (1 = smallest) adds."""
+        return slice(0 if level == 1 else self.c_out[level - 2], self.c_out[level - 1])
+
+    def group(self, x: Tensor, level: int, learning: bool) -> Tensor:
+        """Only the channels that a level adds; x: float [n, at least what the level reads, h, w].
+
+        learning: normalise by the batch and update this group's running statistics; else use the running ones.
+        """
+        rows, seen, norm = self.rows(level), self.c_in[level - 1], self.norm
+        y = nn.functional.conv2d(x[:, :seen], self.weight()[rows, :seen], None, self.stride, self.size // 2)
+        assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+        running = (norm.running_mean[rows], norm.running_var[rows])
+        affine = (norm.weight[rows], norm.bias[rows])
+        return torch.relu(nn.functional.batch_norm(y, *running, *affine, learning, norm.momentum, norm.eps))
+
 
 class Head(nn.Linear):
     """A level's classifier, rounded to int8 steps once ``quantised`` is set."""
@@ -66,16 +82,20 @@ class Head(nn.Linear):
 
 
 class NestedNet(nn.Module):
-    """Pixels in 0..1, float [n, 1, 28, 28] -> logits of every level, float [levels, n, 10]."""
+    """Pixels in 0..1, float [n, *shape] -> logits of every level, float [levels, n, classes].
 
-    def __init__(self, family: Family) -> None:
+    shape: channels, height and width of an image; the net itself takes any height and width, the files these.
+    """
+
+    def __init__(self, family: Family, shape: tuple[int, int, int] = IMAGE_SHAPE, classes: int = CLASS_COUNT) -> None:
         super().__init__()
-        image = (1,) * family.levels
+        self.shape, self.classes = shape, classes
+        image = (shape[0],) * family.levels
         self.conv1 = TriangularConv(image, family.conv1, size=5, stride=2)
         self.conv2 = TriangularConv(family.conv1, family.conv2, size=3, stride=1)
         self.conv3 = TriangularConv(family.conv2, family.conv3, size=3, stride=1)
         self.conv4 = TriangularConv(family.conv3, family.conv4, size=3, stride=1)
-        self.heads = nn.ModuleList(Head(width, CLASS_COUNT) for width in family.conv4)
+        self.heads = nn.ModuleList(Head(width, classes) for width in family.conv4)
 
     def features(self, x: Tensor) -> Tensor:
         """float [n, channels of conv4]: what the heads read."""

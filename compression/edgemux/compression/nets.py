@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from edgemux.compression.recipe import Cloud
 
 CLASS_COUNT = 10
+# Channels, height, width.
+IMAGE_SHAPE = (1, 28, 28)
 PIXEL_SCALE = 1.0 / 255.0
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from edgemux.compression.augment import Batch
 from edgemux.compression.data import Split
-from edgemux.compression.fit import Tick, fit
+from edgemux.compression.fit import Loss, Tick, fit
 from edgemux.compression.nested import NestedNet
 from edgemux.compression.recipe import Family
 
@@ -25,15 +25,7 @@ def train(recipe: Family, train_set: Split, teacher: Tensor, seed: int, folder: 
     """
     torch.manual_seed(seed)
     model = NestedNet(recipe)
-    labels = torch.from_numpy(train_set.labels)
-    weights = torch.tensor(recipe.loss_weights)
-
-    def loss(net: nn.Module, batch: Batch) -> Tensor:
-        logits = net(batch.pixels.contiguous(memory_format=torch.channels_last)).float()
-        targets = teacher[batch.flipped.long(), batch.index]
-        per_level = distilled(logits, targets, labels[batch.index], recipe.distill, recipe.temperature_t)
-        return (per_level * weights).sum() / weights.sum()
-
+    loss = learning(recipe, torch.from_numpy(train_set.labels), teacher)
     first_quantised = round(recipe.schedule.epochs * (1.0 - recipe.quantise_last))
 
     def on_epoch(epoch: int) -> None:
@@ -42,6 +34,22 @@ def train(recipe: Family, train_set: Split, teacher: Tensor, seed: int, folder: 
     images = torch.from_numpy(train_set.images)
     fit(model, images, loss, recipe.schedule, recipe.augment, seed, folder / CHECKPOINT, tick, on_epoch)
     torch.save(model.state_dict(), folder / WEIGHTS)
+
+
+def learning(recipe: Family, labels: Tensor, teacher: Tensor) -> Loss:
+    """The family's loss: the mean of the levels', by the recipe's weights.
+
+    labels: int64 [n]; teacher: logits float32 [2, n, classes] of the inputs and of their mirror images.
+    """
+    weights = torch.tensor(recipe.loss_weights)
+
+    def loss(net: nn.Module, batch: Batch) -> Tensor:
+        logits = net(batch.pixels.contiguous(memory_format=torch.channels_last)).float()
+        targets = teacher[batch.flipped.long(), batch.index]
+        per_level = distilled(logits, targets, labels[batch.index], recipe.distill, recipe.temperature_t)
+        return (per_level * weights).sum() / weights.sum()
+
+    return loss
 
 
 def distilled(logits: Tensor, teacher: Tensor, labels: Tensor, share: float, temperature: float) -> Tensor:

@@ -190,6 +190,53 @@ def build(
     typer.echo(str(made))
 
 
+@app.command(epilog="Example: edgemux compress my_nets:small --data data.npz --recipe 'prune(lasso, 0.5) > int8'")
+def compress(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="An .onnx file, or package.module:callable that makes a net.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The net's state_dict, as torch saves it.")
+    ] = None,
+    data: Annotated[str, typer.Option(metavar="FILE.npz", help="train_x, train_y, test_x, test_y.")] = "fashion-mnist",
+    recipe: Annotated[str | None, typer.Option(help="Passes, as text or in a TOML file.")] = None,
+    need: Annotated[str | None, typer.Option(help="Instead of a recipe: ms<2,kb<100,drop<0.5.")] = None,
+    budget: Annotated[str, typer.Option(help="How long to search for a recipe.")] = "20min",
+    target: Annotated[str, typer.Option(help="auto, x86-avx2, x86-vnni or arm64.")] = "auto",
+    effort: Annotated[float, typer.Option(min=0.01, max=100.0, help="Factor on all training.")] = 1.0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the model goes.")] = Path("compressed"),
+    passes: Annotated[bool, typer.Option("--passes", help="List the passes that are installed, and end.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Compress a classifier by a recipe of passes, or by what it must keep; say what each pass did here."""
+    with extra("train"):
+        from edgemux.cli import compressor
+    if passes:
+        typer.echo(compressor.passes_for_people())
+        return
+    if model is None:
+        raise ConfigError("compress: MODEL is needed, an .onnx file or package.module:callable")
+    if (recipe is None) == (need is None):
+        raise ConfigError("compress: give either --recipe or --need")
+
+    def tell(line: str) -> None:
+        typer.echo(line, err=True)
+
+    net = compressor.model_of(model, weights)
+    if recipe is not None:
+        artifact = compressor.by_recipe(net, data, recipe, target, effort, out, tell)
+        _print_json(artifact.about) if json else typer.echo(f"{artifact.report()}\nsaved in {out}")
+        return
+    found = compressor.by_need(net, data, need or "", budget, target, effort, out, tell)
+    if json:
+        _print_json({"trials": found.trials, "front": [choice.trial for choice in found.front]})
+    else:
+        typer.echo(found.report())
+    if found.best is None:
+        raise PassError("compress: no recipe that was tried keeps the need; nothing is saved")
+    typer.echo(f"saved in {out}: {found.best.trial.recipe or 'the original'}", err=json)
+
+
 @app.command(epilog="Example: edgemux demo --requests 600 --link 80ms,2mbit")
 def demo(
     bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: the repository's own.")] = None,

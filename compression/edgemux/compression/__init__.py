@@ -13,6 +13,8 @@ _HOME = {
     "Artifact": "artifact",
     "PassRecipe": "pass_recipe",
     "Samples": "samples",
+    "search": "recipe_search",
+    "Need": "recipe_search",
 }
 __all__ = list(_HOME)
 

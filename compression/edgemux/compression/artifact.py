@@ -112,8 +112,7 @@ class Artifact:
         Raises ConfigError for a place that holds something else.
         """
         out = Path(folder)
-        if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
-            raise ConfigError(f"{out}: is there and is no compressed model; it is left alone")
+        self.check_place(out)
         part = out.with_name(f"{out.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -123,6 +122,12 @@ class Artifact:
         shutil.rmtree(out, ignore_errors=True)
         part.replace(out)
         return out
+
+    @staticmethod
+    def check_place(out: Path) -> None:
+        """Raises ConfigError for a place that holds anything but an older compressed model."""
+        if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MODEL).is_file()):
+            raise ConfigError(f"{out}: is there and is no compressed model; it is left alone")
 
     @classmethod
     def load(cls, folder: Path | str) -> Artifact:
@@ -164,4 +169,4 @@ def _line(step: str, now: Figures, first: Figures, speed: float) -> str:
     accuracy = f"{100 * now.accuracy:.2f} % ({100 * low:.2f}–{100 * high:.2f})"
     memory = "–" if now.memory_bytes is None else f"{now.memory_bytes / 1e6:.1f} MB"
     ratios = f"{speed:5.2f}× {first.stored_bytes / now.stored_bytes:5.1f}×"
-    return f"{step:<34} {accuracy:<26} {now.stored_bytes:>10,} {memory:>8} {now.macs:>12,} {now.ms:>8.3f}  {ratios}"
+    return f"{step:<34} {accuracy:<26} {now.stored_bytes:>10,} {memory:>8} {now.macs:>12,} {first.ms / speed:>8.3f}  {ratios}"

@@ -96,14 +96,20 @@ def parameters_of(kind: type[Pass]) -> list[str]:
     return [item.encode_name for item in msgspec.structs.fields(kind)]
 
 
+def kind_of(name: str) -> type[Pass]:
+    """The class of a pass. Raises ConfigError that lists what there is."""
+    if name not in known():
+        raise ConfigError(f"recipe: no pass {name!r}; there are {', '.join(known())}")
+    kind: type[Pass] = load(GROUP, name)
+    return kind
+
+
 def make(name: str, positional: tuple[Any, ...], named: Mapping[str, Any]) -> Pass:
     """The pass ``name`` with these parameters.
 
     Raises ConfigError that says which name or parameter is unknown or out of range, and what is allowed.
     """
-    if name not in known():
-        raise ConfigError(f"recipe: no pass {name!r}; there are {', '.join(known())}")
-    kind = load(GROUP, name)
+    kind = kind_of(name)
     allowed = parameters_of(kind)
     if len(positional) > len(allowed):
         raise ConfigError(f"recipe: {name} takes at most {len(allowed)} parameters: {', '.join(allowed) or 'none'}")

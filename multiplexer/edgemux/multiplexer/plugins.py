@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from edgemux.multiplexer.errors import ConfigError
 
 
+@cache
+def _installed(group: str) -> tuple[EntryPoint, ...]:
+    """Looked up once: it reads the metadata of every installed package."""
+    return tuple(entry_points(group=group))
+
+
 def names(group: str) -> list[str]:
     """Names of the plug-ins installed for a group."""
-    return sorted({entry.name for entry in entry_points(group=group)})
+    return sorted({entry.name for entry in _installed(group)})
 
 
 def load(group: str, name: str) -> Any:
     """Import the plug-in ``name`` of ``group``. Raises ConfigError that lists what is installed."""
-    for entry in entry_points(group=group):
+    for entry in _installed(group):
         if entry.name == name:
             try:
                 return entry.load()

@@ -20,6 +20,7 @@ from edgemux.compression.workshop import Workshop
 SEED = 20261125
 TRAIN, TEST = 12_000, 10_000
 SCHEDULE = Schedule(epochs=12, batch=128, peak_rate=0.1, bf16=False)
+QUICK = Schedule(epochs=2, batch=64, peak_rate=0.05, bf16=False)
 WEIGHTS = "weights.pt"
 
 

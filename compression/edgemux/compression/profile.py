@@ -40,7 +40,7 @@ def _node_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> i
     if node.op_type in ("MatMul", "MatMulInteger"):
         rows = shapes.get(node.output[0], (0, 0))[1:-1]
         return math.prod(rows) * math.prod(shapes.get(node.input[1], (0,))[-2:])
-    if node.op_type in ("GRU", "LSTM", "RNN"):
+    if node.op_type in ("GRU", "LSTM", "RNN", "DynamicQuantizeLSTM"):
         return shapes[node.input[0]][0] * (math.prod(shapes[node.input[1]]) + math.prod(shapes[node.input[2]]))
     return 0
 

@@ -44,7 +44,7 @@ class _Inputs(CalibrationDataReader):
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The library warns about every model on the root logger."""
     root = logging.getLogger()
     level = root.level
@@ -66,7 +66,7 @@ def static_int8(
 
     calibration: inputs [n, ...] of the type that the graph takes. method: how a range is taken from the values seen.
     """
-    with tempfile.TemporaryDirectory() as name, _quiet():
+    with tempfile.TemporaryDirectory() as name, quiet():
         folder = Path(name)
         onnx.save(model, folder / "fp32.onnx")
         quant_pre_process(str(folder / "fp32.onnx"), str(folder / "ready.onnx"), skip_symbolic_shape=True)

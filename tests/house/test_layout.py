@@ -54,7 +54,7 @@ def test_the_edge_extra_holds_nothing_heavy() -> None:
         assert not any(requirement.startswith(heavy) for requirement in extras["edge"]), heavy
 
 
-@pytest.mark.parametrize("group", ["edgemux.policies", "edgemux.sensors"])
+@pytest.mark.parametrize("group", ["edgemux.policies", "edgemux.sensors", "edgemux.passes"])
 def test_our_own_plug_ins_are_found_the_way_everybody_s_are(group: str) -> None:
     found = {entry.name: entry.load() for entry in entry_points(group=group)}
     assert found

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SERVERS = ("edgemux cloud", "edgemux edge")
 # What a reader runs once, at length, and the tests elsewhere: here it is only checked to be there.
-LONG = ("edgemux build",)
+LONG = ("edgemux build", "edgemux compress")
 
 
 def blocks() -> list[tuple[str, str]]:

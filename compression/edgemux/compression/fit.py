@@ -48,12 +48,14 @@ def fit_drawn(
     tick: Tick = lambda done: None,
     on_epoch: Callable[[int], None] = lambda epoch: None,
     on_step: Callable[[], None] = lambda: None,
+    clip: float | None = None,
 ) -> None:
     """Train ``model`` in place on ``count`` inputs, which ``drawn(index, generator)`` makes into batches.
 
     After every epoch weights, optimiser and random state go to ``checkpoint``; a run that finds one continues
     from it and ends with the same weights as an uninterrupted one. ``on_epoch`` is told each epoch before it
-    starts, ``on_step`` is called after every change of the weights, ``tick`` is told the share that is done.
+    starts, ``on_step`` is called after every change of the weights, ``tick`` is told the share that is done. clip: the
+    largest norm of a step's gradient; none: as it comes.
     """
     generator = torch.Generator().manual_seed(seed)
     optimiser = _optimiser(model, schedule)
@@ -72,6 +74,8 @@ def fit_drawn(
                 value = loss(model, batch)
             optimiser.zero_grad(set_to_none=True)
             value.backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimiser.step()
             on_step()
             tick(done)

@@ -50,7 +50,7 @@ def test_the_embedding_and_the_maps_are_found_by_running_the_net(torch: Any) -> 
     x = torch.rand(5, 1, 12, 12)
     anatomy = anatomy_of(net, x)
     assert (anatomy.head, anatomy.features) == ("9", 10)
-    assert anatomy.maps == (("1", 4), ("3", 8))
+    assert anatomy.maps == (("1", 4, 2), ("3", 8, 2))
     with torch.no_grad():
         assert torch.equal(embeddings_of(net, x), net[:9](x))
     assert all(not part._forward_hooks for part in net.modules())
@@ -81,6 +81,17 @@ def test_features_as_wide_as_the_teachers_are_not_projected(torch: Any) -> None:
     pupil = Pupil(small, anatomy_of(small, x), anatomy_of(large, x))
     assert [type(part).__name__ for part in pupil.projections] == ["Identity", "Linear", "Linear"]
     assert [tuple(part.weight.shape) for part in pupil.projections[1:]] == [(16, 8), (8, 4)]
+
+
+def test_images_and_sequences_are_not_compared(torch: Any) -> None:
+    from edgemux.compression.distill.angular import Pupil
+    from edgemux.compression.distill.features import anatomy_of
+
+    nn = torch.nn
+    x = torch.rand(2, 1, 12, 12)
+    flat = nn.Sequential(nn.Flatten(2), nn.Conv1d(1, 4, 5), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3))
+    assert [at.axes for at in anatomy_of(flat, x).maps] == [1]
+    assert Pupil(flat, anatomy_of(flat, x), anatomy_of(conv_net(torch, 4, 6, seed=0), x)).pairs == 0
 
 
 def test_a_net_agrees_with_itself_in_every_angle(torch: Any) -> None:

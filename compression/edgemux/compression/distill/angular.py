@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Annotated, ClassVar
 
 import torch
@@ -24,6 +25,8 @@ from edgemux.compression.samples import Samples
 from edgemux.multiplexer.errors import PassError
 
 EPOCHS, RATE, WEIGHT = 10.0, 0.1, 1.0
+# Larger maps are averaged down to this: every position is an angle to compute, and neighbours say much the same.
+MAX_SIDE = 7
 
 
 def angular_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -34,16 +37,17 @@ def angular_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class Pupil(nn.Module):
     """A student with what training alone needs: a linear map for each of its features as wide as the teacher's.
 
-    Features of the same width are compared as they are. Maps are paired from the smallest up and averaged down to the
-    smaller of the two.
+    Features of the same width are compared as they are. Maps are paired from the smallest up, as long as both are
+    images or both sequences, and averaged down to the smaller of the two, and to 7 px at most.
     """
 
     def __init__(self, net: nn.Module, mine: Anatomy, teachers: Anatomy) -> None:
         super().__init__()
         self.net = net
-        self.pairs = min(len(mine.maps), len(teachers.maps))
-        widths = [(mine.features, teachers.features)]
-        widths += [(mine.maps[-at][1], teachers.maps[-at][1]) for at in range(1, 1 + self.pairs)]
+        pairs = zip(reversed(mine.maps), reversed(teachers.maps), strict=False)
+        alike = list(takewhile(lambda pair: pair[0].axes == pair[1].axes, pairs))
+        self.pairs = len(alike)
+        widths = [(mine.features, teachers.features), *((here.channels, there.channels) for here, there in alike)]
         self.projections = nn.ModuleList(
             nn.Identity() if here == there else nn.Linear(here, there, bias=False) for here, there in widths
         )
@@ -53,7 +57,7 @@ class Pupil(nn.Module):
         total = angular_loss(self.projections[0](mine.embedding), teachers.embedding)
         for at in range(1, 1 + self.pairs):
             here, there = mine.maps[-at], teachers.maps[-at]
-            size = tuple(map(min, here.shape[2:], there.shape[2:]))
+            size = tuple(min(*sides, MAX_SIDE) for sides in zip(here.shape[2:], there.shape[2:], strict=True))
             projected = self.projections[at](positions(here, size))
             total = total + angular_loss(projected, positions(there, size)) / self.pairs
         return total

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,29 +18,37 @@ Hook = Callable[[nn.Module, tuple[Any, ...], Any], None]
 MAPS = (nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
+class MapAt(NamedTuple):
+    """A feature map: the module that answers it, its channels, and its axes (1: a sequence, 2: an image)."""
+
+    module: str
+    channels: int
+    axes: int
+
+
 @dataclass(frozen=True)
 class Anatomy:
     """Names of modules. head: the last linear layer that runs, whose input is the embedding, ``features`` wide.
 
-    maps: the last convolution or batch norm at each map size, largest map first, with its channels.
+    maps: the last convolution or batch norm at each map size, largest map first.
     """
 
     head: str
     features: int
-    maps: tuple[tuple[str, int], ...]
+    maps: tuple[MapAt, ...]
 
 
 def anatomy_of(net: nn.Module, x: Tensor) -> Anatomy:
     """Found in one run on ``x``, float [n, ...]. Raises PassError when the net does not end in a linear layer."""
     heads: list[tuple[str, int]] = []
-    maps: dict[tuple[int, ...], tuple[str, int]] = {}
+    maps: dict[tuple[int, ...], MapAt] = {}
 
     def note(name: str) -> Hook:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             if isinstance(module, nn.Linear) and inputs[0].ndim == 2:
                 heads.append((name, inputs[0].shape[1]))
             elif isinstance(module, MAPS) and output.ndim > 2 and math.prod(output.shape[2:]) > 1:
-                maps[tuple(output.shape[2:])] = name, output.shape[1]
+                maps[tuple(output.shape[2:])] = MapAt(name, output.shape[1], output.ndim - 2)
 
         return hook
 
@@ -74,11 +82,11 @@ def watched(net: nn.Module, anatomy: Anatomy) -> Iterator[Callable[[Tensor], Fea
 
     def run(x: Tensor) -> Features:
         logits = net(x)
-        features = Features(logits, seen[anatomy.head], tuple(seen[name] for name, _ in anatomy.maps))
+        features = Features(logits, seen[anatomy.head], tuple(seen[at.module] for at in anatomy.maps))
         seen.clear()
         return features
 
-    names = [(anatomy.head, True), *((name, False) for name, _ in anatomy.maps)]
+    names = [(anatomy.head, True), *((at.module, False) for at in anatomy.maps)]
     with _hooked([(net.get_submodule(name), keep(name, of_input)) for name, of_input in names]):
         yield run
 

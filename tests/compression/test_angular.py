@@ -151,9 +151,14 @@ def test_the_pass_turns_the_students_features_and_leaves_all_else_alone(torch: A
     assert torch.tensor(gauge.answers(graph, x.numpy())).allclose(logits_of(after, x), atol=1e-4)
 
 
-def test_both_passes_follow_one_another_in_a_recipe(torch: Any) -> None:
+def test_a_student_learns_from_the_original_in_one_recipe(torch: Any) -> None:
     from edgemux.compression.pass_recipe import PassRecipe
+    from edgemux.compression.pipeline import compress
 
-    recipe = PassRecipe.of("student(shufflenet, 0.25) > angular(4, weight=2.0, rounds=2)")
+    recipe = PassRecipe.of("student(shufflenet, 0.25)! > angular(1, weight=2.0, rounds=2)")
     assert PassRecipe.of(str(recipe)) == recipe
-    assert [step.what.label for step in recipe.steps] == ["student", "angular"]
+    teacher = conv_net(torch, 8, 6, seed=1)
+    artifact = compress(teacher, setting_for(torch, teacher).samples, recipe, memory=False)
+    first, _ = artifact.about.passes
+    assert first.verdict.kept
+    assert first.after.macs != artifact.about.original.macs

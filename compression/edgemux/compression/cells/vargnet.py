@@ -7,6 +7,7 @@ squeeze-and-excitation and with ReLU for PReLU. Smaller inputs get its first sta
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,48 +16,14 @@ from torch import Tensor, nn
 from edgemux.compression.cells.sizes import Map, Shape, conv_macs, halvings, resized, rounded, strided
 from edgemux.compression.cells.unit import CellNet, Unit, entrance
 
-# VarGFaceNet, table 1: channels of the first convolution and of the stages, blocks a stage.
+# VarGFaceNet and its authors' code: channels of the first convolution and of the stages, blocks a stage.
 STEM, STAGES, BLOCKS = 40, (80, 160, 320), (3, 7, 4)
-# A variable group convolution doubles the channels, the pointwise one brings them back.
-EXPANSION = 2
+# A variable group convolution doubles the channels, the pointwise one brings them back; not so in the head block.
+EXPANSION, HEAD_EXPANSION = 2, 1
 # VarGFaceNet expands 320 channels to 1024 before the map is shrunk to one point, and embeds in half of that.
 TAIL = 1024 / 320
 # Above 112 px the first convolution halves too.
 STRIDED_FROM = 5
-
-
-def var_group_conv(c_in: int, c_out: int, group: int, kernel: int = 3, stride: int = 1, fill: bool = True) -> nn.Conv2d:
-    """A convolution whose groups have ``group`` input channels each; ``fill``: padded to keep the map."""
-    return nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2 if fill else 0, groups=c_in // group, bias=False)
-
-
-class Separable(nn.Sequential):
-    """Variable group convolution to twice the channels, then a pointwise convolution; ``plain``: no ReLU at the end."""
-
-    def __init__(self, c_in: int, c_out: int, group: int, stride: int = 1, plain: bool = False) -> None:
-        middle = EXPANSION * c_in
-        conv = var_group_conv(c_in, middle, group, stride=stride)
-        super().__init__(conv, nn.BatchNorm2d(middle), nn.ReLU(), Unit(middle, c_out, kernel=1, plain=plain))
-
-
-class VarGBlock(nn.Module):
-    """Two separable convolutions beside a shortcut.
-
-    Where the channels or the map change, the shortcut is a separable convolution; in a down-sampling block (``merge``)
-    the first convolution is a sum of two.
-    """
-
-    def __init__(self, c_in: int, c_out: int, group: int, stride: int, merge: bool) -> None:
-        super().__init__()
-        self.first = nn.ModuleList(Separable(c_in, c_out, group, stride, plain=True) for _ in range(1 + merge))
-        self.second = Separable(c_out, c_out, group, plain=True)
-        same = c_in == c_out and stride == 1 and not merge
-        self.shortcut: nn.Module = nn.Identity() if same else Separable(c_in, c_out, group, stride, plain=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the block."""
-        middle = self.first[0](x) if len(self.first) == 1 else self.first[0](x) + self.first[1](x)
-        return torch.relu(self.second(torch.relu(middle)) + self.shortcut(x))
 
 
 class Block(NamedTuple):
@@ -67,19 +34,50 @@ class Block(NamedTuple):
     stride: int
     merge: bool
     out: Map
+    expansion: int
+
+    @property
+    def changes(self) -> bool:
+        """Whether the shortcut is more than the input."""
+        return self.merge or self.stride > 1 or self.c_in != self.c_out
 
     def macs(self, group: int) -> int:
         """Multiply-accumulates for one input."""
-        changes = self.merge or self.stride > 1 or self.c_in != self.c_out
-        entries = 1 + self.merge + changes
-        return entries * _separable_macs(self.c_in, self.c_out, group, self.out) + _separable_macs(
-            self.c_out, self.c_out, group, self.out
-        )
+        entries = 1 + self.merge + self.changes
+        return entries * self._separable_macs(self.c_in, group) + self._separable_macs(self.c_out, group)
+
+    def _separable_macs(self, c_in: int, group: int) -> int:
+        middle = self.expansion * c_in
+        return conv_macs(c_in, middle, 3, c_in // group, self.out) + conv_macs(middle, self.c_out, 1, 1, self.out)
 
 
-def _separable_macs(c_in: int, c_out: int, group: int, out: Map) -> int:
-    middle = EXPANSION * c_in
-    return conv_macs(c_in, middle, 3, c_in // group, out) + conv_macs(middle, c_out, 1, 1, out)
+class Separable(nn.Sequential):
+    """Variable group convolution to ``expansion`` times the channels, then a pointwise one without ReLU."""
+
+    def __init__(self, c_in: int, c_out: int, group: int, expansion: int, stride: int = 1) -> None:
+        middle = expansion * c_in
+        conv = nn.Conv2d(c_in, middle, 3, stride, 1, groups=c_in // group, bias=False)
+        super().__init__(conv, nn.BatchNorm2d(middle), nn.ReLU(), Unit(middle, c_out, kernel=1, plain=True))
+
+
+class VarGBlock(nn.Module):
+    """Two separable convolutions beside a shortcut.
+
+    Where the channels or the map change, the shortcut is a separable convolution; in a down-sampling block (``merge``)
+    the first convolution is a sum of two.
+    """
+
+    def __init__(self, block: Block, group: int) -> None:
+        super().__init__()
+        entry = partial(Separable, block.c_in, block.c_out, group, block.expansion, block.stride)
+        self.first = nn.ModuleList(entry() for _ in range(1 + block.merge))
+        self.second = Separable(block.c_out, block.c_out, group, block.expansion)
+        self.shortcut: nn.Module = entry() if block.changes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block."""
+        middle = self.first[0](x) if len(self.first) == 1 else self.first[0](x) + self.first[1](x)
+        return torch.relu(self.second(torch.relu(middle)) + self.shortcut(x))
 
 
 class Plan(NamedTuple):
@@ -101,7 +99,7 @@ def _plan(shape: Shape, width: float, resolution: float, group: int) -> Plan:
     first = size = strided(size, stride)
     head = 2 if count > 0 else 1
     size = strided(size, head)
-    blocks = [Block(c_in, c_in, head, False, size)]
+    blocks = [Block(c_in, c_in, head, False, size, HEAD_EXPANSION)]
     # One halving is the head block's; a network without any keeps its map.
     halved = count - 1 - (stride - 1)
     for stage, base in enumerate(STAGES[: max(1, halved)]):
@@ -109,9 +107,9 @@ def _plan(shape: Shape, width: float, resolution: float, group: int) -> Plan:
         for at in range(BLOCKS[stage]):
             step = 2 if not at and stage < halved else 1
             size = strided(size, step)
-            blocks.append(Block(c_in, c_out, step, not at, size))
+            blocks.append(Block(c_in, c_out, step, not at, size, EXPANSION))
             c_in = c_out
-    tail = rounded(TAIL * c_in, EXPANSION * group)
+    tail = rounded(TAIL * c_in, 2 * group)
     return Plan(stride, stem, first, blocks, tail, tail // 2)
 
 
@@ -122,7 +120,7 @@ def student(shape: Shape, classes: int, width: float = 1.0, resolution: float = 
     """
     plan = _plan(shape, width, resolution, group)
     body = [*entrance(shape, resolution), Unit(shape[0], plan.stem, stride=plan.stride)]
-    body += [VarGBlock(block.c_in, block.c_out, group, block.stride, block.merge) for block in plan.blocks]
+    body += [VarGBlock(block, group) for block in plan.blocks]
     body += _tail(plan, group)
     return CellNet(body, plan.embedding, classes)
 

@@ -62,7 +62,8 @@ def test_the_exported_net_answers_as_torch_does_and_costs_what_was_predicted(
     with torch.inference_mode():
         wanted = net(x)
     assert wanted.std() > 0.01
-    assert torch.tensor(gauge.answers(gauge.loaded(graph), x.numpy())).allclose(wanted, rtol=1e-4, atol=1e-4)
+    error = (torch.tensor(gauge.answers(gauge.loaded(graph), x.numpy())) - wanted).abs().max()
+    assert error < 1e-4 * wanted.abs().max()
     assert cell.macs(shape, 5, width, resolution) == pytest.approx(profile.macs(graph), rel=0.01)
 
 

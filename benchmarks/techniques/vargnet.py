@@ -18,13 +18,16 @@ from techniques.row import Row
 # Four channels a group: the papers' eight would leave a net of this size one or two groups a layer.
 WIDTH, GROUP = 0.15, 4
 SEEDS = (1, 2)
+# Fewer than for the other cells: three trainings a seed, and many small convolutions.
+TRAIN = 4000
 MAX_MACS, MAX_LOSS = 0.05, 0.005
 
 
 def rows(quick: bool) -> list[Row]:
     """Three trainings a seed: the MobileNet, the VarGNet from labels, the VarGNet with a teacher."""
     start_s = time.monotonic()
-    samples = reference.fashion(*students.counts(quick))
+    train, test = students.counts(quick)
+    samples = reference.fashion(min(train, TRAIN), test)
     epochs, seeds = (students.QUICK_EPOCHS, SEEDS[:1]) if quick else (students.EPOCHS, SEEDS)
     teacher = students.teacher("plain", reference.PlainNet, samples if quick else reference.fashion(), quick)
     make = partial(vargnet.student, students.SHAPE, students.CLASSES, WIDTH, group=GROUP)

@@ -38,12 +38,12 @@ class Subject:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
     def with_net(self, net: nn.Module, *stores: Store) -> Subject:
-        """The same with another net; ``stores`` come after those already there."""
-        return replace(self, net=net, stores=(*self.stores, *stores))
+        """The same with another net; ``stores`` come after those already there, files of the old net are dropped."""
+        return replace(self, net=net, stores=(*self.stores, *stores), files={})
 
     def with_graph(self, graph: onnx.ModelProto) -> Subject:
-        """The same, past export."""
-        return replace(self, graph=graph)
+        """The same, past export; files of the form before are dropped."""
+        return replace(self, graph=graph, files={})
 
 
 @dataclass(frozen=True, eq=False)

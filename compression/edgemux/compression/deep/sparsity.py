@@ -18,7 +18,7 @@ from edgemux.compression.passes import Setting
 from edgemux.compression.retrain import BATCH, label_loss, retrain
 
 # Part of the training after which all that is to go has gone, and how many times connections are removed until then.
-RAMP, ROUNDS = 0.6, 24
+RAMP, ROUNDS = 0.4, 24
 
 
 def ratio_at(done: float, start: float, ratio: float) -> float:

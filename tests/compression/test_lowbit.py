@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from edgemux.multiplexer.errors import PassError
 
 torch = pytest.importorskip("torch")
-from edgemux.compression import gauge
+from edgemux.compression import gauge, profile
 from edgemux.compression.pass_contract import CLASSES, PassContract
 from edgemux.compression.passes import Pass, Subject
 from edgemux.compression.quantize.bits import bits_for, pack, unpack
@@ -182,6 +182,9 @@ def test_packed_weights_answer_the_same_bits_in_onnx_runtime_and_take_as_many_as
     assert np.quantile(np.abs(after - logits_of(rounded, x).numpy()).max(1), 0.9) < 1e-3
     # The second and third layer; the first (192 weights) and the last (150) are too small to gain.
     assert packed_bytes(packed) == bits * (math.ceil(32 * 33 / 8) + math.ceil(33 * 10 / 8))
+    # Weights and biases, whatever they are stored in, and the step sizes of the inputs not.
+    assert profile.parameters(packed) == sum(p.numel() for p in net.parameters())
+    assert profile.macs(packed) == profile.macs(exported(net, x))
     assert len(packed.SerializeToString()) < len(graph.SerializeToString())
     assert {node.op_type for node in packed.graph.node} <= {
         "BitShift", "Cast", "Reshape", "Mul", "ReduceSum", "Slice", "Add", "Div", "Clip", "Round", "MatMul", "Gemm",

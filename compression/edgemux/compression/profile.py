@@ -10,15 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 import onnx
 from onnx import shape_inference
 
+from edgemux.compression.quantize.packed import packed_weights
+
 WARM_UP = 20
 
 
 def parameters(model: onnx.ModelProto) -> int:
-    """Stored weights and biases; the scales of int8 weights and shape constants are not counted."""
+    """Stored weights and biases; the scales of int8 weights and shape constants are not counted.
+
+    Weights in bit planes (``quantize.packed``) count as what they are and not by their bytes.
+    """
     scales = {
         node.input[1] for node in model.graph.node if node.op_type in ("Mul", "DequantizeLinear", "QuantizeLinear")
-    }
-    return sum(
+    } | {name for node in model.graph.node if node.op_type == "BitShift" for name in node.input}
+    return packed_weights(model) + sum(
         math.prod(tensor.dims)
         for tensor in model.graph.initializer
         if tensor.name not in scales and len(tensor.dims) > 0 and tensor.data_type != onnx.TensorProto.INT64

@@ -41,6 +41,7 @@ class LearnedStep(torch.autograd.Function):
     """``round(clip(x / step)) * step`` with the gradients of LSQ (Esser et al. 2020, equations 1 to 5).
 
     x: float of any shape; step: float, one number > 0; low, high: levels; scale: the factor g on the step's gradient.
+    The limits themselves count as inside, or the largest weight under max scaling would never learn.
     """
 
     @staticmethod
@@ -163,7 +164,9 @@ def lowered(net: nn.Module, x: Tensor, w: int, a: int, method: Method) -> nn.Mod
 class Lowbit(Pass, frozen=True):
     """``lowbit(w, a, method, epochs, rate)``: weights of w bits, activations of a bits (32: left alone), trained.
 
-    Passes that train after it train the rounded net on. Storage only: stock runtimes compute in float32.
+    Passes that train after it train the rounded net on. Recurrent layers stay as they are. Storage only: stock
+    runtimes compute in float32. They add in another order than torch does, so a value in the middle between two levels
+    may be rounded the other way there; the others agree as closely as those of any exported net.
     """
 
     label: ClassVar[str] = "lowbit"

@@ -60,6 +60,14 @@ def packed_bytes(graph: onnx.ModelProto) -> int:
     return sum(len(tensor.raw_data) for tensor in graph.graph.initializer if tensor.name.endswith(PLANES))
 
 
+def packed_weights(graph: onnx.ModelProto) -> int:
+    """How many weights a packed graph holds in bit planes."""
+    names = [tensor.name for tensor in graph.graph.initializer if tensor.name.endswith(PLANES)]
+    shapes = {f"{name.removesuffix(PLANES)}{SHAPE}" for name in names}
+    found = [numpy_helper.to_array(tensor) for tensor in graph.graph.initializer if tensor.name in shapes]
+    return sum(int(np.prod(shape)) for shape in found)
+
+
 def _constants(graph: onnx.ModelProto) -> set[str]:
     """Names of all tensors that no input of the graph reaches."""
     names = {tensor.name for tensor in graph.graph.initializer} | {""}
@@ -94,8 +102,12 @@ def _codes(whole: Array) -> tuple[NDArray[np.uint8], int, int]:
     return ((steps - low) // spacing).astype(np.uint8), low, spacing
 
 
-def _chain(model: onnx.ModelProto, name: str, codes: NDArray[np.uint8], offset: float, scale: Array) -> list[NodeProto]:
+def _chain(
+    model: onnx.ModelProto, result: str, codes: NDArray[np.uint8], offset: float, scale: Array
+) -> list[NodeProto]:
     """Nodes that make ``(codes + offset) * scale`` of bit planes, under this name; constants go into the graph."""
+    # Names are a good part of a small chain.
+    name = f"w{sum(tensor.name.endswith(PLANES) for tensor in model.graph.initializer)}"
     bits = bits_for(int(codes.max()))
     planes = pack(codes, bits)
     constants: dict[str, Array] = {
@@ -136,7 +148,7 @@ def _chain(model: onnx.ModelProto, name: str, codes: NDArray[np.uint8], offset: 
         *nodes,
         node("Reshape", [last, f"{name}{SHAPE}"], "_8"),
         node("Add", [f"{name}_8", f"{name}_offset"], "_9"),
-        node("Mul", [f"{name}_9", f"{name}_scale"], ""),
+        helper.make_node("Mul", [f"{name}_9", f"{name}_scale"], [result]),
     ]
 
 

@@ -52,7 +52,7 @@ def _net_row(mode: Any, net: nn.Module, samples: Samples, epochs: int) -> Row:
     first, now = (gauge.figures_of(graph, None, at, samples, False) for graph, at in zip(graphs, ms, strict=True))
     drop, smaller = 100.0 * (first.accuracy - now.accuracy), _layers_smaller(after.net)
     note = (
-        f"re-based: LeNet, 20, 50 and 500 wide, {epochs} epochs from the trained net, where the survey's figure is of 64"
+        f"re-based: LeNet, 20, 50 and 500 wide, {epochs} epochs from the trained net; the survey measured 64"
         " channels on MNIST-1D; ONNX Runtime computes with signs in float32: storage only"
     )
     if mode == "stochastic":

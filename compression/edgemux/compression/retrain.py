@@ -35,14 +35,16 @@ def retrain(
     seed: int = 0,
     on_step: Callable[[], None] = lambda: None,
     on_epoch: Callable[[int], None] = lambda epoch: None,
+    clip: float | None = CLIP,
 ) -> nn.Module:
     """Train ``net`` in place under a one-cycle schedule and return it in evaluation mode.
 
     loss: takes the net in training mode and a batch of ``Samples.draw``; ``on_step`` puts back what must not move.
+    clip: see ``fit_drawn``.
     """
     schedule = Schedule(epochs=epochs, batch=min(BATCH, len(samples.train_x)), peak_rate=rate, bf16=False)
     count = len(samples.train_x)
-    fit_drawn(net, count, samples.draw, loss, schedule, seed, on_epoch=on_epoch, on_step=on_step, clip=CLIP)
+    fit_drawn(net, count, samples.draw, loss, schedule, seed, on_epoch=on_epoch, on_step=on_step, clip=clip)
     return net.eval()
 
 

@@ -104,7 +104,9 @@ def clustered(net: nn.Module, bits: int, epochs: int, rate: float, start: Start,
         for sharing in sharings:
             sharing.tie()
 
-    retrain(net, setting.samples, label_loss(setting.samples), epochs, rate, setting.seed, on_step=tie)
+    # Not clipped: an element's gradient is its cluster's, so their norm counts each centroid as often as it is used.
+    loss = label_loss(setting.samples)
+    retrain(net, setting.samples, loss, epochs, rate, setting.seed, on_step=tie, clip=None)
     for sharing in sharings:
         sharing.handle.remove()
     return net

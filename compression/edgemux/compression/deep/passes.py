@@ -28,8 +28,8 @@ from edgemux.multiplexer.errors import PassError
 
 Bits = Annotated[int, Meta(ge=1, le=8)]
 RATIO, BITS = 0.9, 4
-# Chosen on held-out training images, 90 % of a LeNet's connections removed in 6 epochs: rate 0.05 keeps 0.3 to 0.9 points
-# more than 0.02. A centroid's gradient is the sum over thousands of weights, so its rate is that much smaller.
+# Chosen on training images held out, 90 % of a LeNet's connections removed in 6 epochs: rate 0.05 keeps 0.3 to 0.9
+# points more than 0.02. A centroid's gradient is the sum over thousands of weights, so its rate is far smaller.
 PRUNE_EPOCHS, PRUNE_RATE = 6.0, 0.05
 SHARE_EPOCHS, SHARE_RATE = 2.0, 1e-4
 STORAGE: frozenset[Gain] = frozenset({"storage"})

@@ -20,6 +20,8 @@ SPARSE, SHARED = 1, 2
 MAX_GAP_BITS = 8
 # Larger codebooks than this share too little to pay for themselves, and ONNX stores codes as bytes.
 MAX_CODEBOOK = 256
+# With more values than this that are not zero, a gap each takes more than a code for zero: not tried.
+MOST_STORED = 7 / 8
 
 Patterns = NDArray[np.uint32]
 
@@ -27,7 +29,10 @@ Patterns = NDArray[np.uint32]
 def encode(value: NDArray[Any]) -> bytes:
     """The smallest of: all values or those that are not zero, as they are or through a codebook. float32, any shape."""
     patterns = np.ascontiguousarray(value, np.float32).reshape(-1).view(np.uint32)
-    return min((_dense(patterns), _sparse(patterns)), key=len)
+    forms = [_dense(patterns)]
+    if np.count_nonzero(patterns) <= MOST_STORED * len(patterns):
+        forms.append(_sparse(patterns))
+    return min(forms, key=len)
 
 
 def decode(octets: Octets, count: int) -> NDArray[np.float32]:

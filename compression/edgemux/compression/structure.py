@@ -7,6 +7,7 @@ Channel and unit removal change the sizes of tensors and the attributes that go 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import msgspec
 import torch
@@ -20,11 +21,15 @@ SIZES = ("in_channels", "out_channels", "groups", "in_features", "out_features",
 
 
 class Structure(msgspec.Struct, frozen=True):
-    """sizes: by module and attribute; shapes: by tensor of the state; identities: modules that were taken out."""
+    """sizes: by module and attribute; shapes: by tensor of the state; identities: modules that were taken out.
+
+    ties: names of parameters that are one and the same tensor.
+    """
 
     sizes: dict[str, dict[str, int | list[int]]]
     shapes: dict[str, list[int]]
     identities: list[str]
+    ties: list[list[str]] = msgspec.field(default_factory=list)
 
 
 def structure_of(net: nn.Module) -> Structure:
@@ -37,7 +42,23 @@ def structure_of(net: nn.Module) -> Structure:
             sizes[name] = plain
     shapes = {name: list(tensor.shape) for name, tensor in net.state_dict().items()}
     identities = [name for name, module in net.named_modules() if isinstance(module, nn.Identity)]
-    return Structure(sizes, shapes, identities)
+    return Structure(sizes, shapes, identities, ties_of(net))
+
+
+def ties_of(net: nn.Module) -> list[list[str]]:
+    """Names of the parameters that are one tensor, in the order of the modules; only where there are several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in net.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def tie(net: nn.Module, names: Sequence[str]) -> None:
+    """Make the first of these parameters take the place of the others, in place."""
+    first = net.get_parameter(names[0])
+    for name in names[1:]:
+        path, _, leaf = name.rpartition(".")
+        setattr(net.get_submodule(path), leaf, first)
 
 
 def rebuilt(fresh: nn.Module, structure: Structure, state: dict[str, Tensor]) -> nn.Module:
@@ -62,6 +83,8 @@ def rebuilt(fresh: nn.Module, structure: Structure, state: dict[str, Tensor]) ->
         raise ArtifactError(f"{odd!r} is in one of the nets only: it is not the architecture that was compressed")
     for name, tensor in state.items():
         _put(net, name, tensor)
+    for names in structure.ties:
+        tie(net, names)
     return net.eval()
 
 

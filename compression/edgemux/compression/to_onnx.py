@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from edgemux.compression.passes import Subject
 from edgemux.compression.samples import Samples
+from edgemux.compression.structure import ties_of
 from edgemux.multiplexer.errors import ConfigError, PassError
 
 INPUT, OUTPUT = "input", "logits"
@@ -51,10 +52,11 @@ def check_model(net: nn.Module, samples: Samples) -> None:
         raise ConfigError(f"model: answers {y.shape[1]} classes, the labels name {samples.classes}")
 
 
-def exported(net: nn.Module, example: Tensor) -> onnx.ModelProto:
+def exported(net: nn.Module, example: Tensor, outputs: tuple[str, ...] = (OUTPUT,)) -> onnx.ModelProto:
     """The net in evaluation mode as a checked graph, without names of scopes and doc strings.
 
-    example: float32 [1, ...]. Raises PassError with the reason when the net cannot be traced.
+    example: float32 [1, ...]. outputs: names, one for each tensor that the net answers. Raises PassError with the
+    reason when the net cannot be traced.
     """
     net = copy.deepcopy(net).eval()
     x = example[:1].repeat(TRACED_BATCH, *(1,) * (example.ndim - 1))
@@ -62,7 +64,7 @@ def exported(net: nn.Module, example: Tensor) -> onnx.ModelProto:
     for export in (_traced, _captured):
         try:
             with _quiet():
-                model = export(net, x)
+                model = export(net, x, outputs)
             onnx.checker.check_model(model, full_check=True)
             return _stripped(model)
         except Exception as error:  # exporters raise whatever they meet
@@ -82,17 +84,37 @@ def shipped(subject: Subject, samples: Samples) -> onnx.ModelProto:
     return graph
 
 
-def _traced(net: nn.Module, x: Tensor) -> onnx.ModelProto:
+def _traced(net: nn.Module, x: Tensor, outputs: tuple[str, ...]) -> onnx.ModelProto:
     buffer = io.BytesIO()
-    axes = {INPUT: {0: "n"}, OUTPUT: {0: "n"}}
-    names = {"input_names": [INPUT], "output_names": [OUTPUT]}
-    torch.onnx.export(net, (x,), buffer, dynamo=False, dynamic_axes=axes, opset_version=OPSET, **names)
-    return onnx.load_from_string(buffer.getvalue())
+    axes = {name: {0: "n"} for name in (INPUT, *outputs)}
+    names = {"input_names": [INPUT], "output_names": list(outputs)}
+    # Batch norms are folded into the weights before them, unless these are used elsewhere with other batch norms: one
+    # tensor would become several. The runtime folds at load.
+    mode = torch.onnx.TrainingMode.PRESERVE if ties_of(net) else torch.onnx.TrainingMode.EVAL
+    torch.onnx.export(net, (x,), buffer, dynamo=False, training=mode, dynamic_axes=axes, opset_version=OPSET, **names)
+    return _direct(onnx.load_from_string(buffer.getvalue()))
 
 
-def _captured(net: nn.Module, x: Tensor) -> onnx.ModelProto:
+def _direct(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Where a tensor is used twice, the exporter reads its second use through an Identity; here it is read directly."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    outputs = {value.name for value in model.graph.output}
+    same = {
+        node.output[0]: node.input[0]
+        for node in model.graph.node
+        if node.op_type == "Identity" and node.input[0] in stored and node.output[0] not in outputs
+    }
+    nodes = [node for node in model.graph.node if node.output[0] not in same]
+    for node in nodes:
+        node.input[:] = [same.get(name, name) for name in node.input]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def _captured(net: nn.Module, x: Tensor, outputs: tuple[str, ...]) -> onnx.ModelProto:
     shapes = ({0: torch.export.Dim("n")},)
-    names = {"input_names": [INPUT], "output_names": [OUTPUT]}
+    names = {"input_names": [INPUT], "output_names": list(outputs)}
     program = torch.onnx.export(
         net, (x,), dynamo=True, dynamic_shapes=shapes, opset_version=NEWER_OPSET, verbose=False, **names
     )

@@ -1,0 +1,1 @@
+"""One tensor used in several places: layers that share weights, tasks that share a backbone."""

@@ -121,6 +121,38 @@ def test_alignment_brings_the_features_of_the_domains_together(torch: Any, sampl
     assert apart(1.0) < apart(0.0)
 
 
+def test_a_teacher_that_always_disagrees_changes_nothing(torch: Any, samples: Any) -> None:
+    from dataclasses import replace
+
+    from edgemux.compression.distill.adapt import adapted
+    from edgemux.compression.distill.lesson import Lesson
+    from edgemux.compression.structure import same_weights
+
+    class Says(torch.nn.Module):
+        """One class for dark inputs, one for bright ones, which are the target domain's."""
+
+        def __init__(self, here: int, there: int) -> None:
+            super().__init__()
+            self.register_buffer("here", 50.0 * torch.eye(3)[here])
+            self.register_buffer("there", 50.0 * torch.eye(3)[there])
+
+        def forward(self, x: Any) -> Any:
+            bright = x.flatten(1).mean(dim=1, keepdim=True) > 0.9
+            return torch.where(bright, self.there, self.here)
+
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3)).eval()
+    with torch.no_grad():
+        net[1].bias += 20.0 * torch.eye(3)[0]
+    lesson = Lesson(temperature=4.0, share=0.01, epochs=1, rate=1e-3)
+    far = replace(samples, unlabelled=torch.ones(40, 1, 6, 6))
+
+    def after(there: int) -> Any:
+        return adapted(copy.deepcopy(net), Says(0, there), far, far.unlabelled, lesson, "mmd", 0.0)
+
+    assert same_weights(after(1), after(2))
+    assert not same_weights(after(0), after(1))
+
+
 def test_adapt_says_what_it_lacks(torch: Any, samples: Any) -> None:
     from dataclasses import replace
 

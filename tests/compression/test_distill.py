@@ -229,5 +229,7 @@ def test_the_assistants_size_lies_between(torch: Any, samples: Any, teacher: Any
 def test_recipes_spell_distill_with_a_capital_t() -> None:
     from edgemux.compression.pass_recipe import PassRecipe
 
-    recipe = PassRecipe.of("distill(T=2, share=0.5) > adapt(mmd) > layers(0.5, cka, distill=false)")
-    assert str(recipe) == "distill(T=2.0, share=0.5) > adapt(method=mmd) > layers(ratio=0.5, probe=cka, distill=false)"
+    recipe = PassRecipe.of("distill(T=2, share=0.5) > adapt(coral) > layers(0.5, cka, distill=false)")
+    assert (
+        str(recipe) == "distill(T=2.0, share=0.5) > adapt(method=coral) > layers(ratio=0.5, probe=cka, distill=false)"
+    )

@@ -1,7 +1,9 @@
 """``adapt(method)``: a net for inputs that look other than the labelled ones (MobileDA, Yang et al. 2020).
 
-Learns at once from the labels of the source domain, from the teacher's soft labels of both domains, and from the
-distance between the features of both, which it makes small.
+Learns at once from the labels of the source domain, from the teacher's soft labels, and from the distance between the
+features of both domains, which it makes small. Of the target domain, soft labels count where net and teacher name the
+same class: a teacher that is lost there is often wrong, but seldom in the same way. Without that, a
+net for pictures turned by 30 degrees fell from 53 % to 43 %, as its teacher knew 41 % (Fashion-MNIST, measured).
 
 Batch statistics: each domain is normalised by its own while training, since a mixture fits neither. What is deployed
 meets the target domain only, so at the end they are measured on the unlabelled inputs (Li et al. 2016, AdaBN). So are
@@ -33,6 +35,8 @@ from edgemux.multiplexer.errors import PassError
 Method = Literal["coral", "mmd"]
 Distance = Callable[[Tensor, Tensor], Tensor]
 DISTANCES: dict[Method, Distance] = {"coral": coral, "mmd": mmd}
+# The 4 d^2 makes CORAL small; with this factor a weight means about the same for both.
+SCALES: dict[Method, float] = {"coral": 10.0, "mmd": 1.0}
 EPOCHS, RATE, WEIGHT = 5.0, 0.02, 1.0
 
 
@@ -46,7 +50,7 @@ def adapted(
     """
     anatomy = replace(anatomy_of(net, samples.train_x[:2]), maps=())
     with watched(net, anatomy) as see:
-        loss = _loss(see, teacher, samples, target, lesson, DISTANCES[method], weight)
+        loss = _loss(see, teacher, samples, target, lesson, DISTANCES[method], SCALES[method] * weight)
         retrain(net, samples, loss, lesson.epochs, lesson.rate, lesson.seed)
     recalibrate(net, target)
     return net
@@ -74,10 +78,15 @@ def _loss(
         here, there = see(batch.pixels), see(other.pixels)
         labels = samples.train_y[batch.index]
         learnt = soft_loss(here.logits, source_answers(batch), labels, lesson)
-        followed = soft_loss(there.logits, target_answers(other), theirs.train_y[index], soft)
+        said = target_answers(other)
+        agreed = said.argmax(1) == there.logits.argmax(1)
         scale = here.embedding.detach().square().mean().sqrt().clamp_min(1e-6)
         apart = distance(here.embedding / scale, there.embedding / scale)
-        return learnt + lesson.share * followed + weight * apart
+        value = learnt + weight * apart
+        if agreed.any():
+            followed = soft_loss(there.logits[agreed], said[agreed], theirs.train_y[index][agreed], soft)
+            value = value + lesson.share * agreed.float().mean() * followed
+        return value
 
     return loss
 
@@ -85,14 +94,14 @@ def _loss(
 class Adapt(Pass, frozen=True):
     """``adapt(method, epochs, rate, weight, T, share)``: move to the domain of ``samples.unlabelled``.
 
-    method: coral or mmd, the distance of features. weight: of it. T, share: of distillation, as in ``distill``. The
-    test inputs should be of the target domain: they judge the result.
+    method: the distance of features, mmd, or coral, which is blind to their means; weight: of it. T, share: of
+    distillation, as in ``distill``. The test inputs should be of the target domain: they judge the result.
     """
 
     label: ClassVar[str] = "adapt"
     gives: ClassVar[frozenset[Gain]] = frozenset({"accuracy"})
 
-    method: Method = "coral"
+    method: Method = "mmd"
     epochs: Epochs = EPOCHS
     rate: Rate = RATE
     weight: Annotated[float, Meta(ge=0.0, le=1000.0)] = WEIGHT

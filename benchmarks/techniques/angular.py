@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -32,7 +31,6 @@ TEMPERATURE, SHARE = 4.0, 0.7
 
 def rows(quick: bool) -> list[Row]:
     """Logits and angular students of one teacher, a few seeds each."""
-    start_s = time.monotonic()
     train, test = students.counts(quick)
     known = only(reference.fashion(train if quick else reference.TRAIN, test), lambda y: y < KNOWN)
     unseen = only(reference.fashion(1, test), lambda y: y >= KNOWN, both=False)
@@ -63,7 +61,6 @@ def rows(quick: bool) -> list[Row]:
             met=means[1] >= means[0],
             note=f"{KNOWN} classes known, 2 held out; accuracy on the known; logits (T {TEMPERATURE}) -> angular, "
             f"LeNet to MobileNet {WIDTH}; {len(samples.train_x)} images, {epochs} epochs, mean of {len(seeds)} seeds",
-            seconds=time.monotonic() - start_s,
         )
     ]
 

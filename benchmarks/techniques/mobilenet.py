@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from itertools import pairwise
 
 from edgemux.compression import profile
@@ -17,7 +16,6 @@ MAX_FALL, MAX_ERROR = 0.003, 0.01
 
 def rows(quick: bool) -> list[Row]:
     """The sweep over the width multiplier; the resolution multiplier is checked for its cost only."""
-    start_s = time.monotonic()
     samples = reference.fashion(*students.counts(quick))
     epochs = students.QUICK_EPOCHS if quick else students.EPOCHS
     widths = WIDTHS[:2] if quick else WIDTHS
@@ -50,7 +48,6 @@ def rows(quick: bool) -> list[Row]:
             met=rises and max(errors) <= MAX_ERROR and max(falls) <= MAX_FALL,
             note=f"widths {widths[-1]} -> {widths[0]}; {len(samples.train_x)} images, {epochs} epochs, one seed, "
             "labels only; the error of the prediction covers resolution 0.5 too",
-            seconds=time.monotonic() - start_s,
         )
     ]
 

@@ -20,7 +20,9 @@ from edgemux.compression.quantize.packed import packed_bytes
 from edgemux.compression.quantize.thresholds import fold
 from edgemux.compression.quantize.widen import widened
 from edgemux.compression.quantize.xnor import SignMatrix
+from edgemux.compression.retrain import recalibrate
 from edgemux.compression.samples import logits_of
+from edgemux.compression.structure import same_weights
 from edgemux.compression.to_onnx import shipped
 
 MADE = PassContract()
@@ -168,6 +170,15 @@ def test_norm_and_sign_fold_into_whole_thresholds_exactly() -> None:
     wanted = np.stack([positive(row) for row in every])
     assert np.array_equal(thresholds.positive(every), wanted)
     assert np.array_equal(thresholds.signs(every) > 0, wanted)
+
+
+def test_a_net_trained_with_drawn_signs_has_the_batch_statistics_of_those_it_answers_from() -> None:
+    net = MADE.net()
+    setting = MADE.setting(net)
+    after = Binarise(mode="stochastic", epochs=1.0).apply(Subject(net=net), setting).net
+    again = copy.deepcopy(after)
+    recalibrate(again, setting.samples.train_x)
+    assert same_weights(after, again)
 
 
 def test_the_first_and_the_last_layer_stay_real_at_8_bits() -> None:

@@ -50,7 +50,7 @@ def product(weights: Words, x: Words, count: int) -> NDArray[np.int32]:
 
 
 class SignMatrix:
-    """A matrix of signs, one bit each, to multiply vectors of signs with."""
+    """A matrix of signs, one bit each, to multiply vectors of signs with; for one thread at a time."""
 
     def __init__(self, weight: NDArray[np.floating], compiled: bool | None = None) -> None:
         """weight: float [rows, count], of which the signs count (0 is positive).

@@ -60,7 +60,8 @@ def rows(quick: bool) -> list[Row]:
             f"teacher {_area(teacher, unseen):.4f}",
             met=means[1] >= means[0],
             note=f"{KNOWN} classes known, 2 held out; accuracy on the known; logits (T {TEMPERATURE}) -> angular, "
-            f"LeNet to MobileNet {WIDTH}; {len(samples.train_x)} images, {epochs} epochs, mean of {len(seeds)} seeds",
+            f"LeNet to MobileNet {WIDTH}; {len(samples.train_x)} images, {epochs} epochs, mean of {len(seeds)} seeds; "
+            "an angular student is held to its teacher's directions, and so to its AUC; a logits student finds its own",
         )
     ]
 

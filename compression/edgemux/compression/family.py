@@ -254,7 +254,8 @@ def _train(
         logits = model(batch.pixels.contiguous(memory_format=torch.channels_last)).float()
         targets = known[batch.index] if known is not None else logits_of(teacher, batch.pixels).clone()
         labels = samples.train_y[batch.index]
-        return (distilled(logits, targets, labels, plan.distill, plan.temperature_t) * weights).sum() / weights.sum()
+        # The sum over the levels: their mean trains what only one level has at a fraction of the rate.
+        return (distilled(logits, targets, labels, plan.distill, plan.temperature_t) * weights).sum()
 
     first_quantised = round(plan.schedule.epochs * (1.0 - plan.quantise_last))
 

@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from edgemux.compression.distill.lesson import Lesson, distilling
+from edgemux.compression.distill.logits import SHARE, TEMPERATURE
 from edgemux.compression.passes import Pass, Setting, Subject, net_of
 from edgemux.compression.quantize.targets import arithmetic_of
 from edgemux.compression.retrain import Epochs, Rate, label_loss, retrain
@@ -27,7 +29,10 @@ TRACED_BATCH = 8
 
 
 class Qat(Pass, frozen=True):
-    """``qat(epochs, rate)``: train on with int8 rounding; the file stays float32 until ``int8``."""
+    """``qat(epochs, rate)``: train on with int8 rounding; the file stays float32 until ``int8``.
+
+    It learns from the labels and from the original's outputs: the aim is to answer as before the rounding.
+    """
 
     label: ClassVar[str] = "qat"
 
@@ -46,8 +51,11 @@ class Qat(Pass, frozen=True):
         samples = setting.samples
         prepared = _prepared(net, samples.train_x[:TRACED_BATCH], setting.target)
         epochs = setting.epochs(self.epochs)
+        loss = label_loss(samples)
+        if setting.original is not None:
+            loss = distilling(setting.original, samples, Lesson(TEMPERATURE, SHARE, epochs, self.rate))
         with _quiet():
-            retrain(prepared, samples, label_loss(samples), epochs, self.rate, setting.seed)
+            retrain(prepared, samples, loss, epochs, self.rate, setting.seed)
         trained = prepared.state_dict()
         net.load_state_dict({name: trained[name] for name in net.state_dict()})
         return subject.with_net(net.eval())

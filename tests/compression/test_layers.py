@@ -98,6 +98,49 @@ def test_shapes_decide_what_is_a_block(torch: Any, samples: Any) -> None:
     assert identity_blocks(net, samples.train_x) == ["0", "1", "2"]
 
 
+def test_a_shortcut_added_in_place_is_no_chain(torch: Any, samples: Any) -> None:
+    from edgemux.compression.prune.blocks import identity_blocks
+
+    nn = torch.nn
+
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, x: Any) -> Any:
+            y = self.two(torch.relu(self.one(x)))
+            y += x
+            return y
+
+    net = nn.Sequential(InPlace(), nn.Flatten(), nn.Linear(64, 3))
+    assert identity_blocks(net, samples.train_x) == ["0"]
+
+
+def test_probes_see_channels_wherever_they_are(torch: Any) -> None:
+    from edgemux.compression.prune.blocks import pooled
+
+    nn = torch.nn
+    x = torch.randn(5, 6, 8)
+    assert torch.allclose(
+        pooled(nn.Conv1d(6, 6, 1), x), torch.stack([x[..., :4].mean(2), x[..., 4:].mean(2)], 2).flatten(1)
+    )
+    assert torch.allclose(pooled(nn.Linear(8, 8), x), torch.stack([x[:, :3].mean(1), x[:, 3:].mean(1)], 2).flatten(1))
+    assert pooled(nn.Conv2d(3, 3, 1), torch.randn(5, 3, 9, 1)).shape == (5, 6)
+    assert torch.equal(pooled(nn.Linear(6, 6), x[..., 0]), x[..., 0])
+
+
+def test_wide_features_are_probed_like_narrow_ones(torch: Any) -> None:
+    from edgemux.compression.prune.blocks import probe_accuracy
+
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(6))
+    y = (x[:, 0] + 0.5 * x[:, 1] > 0).long()
+    narrow = probe_accuracy(x, y)
+    assert narrow > 0.8
+    # Copies of the same columns: more of them than inputs, the same plane apart from the ridge.
+    assert probe_accuracy(x.repeat(1, 20), y) == pytest.approx(narrow, abs=0.05)
+
+
 @pytest.mark.parametrize("probe", ["linear", "cka"])
 def test_the_block_that_does_nothing_goes_first(torch: Any, nets: Any, samples: Any, probe: Any) -> None:
     from edgemux.compression.prune.layers import without_blocks

@@ -169,4 +169,5 @@ def _line(step: str, now: Figures, first: Figures, speed: float) -> str:
     accuracy = f"{100 * now.accuracy:.2f} % ({100 * low:.2f}–{100 * high:.2f})"
     memory = "–" if now.memory_bytes is None else f"{now.memory_bytes / 1e6:.1f} MB"
     ratios = f"{speed:5.2f}× {first.stored_bytes / now.stored_bytes:5.1f}×"
-    return f"{step:<34} {accuracy:<26} {now.stored_bytes:>10,} {memory:>8} {now.macs:>12,} {first.ms / speed:>8.3f}  {ratios}"
+    work = f"{now.macs:>12,} {first.ms / speed:>8.3f}"
+    return f"{step:<34} {accuracy:<26} {now.stored_bytes:>10,} {memory:>8} {work}  {ratios}"

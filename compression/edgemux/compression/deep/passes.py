@@ -38,7 +38,8 @@ STORAGE: frozenset[Gain] = frozenset({"storage"})
 class Sparsify(Pass, frozen=True):
     """``sparsify(ratio, epochs, rate)``: remove connections by magnitude, gradually, while training.
 
-    ratio: share of the weights of convolutions, linear and recurrent layers that become zero.
+    ratio: share of the weights of convolutions, linear and recurrent layers that become zero. ``cluster`` keeps the
+    zeros; passes that train all weights, like ``finetune``, fill them again.
     """
 
     label: ClassVar[str] = "sparsify"

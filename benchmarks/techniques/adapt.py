@@ -89,7 +89,8 @@ def _row(
         ", ".join(f"{method} {100 * share:.0f} %" for method, share in shares.items()),
         shares[default] >= WANTED_SHARE,
         f"{default} counts; supervised {students.percent(found['supervised'])}, the teacher in the target domain "
-        f"{students.percent(accuracy_of(teacher, test_x, samples.test_y))}; {train} images of each domain, one seed",
+        f"{students.percent(accuracy_of(teacher, test_x, samples.test_y))}; {train} images of each domain, one seed. "
+        "Statistics alone undo noise and contrast; a rotation changes what each filter should look for",
         time.monotonic() - start_s,
     )
 

@@ -1,4 +1,4 @@
-"""``nested_family``: any image classifier in, a family of delta files out."""
+"""``family``: any image classifier in, a family of delta files out."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def teacher(torch: Any) -> Any:
 @pytest.fixture(scope="module")
 def made(torch: Any, teacher: Any) -> Any:
     """A family of colour pictures whose height and width are odd and not equal."""
-    from edgemux.compression.family import nested_family
+    from edgemux.compression.nested_models import family
 
     x, y = pictures(torch, COLOUR)
-    return nested_family(teacher, (x[:64], y[:64], x[64:], y[64:]), levels=3, max_kb=9.0, epochs=2, seed=3)
+    return family(teacher, (x[:64], y[:64], x[64:], y[64:]), levels=3, max_kb=9.0, epochs=2, seed=3)
 
 
 def test_every_level_is_a_delta_within_the_budget_of_bytes(made: Any) -> None:
@@ -58,7 +58,7 @@ def test_every_level_is_a_delta_within_the_budget_of_bytes(made: Any) -> None:
 
 
 def test_the_figures_are_those_of_the_files(torch: Any, made: Any) -> None:
-    from edgemux.compression.family import pixels_of
+    from edgemux.compression.nested_models import pixels_of
     from edgemux.multiplexer.chain import Chain
 
     x, y = pictures(torch, COLOUR)
@@ -73,12 +73,12 @@ def test_the_figures_are_those_of_the_files(torch: Any, made: Any) -> None:
 
 
 def test_the_teacher_is_left_as_it_was(torch: Any, teacher: Any) -> None:
-    from edgemux.compression.family import nested_family
+    from edgemux.compression.nested_models import family
 
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     drawn = torch.random.get_rng_state()
     x, y = pictures(torch, COLOUR, 48)
-    nested_family(teacher, (x, y, x, y), levels=1, max_kb=20, epochs=1)
+    family(teacher, (x, y, x, y), levels=1, max_kb=20, epochs=1)
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
     assert teacher.training and not teacher[3].training
     assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
@@ -86,7 +86,7 @@ def test_the_teacher_is_left_as_it_was(torch: Any, teacher: Any) -> None:
 
 
 def test_a_saved_family_reads_back_and_holds_no_pickle(made: Any, tmp_path: Path) -> None:
-    from edgemux.compression.family import NestedModels
+    from edgemux.compression.nested_models import NestedModels
 
     folder = made.save(tmp_path / "family")
     assert sorted(path.name for path in folder.iterdir()) == [*made.files, "manifest.json"]
@@ -96,7 +96,7 @@ def test_a_saved_family_reads_back_and_holds_no_pickle(made: Any, tmp_path: Path
 
 
 def test_a_changed_file_of_a_saved_family_is_refused(made: Any, tmp_path: Path) -> None:
-    from edgemux.compression.family import NestedModels
+    from edgemux.compression.nested_models import NestedModels
 
     folder = made.save(tmp_path)
     content = bytearray((folder / "level2.onnx").read_bytes())
@@ -110,15 +110,15 @@ def test_a_changed_file_of_a_saved_family_is_refused(made: Any, tmp_path: Path) 
 
 
 def test_equal_seeds_give_equal_files(torch: Any, teacher: Any, made: Any) -> None:
-    from edgemux.compression.family import nested_family
+    from edgemux.compression.nested_models import family
 
     x, y = pictures(torch, COLOUR)
-    again = nested_family(teacher, (x[:64], y[:64], x[64:], y[64:]), levels=3, max_kb=9.0, epochs=2, seed=3)
+    again = family(teacher, (x[:64], y[:64], x[64:], y[64:]), levels=3, max_kb=9.0, epochs=2, seed=3)
     assert again.files == made.files
 
 
 def test_the_teacher_is_asked_about_pictures_as_they_were_changed(torch: Any, teacher: Any) -> None:
-    from edgemux.compression.family import nested_family
+    from edgemux.compression.nested_models import family
     from edgemux.compression.samples import Samples
 
     asked = []
@@ -137,7 +137,7 @@ def test_the_teacher_is_asked_about_pictures_as_they_were_changed(torch: Any, te
     x, y = pictures(torch, COLOUR, 48)
     given = Samples.of((x, y, x, y))
     black = Samples(*(getattr(given, n) for n in ("train_x", "train_y", "test_x", "test_y")), change=lambda x, g: x * 0)
-    nested_family(Watched(), black, levels=1, max_kb=20, epochs=1)
+    family(Watched(), black, levels=1, max_kb=20, epochs=1)
     assert 0.0 in asked
 
 
@@ -152,16 +152,16 @@ def test_the_teacher_is_asked_about_pictures_as_they_were_changed(torch: Any, te
     ],
 )
 def test_a_wrong_number_is_named(torch: Any, teacher: Any, change: dict[str, Any], message: str) -> None:
-    from edgemux.compression.family import nested_family
+    from edgemux.compression.nested_models import family
 
     x, y = pictures(torch, COLOUR, 48)
     with pytest.raises(ConfigError, match=f"^{message}") as raised:
-        nested_family(teacher, (x, y, x, y), **{"levels": 3, "epochs": 1} | change)
+        family(teacher, (x, y, x, y), **{"levels": 3, "epochs": 1} | change)
     assert "\n" not in str(raised.value)
 
 
 def test_data_that_is_not_pictures_is_refused_in_one_line(torch: Any, teacher: Any) -> None:
-    from edgemux.compression.family import nested_family
+    from edgemux.compression.nested_models import family
 
     x, y = pictures(torch, COLOUR, 48)
     loud = x.float() * 2
@@ -173,10 +173,10 @@ def test_data_that_is_not_pictures_is_refused_in_one_line(torch: Any, teacher: A
         (x[:, :2], "model: fails on inputs float32 .n, 2, 18, 23."),
     ):
         with pytest.raises(ConfigError, match=message) as raised:
-            nested_family(teacher, (wrong, y, wrong, y), epochs=1)
+            family(teacher, (wrong, y, wrong, y), epochs=1)
         assert "\n" not in str(raised.value)
     with pytest.raises(ConfigError, match="model: answers 3 classes, the data has 5"):
-        nested_family(teacher, (x, torch.arange(48) % 5, x, y), epochs=1)
+        family(teacher, (x, torch.arange(48) % 5, x, y), epochs=1)
 
 
 def test_files_of_one_channel_take_pictures_without_its_axis(torch: Any) -> None:

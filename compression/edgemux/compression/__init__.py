@@ -13,6 +13,7 @@ _HOME = {
     "Artifact": "artifact",
     "PassRecipe": "pass_recipe",
     "Samples": "samples",
+    "family": "nested_models",
     "search": "recipe_search",
     "Need": "recipe_search",
 }

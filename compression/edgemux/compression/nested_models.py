@@ -1,4 +1,4 @@
-"""``nested_family``: from any image classifier to one small model of several levels, each a delta to the one below.
+"""``family``: from any image classifier to one small model of several levels, each a delta to the one below.
 
 The classifier is the teacher; widths follow from a budget of bytes; all levels are trained at once, with weights
 rounded to int8 in the last quarter, and every figure is of the ONNX files, on the test inputs.
@@ -126,7 +126,7 @@ class NestedModels:
         return "\n".join([head, *lines, teacher])
 
 
-def nested_family(
+def family(
     model: nn.Module,
     data: Any,
     levels: int = 4,

@@ -52,9 +52,8 @@ def rows(quick: bool) -> list[Row]:
             f"-{faster:.0f} %, drop {drop:+.2f}, distillation {100.0 * (soft - hard):+.2f} points",
             faster >= WANTED_SPEED and drop <= WANTED_DROP and soft > hard,
             f"{len(gone)} of {len(blocks)} blocks ({', '.join(gone)}) by linear probes: {students.percent(raw)}, "
-            f"then {students.percent(hard)} from labels; {len(samples.train_x)} images, "
-            f"{epochs} epochs, {len(seeds)} seeds, "
-            f"the teacher fits {students.percent(fit)} of these images: where it fits all, it says what the labels say",
+            f"then {students.percent(hard)} from labels; {len(samples.train_x)} images, {epochs} epochs, "
+            f"{len(seeds)} seeds; the teacher fits {students.percent(fit)} of these images: it says little but labels",
             time.monotonic() - start_s,
         )
     ]

@@ -86,6 +86,10 @@ def optimise(path: Path) -> None:
     )
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "64")
     ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # Until a file is on the disk, the pages that map it count as dirty, and as whose they are.
+    for written in (mapped_file(path), mapped_file(path).with_suffix(".bin")):
+        with written.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def mapped_file(path: Path) -> Path:

@@ -59,7 +59,7 @@ class PassContract:
         return Samples(x[:48], y[:48], x[48:], y[48:], unlabelled=x[:24] * 0.5)
 
     def setting(self, net: nn.Module) -> Setting:
-        """Little training: contracts are not about accuracy. A named target: ``auto`` chooses by time, and may differ."""
+        """Little training: contracts are not about accuracy. A named target: ``auto`` chooses by time."""
         return Setting(self.samples(), copy.deepcopy(net).eval(), target="x86-avx2", effort=0.01)
 
     def subject(self, net: nn.Module) -> Subject:

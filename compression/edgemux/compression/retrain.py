@@ -6,12 +6,12 @@ import copy
 from collections.abc import Callable
 from typing import Annotated, ClassVar
 
-import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
 from edgemux.compression.augment import Batch
 from edgemux.compression.fit import Loss, fit_drawn
+from edgemux.compression.observing import evaluating
 from edgemux.compression.passes import Gain, Pass, Setting, Subject, net_of
 from edgemux.compression.recipe import Schedule
 from edgemux.compression.samples import Samples
@@ -57,7 +57,6 @@ def label_loss(samples: Samples) -> Loss:
     return loss
 
 
-@torch.no_grad()
 def recalibrate(net: nn.Module, x: Tensor, batch: int = 250) -> None:
     """Measure batch statistics anew, in place, as their mean over ``x``; needed after weights changed without training.
 
@@ -67,18 +66,16 @@ def recalibrate(net: nn.Module, x: Tensor, batch: int = 250) -> None:
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    was_training = net.training
-    net.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over all batches
-        norm.train()
-    for part in x.split(batch):
-        if len(part) > 1:
-            net(part)
+    with evaluating(net):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over all batches
+            norm.train()
+        for part in x.split(batch):
+            if len(part) > 1:
+                net(part)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    net.train(was_training)
 
 
 class Finetune(Pass, frozen=True):

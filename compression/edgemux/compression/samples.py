@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemux.compression.augment import Batch
+from edgemux.compression.observing import evaluating
 from edgemux.multiplexer.errors import ConfigError
 
 Change = Callable[[Tensor, torch.Generator], Tensor]
@@ -114,12 +115,8 @@ def _about(x: Tensor) -> str:
 @torch.inference_mode()
 def logits_of(net: nn.Module, x: Tensor) -> Tensor:
     """The net's outputs in evaluation mode, float32 [n, classes]; its own mode is put back."""
-    was_training = net.training
-    net.eval()
-    try:
+    with evaluating(net):
         return torch.cat([net(part).float() for part in x.split(BATCH)])
-    finally:
-        net.train(was_training)
 
 
 def accuracy_of(net: nn.Module, x: Tensor, y: Tensor) -> float:

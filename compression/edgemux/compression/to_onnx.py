@@ -17,6 +17,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from edgemux.compression.observing import evaluating
 from edgemux.compression.passes import Subject
 from edgemux.compression.samples import Samples
 from edgemux.compression.structure import ties_of
@@ -35,16 +36,13 @@ def check_model(net: nn.Module, samples: Samples) -> None:
     if not isinstance(net, nn.Module):
         raise ConfigError(f"model: a torch.nn.Module or an ONNX file is needed, not {type(net).__name__}")
     x = samples.test_x[:TRACED_BATCH]
-    was_training = net.training
     try:
-        with torch.inference_mode():
-            y = net.eval()(x)
+        with evaluating(net):
+            y = net(x)
     except Exception as error:  # whatever the user's forward raises
         raise ConfigError(
             f"data: the model does not take inputs of shape {['n', *samples.shape]} ({_line(error)})"
         ) from error
-    finally:
-        net.train(was_training)
     if not isinstance(y, Tensor) or y.ndim != 2 or len(y) != len(x):
         found = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise ConfigError(f"model: must answer logits [n, classes], it answers {found} for n = {len(x)}")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgemux.compression.observing import evaluating, hooked
 from edgemux.multiplexer.errors import PassError
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], None]
@@ -52,7 +53,8 @@ def anatomy_of(net: nn.Module, x: Tensor) -> Anatomy:
 
         return hook
 
-    with _hooked([(module, note(name)) for name, module in net.named_modules()]), _evaluating(net):
+    handles = [module.register_forward_hook(note(name)) for name, module in net.named_modules()]
+    with hooked(handles), evaluating(net):
         logits = net(x)
     if not heads or net.get_submodule(heads[-1][0]).out_features != logits.shape[1]:
         raise PassError(f"{type(net).__name__} does not end in a linear layer, so it has no embedding")
@@ -87,15 +89,14 @@ def watched(net: nn.Module, anatomy: Anatomy) -> Iterator[Callable[[Tensor], Fea
         return features
 
     names = [(anatomy.head, True), *((at.module, False) for at in anatomy.maps)]
-    with _hooked([(net.get_submodule(name), keep(name, of_input)) for name, of_input in names]):
+    with hooked(net.get_submodule(name).register_forward_hook(keep(name, of_input)) for name, of_input in names):
         yield run
 
 
-@torch.no_grad()
 def embeddings_of(net: nn.Module, x: Tensor, batch: int = 250) -> Tensor:
     """The embeddings of inputs float [n, ...], float32 [n, features]. Raises PassError like ``anatomy_of``."""
     anatomy = anatomy_of(net, x[:2])
-    with watched(net, anatomy) as run, _evaluating(net):
+    with watched(net, anatomy) as run, evaluating(net):
         return torch.cat([run(part).embedding.float() for part in x.split(batch)])
 
 
@@ -103,25 +104,3 @@ def positions(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """A feature map averaged down to ``size``: [n, channels, ...] -> [n, positions, channels]."""
     pool = functional.adaptive_avg_pool1d if x.ndim == 3 else functional.adaptive_avg_pool2d
     return pool(x, size).flatten(2).transpose(1, 2)
-
-
-@contextmanager
-def _hooked(hooks: list[tuple[nn.Module, Hook]]) -> Iterator[None]:
-    handles = [module.register_forward_hook(hook) for module, hook in hooks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; the net's own mode is put back."""
-    was_training = net.training
-    net.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        net.train(was_training)

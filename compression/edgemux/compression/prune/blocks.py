@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
 
+from edgemux.compression.observing import evaluating, hooked
 from edgemux.compression.samples import BATCH
 
 Probe = Literal["linear", "cka"]
@@ -167,15 +167,5 @@ def _centred_gram(x: Tensor) -> Tensor:
 @contextmanager
 def _hooked(net: nn.Module, hooks: dict[str, Hook]) -> Iterator[None]:
     """The net with forward hooks, in evaluation mode and without gradients; both are put back."""
-    handles: list[RemovableHandle] = [
-        net.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()
-    ]
-    was_training = net.training
-    net.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        net.train(was_training)
-        for handle in handles:
-            handle.remove()
+    with hooked(net.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()), evaluating(net):
+        yield

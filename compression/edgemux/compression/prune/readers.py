@@ -6,8 +6,8 @@ All other layers are held at fixed answers meanwhile; what changes is then what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgemux.compression.observing import evaluating, hooked
 from edgemux.multiplexer.errors import PassError
 
 Index = NDArray[np.int64]
@@ -153,26 +154,17 @@ class _Probe:
 
         return hook
 
-    @contextmanager
-    def _hooked(self, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-        handles = [
+    def _hooked(self, hooks: Mapping[str, Callable[..., Any]]) -> AbstractContextManager[None]:
+        return hooked(
             self.net.get_submodule(name).register_forward_hook(hook, with_kwargs=True) for name, hook in hooks.items()
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        )
 
     def _answer(self) -> Tensor:
-        was_training = self.net.training
         try:
-            with torch.no_grad():
-                answer: Tensor = self.net.eval()(self.x)
+            with evaluating(self.net):
+                answer: Tensor = self.net(self.x)
         except Exception as error:  # whatever the user's forward raises
             raise PassError(f"units: the net cannot be followed ({type(error).__name__})") from error
-        finally:
-            self.net.train(was_training)
         return answer
 
 

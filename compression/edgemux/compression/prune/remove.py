@@ -19,6 +19,7 @@ import torch_pruning
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgemux.compression.observing import calls, evaluating
 from edgemux.multiplexer.errors import PassError
 
 Index = NDArray[np.int64]
@@ -56,8 +57,9 @@ def channel_groups(net: nn.Module, example: Tensor) -> list[Group]:
         group = _group(raw, names)
         if group is not None:
             found.append(group)
-    order = _order_of_use(net, example)
-    return sorted(found, key=lambda group: min(order.get(name, len(order)) for name in group.layers))
+    order = calls(net, example, LAYERS)
+    place = {name: order.index(name) for name in order}
+    return sorted(found, key=lambda group: min(place.get(name, len(order)) for name in group.layers))
 
 
 def _group(raw: Any, names: Mapping[nn.Module, str]) -> Group | None:
@@ -132,42 +134,17 @@ def _followed(net: nn.Module, example: Tensor) -> tuple[Any, dict[nn.Module, str
         raise PassError("prune: recurrent layers cannot be followed; units() removes their hidden units")
     names = {module: name for name, module in net.named_modules()}
     trainable = [p.requires_grad for p in net.parameters()]
-    was_training = net.training
     try:
         net.requires_grad_(True)  # dependencies are read off the backward graph
-        with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
+        with evaluating(net), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
             warnings.simplefilter("ignore")
-            graph = torch_pruning.DependencyGraph().build_dependency(net.eval(), example_inputs=example)
+            graph = torch_pruning.DependencyGraph().build_dependency(net, example_inputs=example)
     except Exception as error:  # the library raises whatever it meets
         raise PassError(f"prune: the net's layers cannot be followed ({type(error).__name__})") from error
     finally:
-        net.train(was_training)
         for parameter, value in zip(net.parameters(), trainable, strict=True):
             parameter.requires_grad_(value)
     return graph, names
-
-
-def _order_of_use(net: nn.Module, example: Tensor) -> dict[str, int]:
-    """Position of each layer in a forward pass."""
-    order: dict[str, int] = {}
-
-    def note(name: str) -> None:
-        order.setdefault(name, len(order))
-
-    hooks = [
-        module.register_forward_pre_hook(lambda _module, _inputs, name=name: note(name))
-        for name, module in net.named_modules()
-        if isinstance(module, LAYERS)
-    ]
-    was_training = net.training
-    try:
-        with torch.inference_mode():
-            net.eval()(example)
-    finally:
-        net.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    return order
 
 
 def _width(module: nn.Module) -> int:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgemux.compression.observing import evaluating, hooked
 from edgemux.compression.prune.remove import Consumer
 from edgemux.multiplexer.errors import PassError
 
@@ -44,8 +45,8 @@ def moments(net: nn.Module, wanted: nn.Module, names: Sequence[str], x: Tensor, 
     counts = dict.fromkeys(names, 0)
     mine, theirs = ({name: net_.get_submodule(name) for name in names} for net_ in (net, wanted))
     for part in x.split(BATCH):
-        read = _hooked(net, mine, part, inputs=True)
-        answered = _hooked(wanted, theirs, part, inputs=False)
+        read = _passing(net, mine, part, inputs=True)
+        answered = _passing(wanted, theirs, part, inputs=False)
         for name in names:
             features, outputs = _rows(mine[name], read[name], answered[name], generator)
             bias = theirs[name].bias
@@ -67,27 +68,21 @@ def moments(net: nn.Module, wanted: nn.Module, names: Sequence[str], x: Tensor, 
     }
 
 
-def _hooked(net: nn.Module, layers: dict[str, nn.Module], x: Tensor, inputs: bool) -> dict[str, Tensor]:
+def _passing(net: nn.Module, layers: dict[str, nn.Module], x: Tensor, inputs: bool) -> dict[str, Tensor]:
     """What each layer got or gave in one pass of the net in evaluation mode."""
     seen: dict[str, Tensor] = {}
 
     def remember(name: str, value: Tensor) -> None:
         seen[name] = value
 
-    hooks = [
+    handles = [
         layer.register_forward_hook(
             lambda _layer, got, gave, name=name: remember(name, (got[0] if inputs else gave).detach())
         )
         for name, layer in layers.items()
     ]
-    was_training = net.training
-    try:
-        with torch.no_grad():
-            net.eval()(x)
-    finally:
-        net.train(was_training)
-        for hook in hooks:
-            hook.remove()
+    with hooked(handles), evaluating(net):
+        net(x)
     return seen
 
 

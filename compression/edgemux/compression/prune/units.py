@@ -17,6 +17,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgemux.compression.observing import evaluating, hooked
 from edgemux.compression.passes import Gain, Pass, Setting, Subject, net_of
 from edgemux.compression.prune.criteria import kept_width, largest
 from edgemux.compression.prune.readers import Reader, feature_axis, layout, readers
@@ -205,13 +206,8 @@ def _inputs(net: nn.Module, name: str, x: Tensor) -> list[Tensor]:
         seen.append((args[0] if args else next(iter(kwargs.values()))).detach())
 
     handle = net.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
-    was_training = net.training
-    try:
-        with torch.no_grad():
-            net.eval()(x)
-    finally:
-        net.train(was_training)
-        handle.remove()
+    with hooked([handle]), evaluating(net):
+        net(x)
     return seen
 
 

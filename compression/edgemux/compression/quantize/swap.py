@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from edgemux.compression.observing import evaluating, hooked
 from edgemux.multiplexer.errors import PassError
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -35,14 +36,8 @@ def layers_used(net: nn.Module, x: Tensor) -> list[Used]:
                 found.setdefault(name, Used(name, layer, args[0].detach()))
 
             hooks.append(module.register_forward_pre_hook(note))
-    was_training = net.training
-    try:
-        with torch.no_grad():
-            net.eval()(x[:SEEN])
-    finally:
-        net.train(was_training)
-        for hook in hooks:
-            hook.remove()
+    with hooked(hooks), evaluating(net):
+        net(x[:SEEN])
     return list(found.values())
 
 

@@ -16,6 +16,7 @@ import torch
 from msgspec import Meta
 from torch import nn
 
+from edgemux.compression.observing import calls
 from edgemux.compression.passes import Gain, Pass, Setting, Subject, net_of
 from edgemux.compression.retrain import Epochs, Rate, label_loss, retrain
 from edgemux.compression.structure import tie, ties_of
@@ -32,20 +33,7 @@ def runs(net: nn.Module, x: torch.Tensor) -> list[list[str]]:
 
     Layers whose weight is shared already, or that are called more than once, end a run.
     """
-    order: list[str] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda _module, _inputs, name=name: order.append(name))
-        for name, module in net.named_modules()
-        if isinstance(module, LAYERS)
-    ]
-    was_training = net.training
-    try:
-        with torch.no_grad():
-            net.eval()(x)
-    finally:
-        net.train(was_training)
-        for hook in hooks:
-            hook.remove()
+    order = calls(net, x, LAYERS)
     shared = {name for group in ties_of(net) for name in group}
     free = [order.count(name) == 1 and f"{name}.weight" not in shared for name in order]
     kinds = [_kind(net.get_submodule(name)) if able else name for name, able in zip(order, free, strict=True)]

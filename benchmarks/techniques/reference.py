@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from edgemux.compression import data
+from edgemux.compression import data, places
 from edgemux.compression.augment import Batch
 from edgemux.compression.fit import Tick, fit_drawn
 from edgemux.compression.nets import ConvUnit, Residual
@@ -101,5 +100,4 @@ def trained(name: str, make: Callable[[], nn.Module], samples: Samples, schedule
 
 def cache() -> Path:
     """Where reference nets are kept between runs."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "edgemux" / "benchmarks"
+    return places.cache("benchmarks")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgemux.compression.places import check_place, replacing
 from edgemux.compression.structure import Structure, rebuilt
 from edgemux.compression.verdict import Figures, Verdict
-from edgemux.multiplexer.errors import ArtifactError, ConfigError
+from edgemux.multiplexer.errors import ArtifactError
 from edgemux.multiplexer.onnx_model import OnnxModel
 
 FORMAT = 1
@@ -113,21 +113,16 @@ class Artifact:
         """
         out = Path(folder)
         self.check_place(out)
-        part = out.with_name(f"{out.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        for name, content in self.files.items():
-            (part / name).write_bytes(content)
-        (part / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(self.about), indent=1) + b"\n")
-        shutil.rmtree(out, ignore_errors=True)
-        part.replace(out)
+        with replacing(out) as part:
+            for name, content in self.files.items():
+                (part / name).write_bytes(content)
+            (part / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(self.about), indent=1) + b"\n")
         return out
 
     @staticmethod
     def check_place(out: Path) -> None:
         """Raises ConfigError for a place that holds anything but an older compressed model."""
-        if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MODEL).is_file()):
-            raise ConfigError(f"{out}: is there and is no compressed model; it is left alone")
+        check_place(out, MODEL, "no compressed model")
 
     @classmethod
     def load(cls, folder: Path | str) -> Artifact:

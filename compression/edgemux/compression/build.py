@@ -6,12 +6,11 @@ Gates and certificate come after export: they are fitted to what the files answe
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 from rich.progress import Progress
 
-from edgemux.compression import cloud, data, measure, models, multiplex, pack
+from edgemux.compression import cloud, data, measure, models, multiplex, pack, places
 from edgemux.compression import recipe as recipes
 from edgemux.compression.data import DataSet
 from edgemux.compression.distill import family, teacher
@@ -49,8 +48,7 @@ def build(
 
 def default_work() -> Path:
     """Where stages are kept between builds."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "edgemux" / "build"
+    return places.cache("build")
 
 
 def _models(workshop: Workshop, plan: Recipe, images: DataSet) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import urllib.request
 import zlib
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemux.compression import places
 from edgemux.multiplexer.errors import ArtifactError, ConfigError
 
 CLASSES = (
@@ -100,7 +100,7 @@ def fetch(key: str, cache: Path | None = None) -> bytes:
     Raises ArtifactError when the content has another digest or cannot be had.
     """
     name, sha256 = FILES[key]
-    cache = cache if cache is not None else _cache_folder()
+    cache = cache if cache is not None else places.cache("data")
     for folder in (DEBIAN, cache):
         path = folder / f"{name}.gz"
         if path.is_file():
@@ -146,8 +146,3 @@ def _download(name: str) -> bytes:
             f"{name}.gz: not found and not downloadable; install the Debian package dataset-fashion-mnist"
         ) from error
     return content
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "edgemux" / "data"

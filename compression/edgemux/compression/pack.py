@@ -22,6 +22,7 @@ from edgemux.compression.hardware import hardware
 from edgemux.compression.measure import Figures
 from edgemux.compression.models import CLOUD, Exported, level_file
 from edgemux.compression.multiplex import POST_GATE, PRE_GATE, Prices
+from edgemux.compression.places import check_place, replacing
 from edgemux.compression.recipe import Recipe
 from edgemux.multiplexer import bundle
 from edgemux.multiplexer.bundle import (
@@ -34,7 +35,6 @@ from edgemux.multiplexer.bundle import (
     Provenance,
     Tensor,
 )
-from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.onnx_model import OnnxModel
 
 GOLDEN = "golden.npz"
@@ -53,8 +53,7 @@ class Parts(msgspec.Struct, frozen=True):
 
 def check_target(out: Path) -> None:
     """Raises ConfigError for a place that holds anything but an older bundle."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
-        raise ConfigError(f"{out}: is there and is not a bundle; it is left alone")
+    check_place(out, MANIFEST, "not a bundle")
 
 
 def write(
@@ -62,26 +61,22 @@ def write(
 ) -> Path:
     """Write the bundle beside ``out``, check it, and put it in the place of an older one."""
     check_target(out)
-    part = out.with_name(f"{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    levels = len(parts.figures.levels)
-    files = [level_file(k) for k in range(1, levels + 1)] + [CLOUD]
-    for folder, names in ((parts.models, files), (parts.gates, [PRE_GATE, POST_GATE])):
-        for name in names:
-            shutil.copyfile(folder / name, part / name)
-    rng = np.random.default_rng(plan.seed)
-    chosen = images.test.take(stratified(images.test.labels, plan.pack.samples, rng)[0])
-    np.savez_compressed(part / SAMPLES, images=chosen.images, labels=chosen.labels.astype(np.uint8))
-    golden = images.certify.take(stratified(images.certify.labels, plan.pack.golden, rng)[0])
-    arrays = golden_answers(part, parts.figures, golden)
-    np.savez_compressed(part / GOLDEN, allow_pickle=False, **arrays)
-    listed = [*files, PRE_GATE, POST_GATE, GOLDEN, SAMPLES]
-    provenance = _provenance(plan, recipe, recipe_sha256, images, parts, seconds)
-    bundle.seal(part, _manifest(plan, parts, listed, provenance))
-    Bundle.open(part).verify()
-    shutil.rmtree(out, ignore_errors=True)
-    part.replace(out)
+    with replacing(out) as part:
+        levels = len(parts.figures.levels)
+        files = [level_file(k) for k in range(1, levels + 1)] + [CLOUD]
+        for folder, names in ((parts.models, files), (parts.gates, [PRE_GATE, POST_GATE])):
+            for name in names:
+                shutil.copyfile(folder / name, part / name)
+        rng = np.random.default_rng(plan.seed)
+        chosen = images.test.take(stratified(images.test.labels, plan.pack.samples, rng)[0])
+        np.savez_compressed(part / SAMPLES, images=chosen.images, labels=chosen.labels.astype(np.uint8))
+        golden = images.certify.take(stratified(images.certify.labels, plan.pack.golden, rng)[0])
+        arrays = golden_answers(part, parts.figures, golden)
+        np.savez_compressed(part / GOLDEN, allow_pickle=False, **arrays)
+        listed = [*files, PRE_GATE, POST_GATE, GOLDEN, SAMPLES]
+        provenance = _provenance(plan, recipe, recipe_sha256, images, parts, seconds)
+        bundle.seal(part, _manifest(plan, parts, listed, provenance))
+        Bundle.open(part).verify()
     return out
 
 

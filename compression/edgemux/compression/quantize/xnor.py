@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemux.compression import places
+
 Signs = NDArray[np.float32]
 Words = NDArray[np.uint64]
 WORD = 64
@@ -126,7 +128,7 @@ def _built() -> Path:
     """The shared library for this source and processor. Raises OSError when it cannot be made."""
     source = resources.files(__package__).joinpath(SOURCE).read_bytes()
     digest = hashlib.sha256(b"\0".join((source, " ".join(FLAGS).encode(), _processor()))).hexdigest()
-    path = _cache() / f"xnor-{digest[:16]}.so"
+    path = places.cache("kernels") / f"xnor-{digest[:16]}.so"
     if path.is_file():
         return path
     compiler = shutil.which(os.environ.get("CC", "cc"))
@@ -151,8 +153,3 @@ def _processor() -> bytes:
     lines = info.read_text().splitlines() if info.exists() else []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return f"{platform.machine()} {features}".encode()
-
-
-def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "edgemux" / "kernels"

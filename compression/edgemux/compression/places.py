@@ -1,0 +1,37 @@
+"""Where things go: the user's cache, and folders that are replaced as a whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgemux.multiplexer.errors import ConfigError
+
+
+def cache(name: str) -> Path:
+    """The folder ``name`` of our part of the user's cache (XDG Base Directory); it may not be there yet."""
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "edgemux" / name
+
+
+def check_place(out: Path, marker: str, otherwise: str) -> None:
+    """Raises ConfigError for a place that holds anything but an older one, which is known by its file ``marker``.
+
+    otherwise: what a place without the marker is, in words.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / marker).is_file()):
+        raise ConfigError(f"{out}: is there and is {otherwise}; it is left alone")
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """An empty folder beside ``out`` to write into; it takes the place of ``out`` unless something is raised."""
+    part = out.with_name(f"{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    shutil.rmtree(out, ignore_errors=True)
+    part.replace(out)

@@ -66,9 +66,8 @@ class Graph:
         if not self.int8:
             return self.constant(value.astype(np.float32))
         steps, scale = to_int8(value)
-        per_channel = scale.reshape(-1, *(1,) * (value.ndim - 1))
         as_float = self.add("Cast", self.constant(steps), to_type=TensorProto.FLOAT)
-        return self.add("Mul", as_float, self.constant(per_channel))
+        return self.add("Mul", as_float, self.constant(scale))
 
     def conv(self, x: str, weight: NDArray[Any], bias: NDArray[Any], stride: int = 1, to: str | None = None) -> str:
         """Convolution with "same" padding, weight [c_out, c_in, k, k], then ReLU."""

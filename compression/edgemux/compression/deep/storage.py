@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgemux.compression.deep.scaling import Weight, parted
-from edgemux.compression.quantize.weights import STEPS
+from edgemux.compression.quantize.weights import to_int8
 
 # A graph's tensor that is read by these, at these inputs, is a weight.
 READERS = {
@@ -163,11 +163,9 @@ def _table(form: Form, bits: int) -> str:
 
 def int8_form(name: str, value: Weight, kept: Sequence[int]) -> Form:
     """int8 in -127..127 with one float32 scale for each index of the ``kept`` axes: Cast and Mul, see ``Graph``."""
-    others = tuple(axis for axis in range(value.ndim) if axis not in {at % value.ndim for at in kept})
-    scale = (np.abs(value).max(axis=others, keepdims=True, initial=1e-12) / STEPS).astype(np.float32)
+    steps, scale = to_int8(value, kept)
     form = Form(name)
-    steps = form.cast(np.clip(np.rint(value / scale), -STEPS, STEPS).astype(np.int8), TensorProto.FLOAT)
-    form.add("Mul", steps, form.constant(scale))
+    form.add("Mul", form.cast(steps, TensorProto.FLOAT), form.constant(scale))
     return form.finished()
 
 

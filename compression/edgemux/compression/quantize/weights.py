@@ -5,6 +5,7 @@ Symmetric, to [-127, 127]. ONNX Runtime turns them into float32 once, at load: a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,16 @@ def round_to_int8(weight: Tensor) -> Tensor:
     return weight + (rounded - weight).detach()
 
 
-def to_int8(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """float [channels out, ...] -> (int8 of the same shape, scales float32 [channels out])."""
-    flat = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
-    scale = (np.maximum(flat, 1e-12) / STEPS).astype(np.float32)
-    steps = np.rint(weight / scale.reshape(-1, *(1,) * (weight.ndim - 1)))
-    return np.clip(steps, -STEPS, STEPS).astype(np.int8), scale
+def to_int8(weight: NDArray[Any], kept: Sequence[int] = (0,)) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """float of any shape -> (int8 of the same shape, scales float32 that broadcast to it).
+
+    kept: axes that have a scale for each index, by default the first, output channels.
+    """
+    others = tuple(axis for axis in range(weight.ndim) if axis not in {at % weight.ndim for at in kept})
+    scale = (np.abs(weight).max(axis=others, keepdims=True, initial=1e-12) / STEPS).astype(np.float32)
+    return np.clip(np.rint(weight / scale), -STEPS, STEPS).astype(np.int8), scale
 
 
 def from_int8(steps: NDArray[np.int8], scale: NDArray[np.float32]) -> NDArray[np.float32]:
     """What the graph makes of the stored values, float32."""
-    return steps.astype(np.float32) * scale.reshape(-1, *(1,) * (steps.ndim - 1))
+    return steps.astype(np.float32) * scale

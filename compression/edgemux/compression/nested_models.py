@@ -7,7 +7,6 @@ rounded to int8 in the last quarter, and every figure is of the ONNX files, on t
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgemux.compression import profile, widths
+from edgemux.compression.artifact import sha256
 from edgemux.compression.augment import Batch
 from edgemux.compression.chain import answers_of_levels, top_of
 from edgemux.compression.distill.family import distilled
@@ -110,7 +110,7 @@ class NestedModels:
             raise ArtifactError(f"{MANIFEST}: its format or its files are not those of a nested family")
         files = {name: _read(place, name, about.levels[-1].bytes) for name in about.files}
         for name, content in files.items():
-            if _sha256(content) != about.files[name]:
+            if sha256(content) != about.files[name]:
                 raise ArtifactError(f"{name}: is not the file that was saved")
         return cls(about, files)
 
@@ -166,7 +166,7 @@ def family(
         seed=seed,
         hardware=hardware(),
         levels=_figures(files, pixels_of(samples.test_x), samples.test_y.numpy()),
-        files={name: _sha256(content) for name, content in files.items()},
+        files={name: sha256(content) for name, content in files.items()},
     )
     return NestedModels(about, files)
 
@@ -217,9 +217,7 @@ def _classes_of(teacher: nn.Module, samples: Samples) -> int:
 
 def _plan(chosen: Mapping[str, tuple[int, ...]], levels: int, epochs: int, count: int) -> Family:
     """The defaults: those of the starter bundle's recipe, with steps of 64 where there is less data."""
-    # Without the instructions for it, bfloat16 is ten times slower than float32.
-    fast_bf16 = "avx512_bf16" in hardware()
-    schedule = Schedule(epochs=epochs, batch=min(64, count // 2), peak_rate=0.1, weight_decay=2e-4, bf16=fast_bf16)
+    schedule = Schedule(epochs=epochs, batch=min(64, count // 2), peak_rate=0.1, weight_decay=2e-4)
     return Family(
         **chosen,
         loss_weights=(1.5, *(1.0,) * (levels - 1)),
@@ -319,7 +317,3 @@ def _read(place: Path, name: str, most: int) -> bytes:
     if len(content) > most:
         raise ArtifactError(f"{name}: is larger than what was saved")
     return content
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -48,8 +48,12 @@ def _net_row(mode: Any, net: nn.Module, samples: Samples, epochs: int) -> Row:
     what.ensures(subject, after, setting)
     assert after.net is not None
     graphs = [exported(net, samples.test_x), shipped(after, samples)]
-    ms = gauge.times_ms([gauge.loaded(graph) for graph in graphs], samples.test_x[:1].numpy())
-    first, now = (gauge.figures_of(graph, None, at, samples, False) for graph, at in zip(graphs, ms, strict=True))
+    models = [gauge.loaded(graph) for graph in graphs]
+    ms = gauge.times_ms(models, samples.test_x[:1].numpy())
+    first, now = (
+        gauge.figures_of(graph, model, None, at, samples, False)
+        for graph, model, at in zip(graphs, models, ms, strict=True)
+    )
     drop, smaller = 100.0 * (first.accuracy - now.accuracy), _layers_smaller(after.net)
     note = (
         f"re-based: LeNet, 20, 50 and 500 wide, {epochs} epochs from the trained net; the survey measured 64"

@@ -26,9 +26,7 @@ WEIGHTS = "weights.pt"
 def fashion(train: int = TRAIN, test: int = TEST) -> Samples:
     """Fashion-MNIST: the first so many images of a stratified shuffle, float32 [n, 1, 28, 28] in 0..1."""
     images = data.load("fashion-mnist", 5000, SEED)
-    x, y = images.train.images[:train], images.train.labels[:train]
-    test_x, test_y = images.test.images[:test], images.test.labels[:test]
-    return Samples.of((x[:, None], y, test_x[:, None], test_y))
+    return Samples.of_splits(images.train, images.test).limited(train, test)
 
 
 class LeNet(nn.Module):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 
 from edgemux.compression import data as datasets
@@ -67,9 +66,7 @@ def samples_of(text: str) -> Samples:
     if text != SET:
         return Samples.of(Path(text))
     images = datasets.load(SET, HELD_OUT, SEED)
-    parts = images.train, images.test
-    arrays = [value for part in parts for value in (part.images[:, None].astype(np.float32) / 255.0, part.labels)]
-    return Samples.of(tuple(arrays))
+    return Samples.of_splits(images.train, images.test)
 
 
 def by_recipe(

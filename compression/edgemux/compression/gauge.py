@@ -59,10 +59,12 @@ def times_ms(models: list[OnnxModel], one: NDArray[np.float32], repeats: int = R
     return profile.medians_ms(runs, repeats, time.thread_time)
 
 
-def figures_of(graph: onnx.ModelProto, stored_bytes: int | None, ms: float, samples: Samples, memory: bool) -> Figures:
-    """All figures of a form; ``ms`` comes from ``times_ms``, where it was measured beside others."""
+def figures_of(
+    graph: onnx.ModelProto, model: OnnxModel, stored_bytes: int | None, ms: float, samples: Samples, memory: bool
+) -> Figures:
+    """All figures of a form; model: the graph, loaded; ``ms`` comes from ``times_ms``, measured beside others."""
     content = graph.SerializeToString()
-    right = answers(OnnxModel(content, "model"), samples.test_x.numpy()).argmax(1) == samples.test_y.numpy()
+    right = answers(model, samples.test_x.numpy()).argmax(1) == samples.test_y.numpy()
     return Figures(
         accuracy=float(right.mean()),
         interval=interval(int(right.sum()), len(right)),

@@ -102,7 +102,7 @@ def _start(model: Any, samples: Samples, memory: bool) -> _State:
         subject = Subject(graph=graph)
     plain = _check_graph(graph, samples)
     ms = gauge.times_ms([plain], samples.test_x[:1].numpy())[0]
-    return _State(subject, graph, gauge.figures_of(graph, None, ms, samples, memory))
+    return _State(subject, graph, gauge.figures_of(graph, plain, None, ms, samples, memory))
 
 
 def _read(model: Any) -> onnx.ModelProto:
@@ -149,8 +149,9 @@ def _apply(step: Step, before: _State, setting: Setting, memory: bool) -> tuple[
     graph = shipped(subject, setting.samples)
     stored = min((len(content) for content in subject.files.values()), default=None)
     one = setting.samples.test_x[:1].numpy()
-    before_ms, after_ms = gauge.times_ms([gauge.loaded(before.graph), gauge.loaded(graph)], one)
-    figures = gauge.figures_of(graph, stored, after_ms, setting.samples, memory)
+    model = gauge.loaded(graph)
+    before_ms, after_ms = gauge.times_ms([gauge.loaded(before.graph), model], one)
+    figures = gauge.figures_of(graph, model, stored, after_ms, setting.samples, memory)
     old = msgspec.structs.replace(before.figures, ms=before_ms)
     verdict = judge(str(what.label), what.gives, old, figures, step.forced)
     report = PassReport(str(step), tuple(sorted(what.gives)), old, figures, verdict, time.monotonic() - start_s)

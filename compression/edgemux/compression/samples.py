@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemux.compression.augment import Batch
+from edgemux.compression.data import Split
 from edgemux.compression.observing import evaluating
 from edgemux.multiplexer.errors import ConfigError
 
@@ -64,6 +65,11 @@ class Samples:
             train_x, train_y, test_x, test_y = (torch.as_tensor(part) for part in data)
             return cls(_as_input(train_x), train_y.long(), _as_input(test_x), test_y.long())
         raise ConfigError(f"data: give Samples, ({', '.join(ARRAYS)}) or an .npz file with these names")
+
+    @classmethod
+    def of_splits(cls, train: Split, test: Split) -> Samples:
+        """Samples from images uint8 [n, h, w] of one channel, as [n, 1, h, w] in 0..1."""
+        return cls.of((train.images[:, None], train.labels, test.images[:, None], test.labels))
 
     @classmethod
     def _read(cls, path: Path) -> Samples:

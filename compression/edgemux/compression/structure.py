@@ -21,13 +21,12 @@ SIZES = ("in_channels", "out_channels", "groups", "in_features", "out_features",
 
 
 class Structure(msgspec.Struct, frozen=True):
-    """sizes: by module and attribute; shapes: by tensor of the state; identities: modules that were taken out.
+    """sizes: by module and attribute; identities: modules that were taken out.
 
     ties: names of parameters that are one and the same tensor.
     """
 
     sizes: dict[str, dict[str, int | list[int]]]
-    shapes: dict[str, list[int]]
     identities: list[str]
     ties: list[list[str]] = msgspec.field(default_factory=list)
 
@@ -40,9 +39,8 @@ def structure_of(net: nn.Module) -> Structure:
         plain = {key: list(value) if isinstance(value, tuple) else int(value) for key, value in found.items()}
         if plain:
             sizes[name] = plain
-    shapes = {name: list(tensor.shape) for name, tensor in net.state_dict().items()}
     identities = [name for name, module in net.named_modules() if isinstance(module, nn.Identity)]
-    return Structure(sizes, shapes, identities, ties_of(net))
+    return Structure(sizes, identities, ties_of(net))
 
 
 def ties_of(net: nn.Module) -> list[list[str]]:
@@ -78,8 +76,8 @@ def rebuilt(fresh: nn.Module, structure: Structure, state: dict[str, Tensor]) ->
         for key, value in sizes.items():
             setattr(modules[name], key, tuple(value) if isinstance(value, list) else value)
     own = net.state_dict()
-    if set(own) != set(structure.shapes) or set(own) != set(state):
-        odd = sorted(set(own) ^ set(structure.shapes) or set(own) ^ set(state))[0]
+    if set(own) != set(state):
+        odd = sorted(set(own) ^ set(state))[0]
         raise ArtifactError(f"{odd!r} is in one of the nets only: it is not the architecture that was compressed")
     for name, tensor in state.items():
         _put(net, name, tensor)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgemux.compression.augment import Batch
 from edgemux.compression.cells import mobilenet
 from edgemux.compression.distill.angular import WEIGHT, distilled
 from edgemux.compression.distill.features import embeddings_of
-from edgemux.compression.retrain import retrain
+from edgemux.compression.distill.lesson import Lesson, taught
+from edgemux.compression.distill.logits import SHARE, TEMPERATURE
 from edgemux.compression.samples import Samples
 from techniques import reference, students
 from techniques.row import Figure, Row
@@ -25,8 +25,6 @@ WIDTH = 0.25
 SEEDS = (1, 2, 3)
 # Images of held-out classes that are paired, all with all.
 PAIRED = 1000
-# Of the logits student: Hinton et al. 2015's two terms at a usual temperature.
-TEMPERATURE, SHARE = 4.0, 0.7
 
 
 def rows(quick: bool) -> list[Row]:
@@ -97,17 +95,7 @@ def _area(net: nn.Module, unseen: Samples) -> float:
 
 
 def _by_logits(net: nn.Module, teacher: nn.Module, samples: Samples, epochs: int, seed: int) -> nn.Module:
-    """Hinton et al. 2015: cross-entropy with the labels and T^2 KL with the teacher's softened outputs."""
-
-    def loss(student: nn.Module, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            wanted = functional.softmax(teacher(batch.pixels) / TEMPERATURE, dim=1)
-        logits = student(batch.pixels)
-        soft = functional.kl_div(functional.log_softmax(logits / TEMPERATURE, dim=1), wanted, reduction="batchmean")
-        hard = functional.cross_entropy(logits, samples.train_y[batch.index])
-        return (1 - SHARE) * hard + SHARE * TEMPERATURE**2 * soft
-
-    return retrain(net, samples, loss, epochs, students.RATE, seed)
+    return taught(net, teacher, samples, Lesson(TEMPERATURE, SHARE, epochs, students.RATE, seed))
 
 
 def _lenet(classes: int) -> nn.Module:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from edgemux.compression.augment import Batch
 from edgemux.compression.distill.domains import coral, mmd
-from edgemux.compression.distill.features import Features, anatomy_of, watched
+from edgemux.compression.distill.features import Features, anatomy_of, check_anatomy, watched
 from edgemux.compression.distill.lesson import Lesson, answers_of, soft_loss, teacher_of
 from edgemux.compression.distill.logits import SHARE, TEMPERATURE, SoftShare, Temperature
 from edgemux.compression.fit import Loss
@@ -117,10 +117,7 @@ class Adapt(Pass, frozen=True):
         target = _target(setting)
         if target.shape[1:] != setting.samples.train_x.shape[1:] or len(target) < 2:
             raise PassError(f"{self.label}: samples.unlabelled must be float32 {['n > 1', *setting.samples.shape]}")
-        try:
-            anatomy_of(net, setting.samples.train_x[:2])
-        except PassError as error:
-            raise PassError(f"{self.label}: {error}") from error
+        check_anatomy(self.label, net, setting.samples.train_x[:2])
 
     def apply(self, subject: Subject, setting: Setting) -> Subject:
         """Train a copy of the net."""

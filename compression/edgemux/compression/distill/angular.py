@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgemux.compression.augment import Batch
-from edgemux.compression.distill.features import Anatomy, Features, anatomy_of, positions, watched
+from edgemux.compression.distill.features import Anatomy, Features, anatomy_of, check_anatomy, positions, watched
 from edgemux.compression.passes import Gain, Pass, Setting, Subject, net_of
 from edgemux.compression.retrain import Epochs, Rate, retrain
 from edgemux.compression.samples import Samples
@@ -117,10 +117,7 @@ class Angular(Pass, frozen=True):
         if setting.original is None:
             raise PassError(f"{self.label}: needs the original torch net as its teacher, an ONNX file was given")
         for part in (net, setting.original):
-            try:
-                anatomy_of(part, setting.samples.train_x[:2])
-            except PassError as error:
-                raise PassError(f"{self.label}: {error}") from error
+            check_anatomy(self.label, part, setting.samples.train_x[:2])
 
     def apply(self, subject: Subject, setting: Setting) -> Subject:
         """Train a copy of the net against a copy of the original."""

@@ -62,6 +62,14 @@ def anatomy_of(net: nn.Module, x: Tensor) -> Anatomy:
     return Anatomy(*heads[-1], tuple(what for _, what in found))
 
 
+def check_anatomy(label: str, net: nn.Module, x: Tensor) -> None:
+    """Raises PassError, in the name of a pass, when the net does not end in a linear layer."""
+    try:
+        anatomy_of(net, x)
+    except PassError as error:
+        raise PassError(f"{label}: {error}") from error
+
+
 @dataclass(frozen=True, eq=False)
 class Features:
     """One run: embedding float [n, features]; maps float [n, channels, ...], as the anatomy names them."""

@@ -21,9 +21,9 @@ from edgemux.compression import data, profile
 from edgemux.compression.chain import answers_of, answers_of_levels, run_top, top_of
 from edgemux.compression.hardware import hardware
 from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.certify import interval
 from edgemux.multiplexer.errors import EdgemuxError
 from edgemux.multiplexer.onnx_model import OnnxModel
-from edgemux.multiplexer.training.certify import interval
 from edgemux.multiplexer.training.labels import Answers, one_hot
 from edgemux.multiplexer.training.report import Routed, routed
 

@@ -46,9 +46,9 @@ from edgemux.compression.nested import NestedNet
 from edgemux.compression.recipe import Family
 from edgemux.compression.slimmable import SlimmableNet
 from edgemux.compression.workshop import Workshop
+from edgemux.multiplexer.certify import interval
 from edgemux.multiplexer.errors import EdgemuxError
 from edgemux.multiplexer.onnx_model import OnnxModel
-from edgemux.multiplexer.training.certify import interval
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 RECIPE = DEPLOY / "recipes" / "fashion-mnist.toml"

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from edgemux.compression import profile
 from edgemux.compression.samples import BATCH, Samples
 from edgemux.compression.verdict import Figures
+from edgemux.multiplexer.certify import interval
 from edgemux.multiplexer.onnx_model import OnnxModel
-from edgemux.multiplexer.training.certify import interval
 
 REPEATS = 60
 # Runs in an interpreter of its own: what loading and one run add to the private pages of a process that has the

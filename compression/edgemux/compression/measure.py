@@ -22,8 +22,8 @@ from edgemux.compression.multiplex import (
     scores_before,
 )
 from edgemux.multiplexer.bundle import Level, Model
+from edgemux.multiplexer.certify import interval
 from edgemux.multiplexer.onnx_model import OnnxModel
-from edgemux.multiplexer.training.certify import interval
 from edgemux.multiplexer.training.labels import one_hot
 from edgemux.multiplexer.training.report import calibration, deferral_area, routed
 

@@ -19,8 +19,8 @@ from edgemux.compression.fit import Tick
 from edgemux.compression.models import CLOUD, level_file
 from edgemux.compression.recipe import Augment, Certify, Gates
 from edgemux.multiplexer.bundle import Certificate, Certified
+from edgemux.multiplexer.certify import certify, grid_of, skip_price
 from edgemux.multiplexer.onnx_model import OnnxModel
-from edgemux.multiplexer.training.certify import certify, grid_of, skip_price
 from edgemux.multiplexer.training.fit import KEPT_BACK, How, fit_post, fit_pre
 from edgemux.multiplexer.training.labels import Answers, Floats, one_hot, pooled
 

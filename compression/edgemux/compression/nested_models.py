@@ -31,10 +31,10 @@ from edgemux.compression.nested import NestedNet
 from edgemux.compression.recipe import Augment, Family, Schedule
 from edgemux.compression.samples import Samples, accuracy_of, logits_of
 from edgemux.compression.verify import same_answers
+from edgemux.multiplexer.certify import interval
 from edgemux.multiplexer.errors import ArtifactError, ConfigError
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.multiplexer.training.calibrate import temperature
-from edgemux.multiplexer.training.certify import interval
 
 FORMAT = 1
 MANIFEST = "manifest.json"

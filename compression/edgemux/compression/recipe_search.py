@@ -22,8 +22,8 @@ from edgemux.compression.artifact import Artifact
 from edgemux.compression.pass_recipe import PassRecipe
 from edgemux.compression.pipeline import Prefixes, Tell, compress
 from edgemux.compression.samples import Samples
+from edgemux.multiplexer.certify import interval
 from edgemux.multiplexer.errors import ConfigError, PassError
-from edgemux.multiplexer.training.certify import interval
 
 Above = Annotated[float, Meta(gt=0.0)]
 GRID = (0.25, 0.5, 0.75)

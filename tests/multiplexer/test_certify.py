@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemux.multiplexer.errors import ConfigError
-from edgemux.multiplexer.training.certify import (
+from edgemux.multiplexer.certify import (
     DEFER_ALL,
     KEEP_ALL,
     binomial_cdf,
@@ -20,6 +19,7 @@ from edgemux.multiplexer.training.certify import (
     skip_price,
     upper_bound,
 )
+from edgemux.multiplexer.errors import ConfigError
 
 ALPHA, DELTA, N = 0.05, 0.1, 500
 

@@ -237,6 +237,42 @@ def compress(
     typer.echo(f"saved in {out}: {found.best.trial.recipe or 'the original'}", err=json)
 
 
+@app.command(epilog="Example: edgemux lab --data logits.npz --out report.html")
+def lab(
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="edge_logits, cloud_logits [N,C]; labels [N], inputs [N,...] if any."),
+    ] = None,
+    edge: Annotated[
+        Path | None, typer.Option(metavar="FILE.onnx", help="The device's model, instead of --data.")
+    ] = None,
+    cloud: Annotated[Path | None, typer.Option(metavar="FILE.onnx", help="The cloud's model.")] = None,
+    inputs: Annotated[Path | None, typer.Option(metavar="FILE.npy", help="Inputs of both models, [N,...].")] = None,
+    labels: Annotated[Path | None, typer.Option(metavar="FILE.npy", help="Labels of the inputs, [N], if any.")] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE.html", help="Where the report goes.")] = Path("lab.html"),
+    alpha: Annotated[float, typer.Option(help="Most answers that may be kept and in error, a share.")] = 0.05,
+    delta: Annotated[float, typer.Option(help="Chance that the certificate is wrong.")] = 0.1,
+    certify: Annotated[str, typer.Option(help="In error: differs from the 'cloud', or wrong by 'labels'.")] = "cloud",
+    edge_ms: Annotated[float | None, typer.Option(min=0.0, help="What a device answer takes.")] = None,
+    cloud_ms: Annotated[float | None, typer.Option(min=0.0, help="What a cloud answer takes, link included.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the splits and the fits.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Compare every router on your own two models: table, plots, and a certificate."""
+    if certify not in ("cloud", "labels"):
+        raise ConfigError(f"--certify: {certify!r} is neither cloud nor labels")
+    with extra("train"):
+        from edgemux.cli import lab as bench
+        from edgemux.multiplexer.lab.results import Options
+    files = bench.Files(data, edge, cloud, inputs, labels)
+    options = Options(alpha, delta, certify == "labels", seed, device_ms=edge_ms, cloud_ms=cloud_ms)
+    found = bench.look(files, options, out, _console(stderr=True))
+    if json:
+        _print_json(found)
+    else:
+        bench.print_study(found, out, _console())
+
+
 @app.command(epilog="Example: edgemux demo --requests 600 --link 80ms,2mbit")
 def demo(
     bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: the repository's own.")] = None,

@@ -1,0 +1,79 @@
+"""`edgemux lab`: from files to a table, a page, or JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from edgemux.multiplexer.errors import ConfigError
+from edgemux.multiplexer.lab.page import page
+from edgemux.multiplexer.lab.pairs import RunModels, SavedLogits, splits_of
+from edgemux.multiplexer.lab.results import Options, Study
+from edgemux.multiplexer.lab.study import check, study
+from edgemux.multiplexer.lab.table import HEADERS, figures_of, sentences
+
+
+class Files(msgspec.Struct, frozen=True):
+    """What to look at: saved logits, or two models with inputs."""
+
+    data: Path | None = None
+    edge: Path | None = None
+    cloud: Path | None = None
+    inputs: Path | None = None
+    labels: Path | None = None
+
+
+def look(files: Files, options: Options, out: Path, console: Console) -> Study:
+    """Fit and judge every router, write the page to ``out``. Raises ConfigError or InputError for what does not fit."""
+    check_out(out)
+    source = _source(files)
+    check(options, labelled=True)
+    # Nets this small are slower on many threads.
+    torch.set_num_threads(1)
+    with Progress(console=console) as progress:
+        reading = progress.add_task("reading", total=1.0)
+        splits = splits_of(source, options.seed, lambda done: progress.update(reading, completed=done))
+        if isinstance(source, RunModels):
+            device_ms, cloud_ms = source.times_ms()
+            splits = splits.timed(device_ms, cloud_ms)
+        fitting = progress.add_task("routers", total=1.0)
+        found, pictures = study(splits, options, lambda done: progress.update(fitting, completed=done))
+    out.write_text(page(found, pictures, "edgemux lab"), encoding="utf-8")
+    return found
+
+
+def check_out(out: Path) -> None:
+    """Raises ConfigError when the page cannot be written there, before minutes are spent on it."""
+    if out.is_dir() or not out.parent.is_dir():
+        raise ConfigError(f"--out: {out} is not a file in a folder that exists")
+
+
+def _source(files: Files) -> SavedLogits | RunModels:
+    if files.data is not None:
+        if any(part is not None for part in (files.edge, files.cloud, files.inputs, files.labels)):
+            raise ConfigError("lab: give either --data, or --edge, --cloud and --inputs")
+        return SavedLogits(files.data)
+    if files.edge is None or files.cloud is None or files.inputs is None:
+        raise ConfigError("lab: give either --data, or all of --edge, --cloud and --inputs")
+    return RunModels(files.edge, files.cloud, files.inputs, files.labels)
+
+
+def print_study(found: Study, out: Path, console: Console) -> None:
+    """The table, and the sentences around it."""
+    first, second, *rest = sentences(found)
+    for line in (first, second):
+        console.print(line, highlight=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, name in enumerate(HEADERS):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for name, judged in found.routers.items():
+        table.add_row(*figures_of(name, judged), style="bold" if name == found.chosen else None)
+    console.print(table)
+    for line in (*rest, f"The report with plots: {out}"):
+        console.print(line, highlight=False, soft_wrap=True)

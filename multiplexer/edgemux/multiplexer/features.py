@@ -1,0 +1,46 @@
+"""What a router reads off a device's answer: a few numbers whose count does not grow with thousands of classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Keeps log() finite; below what float32 softmax resolves for ten classes in practice.
+LOG_FLOOR = 1e-6
+# Up to this many classes a router is told each class's probability and which one was answered.
+FEW_CLASSES = 64
+TOP = 10
+TOP_OF_FEW = 5
+
+
+def device_features(probabilities: NDArray[Any]) -> NDArray[np.float32]:
+    """Features float32 [n, f] of a device model's probabilities [n, classes], at least 2 classes.
+
+    In order: of up to FEW_CLASSES classes all log-probabilities, and 1 for the class answered; the largest
+    log-probabilities, falling (5 of few classes, 10 of many); the two largest probabilities; their difference (the
+    margin); minus the entropy in nats.
+    """
+    p = np.asarray(probabilities, np.float32)
+    classes = p.shape[1]
+    few = classes <= FEW_CLASSES
+    logs = np.log(p + np.float32(LOG_FLOOR))
+    ranked = largest(p, min(classes, TOP_OF_FEW if few else TOP))
+    two = ranked[:, :2]
+    parts = [
+        np.log(ranked + np.float32(LOG_FLOOR)),
+        two,
+        two[:, :1] - two[:, 1:],
+        (p * logs).sum(axis=1, keepdims=True),
+    ]
+    if few:
+        parts = [logs, np.eye(classes, dtype=np.float32)[p.argmax(axis=1)], *parts]
+    return np.concatenate(parts, axis=1)
+
+
+def largest(values: NDArray[Any], count: int) -> NDArray[Any]:
+    """The ``count`` largest of each row, falling: [n, count] of [n, classes]."""
+    if count < values.shape[1]:
+        values = -np.partition(-values, count - 1, axis=1)[:, :count]
+    return -np.sort(-values, axis=1)

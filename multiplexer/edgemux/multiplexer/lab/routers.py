@@ -1,0 +1,285 @@
+"""Every router as a fit: rows -> a scorer, which says how much deferring a row would gain; larger goes first.
+
+Only the order of a score counts for a deferral curve. Learned routers are nets of one shape, so that each can be
+saved and run by an agent. References are in ``REFERENCES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgemux.multiplexer.lab.rows import Rows
+from edgemux.multiplexer.training.calibrate import platt
+from edgemux.multiplexer.training.net import (
+    How,
+    Net,
+    binary,
+    cross_entropy,
+    fit_logistic,
+    fit_net,
+    sigmoid,
+    softmax,
+    squared,
+)
+from edgemux.multiplexer.training.outcomes import CLOUD, Posterior, fit_posterior, gain, seen_outcomes
+
+Scores = NDArray[np.float64]
+Score = Callable[[Rows], Scores]
+
+REFERENCES = {
+    "device-only": "defers nothing, whatever share it may",
+    "cloud-only": "sends everything until the share that it may is spent: first come, first served",
+    "random": "defers by chance",
+    "max-softmax": "1 - largest probability; KubeEdge Sedna's Threshold and IBT filters are the same for one label",
+    "temperature": "max-softmax after temperature scaling (Guo et al. 2017)",
+    "margin": "difference of the two largest probabilities",
+    "entropy": "normalised entropy; KubeEdge Sedna's CrossEntropy filter",
+    "static-threshold": "max-softmax with the one threshold that was best on the fit split",
+    "logistic": "logistic regression on the device's output, P(device wrong) (hierarchical inference)",
+    "appealnet": "a predictor head trained with AppealNet's loss (Li et al. 2021)",
+    "selective-query": "entropy, top-10 margins, features; 'cloud wrong or device right' (Kag et al. 2023)",
+    "gain-regression": "post-hoc estimate of the gain by least squares (Narasimhan et al. 2022)",
+    "pre-gate": "the multiplexer's first gate alone: the raw input, before any model has run",
+    "multiplexer": "gain from four outcomes, with the label's posterior given both answers as target",
+}
+# AppealNet's price on calling the cloud, its beta; the order it learns hardly depends on it.
+APPEAL_PRICE = 0.1
+TOP_MARGINS = 10
+PRE_GATE = How(weight_decay=0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A fitted router. ``net``: a learned one's weights; ``event``: P(only the cloud is right), where it says so."""
+
+    name: str
+    score: Score = field(repr=False)
+    net: Net | None = None
+    event: Score | None = field(default=None, repr=False)
+
+
+Fit = Callable[[Rows, int], Scorer]
+
+
+def max_softmax(rows: Rows, seed: int) -> Scorer:
+    """Nothing to fit."""
+    return Scorer("max-softmax", lambda rows: -np.exp(rows.logs[:, 0].astype(np.float64)))
+
+
+def margin(rows: Rows, seed: int) -> Scorer:
+    """Nothing to fit."""
+
+    def score(rows: Rows) -> Scores:
+        first, second = np.exp(rows.logs[:, :2].astype(np.float64)).T
+        result: Scores = second - first
+        return result
+
+    return Scorer("margin", score)
+
+
+def entropy(rows: Rows, seed: int) -> Scorer:
+    """Nothing to fit."""
+
+    def score(rows: Rows) -> Scores:
+        logs = rows.logs.astype(np.float64)
+        rest = rows.rest.astype(np.float64)
+        spare = rows.classes - logs.shape[1]
+        nats = -(np.exp(logs) * logs).sum(axis=1) - spare * np.exp(rest) * rest
+        return nats / np.log(rows.classes)
+
+    return Scorer("entropy", score)
+
+
+def temperature(rows: Rows, seed: int) -> Scorer:
+    """One temperature, by likelihood of the truth."""
+    t = best_temperature(rows)
+    return Scorer("temperature", lambda rows: -top_probability(rows, t))
+
+
+def best_temperature(rows: Rows) -> float:
+    """The T for which softmax(log p / T) is likeliest to have drawn the truth; by golden-section search over log T."""
+    own = np.log(rows.device_on_label.astype(np.float64) + 1e-30)
+
+    def loss(log_t: float) -> float:
+        t = float(np.exp(log_t))
+        return float((log_normaliser(rows, t) - own / t).mean())
+
+    low, high = np.log(0.05), np.log(20.0)
+    ratio = (5.0**0.5 - 1.0) / 2.0
+    for _ in range(40):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, right) if loss(left) < loss(right) else (left, high)
+    return float(np.exp((low + high) / 2.0))
+
+
+def log_normaliser(rows: Rows, t: float) -> Scores:
+    """log of the sum over classes of exp(log p / T); classes that were not kept count with their mean."""
+    kept = rows.logs.astype(np.float64) / t
+    top = kept[:, :1]
+    total = np.exp(kept - top).sum(axis=1)
+    spare = rows.classes - kept.shape[1]
+    total += spare * np.exp(rows.rest.astype(np.float64) / t - top[:, 0])
+    result: Scores = top[:, 0] + np.log(total)
+    return result
+
+
+def top_probability(rows: Rows, t: float) -> Scores:
+    """The largest probability after scaling by T."""
+    result: Scores = np.exp(rows.logs[:, 0].astype(np.float64) / t - log_normaliser(rows, t))
+    return result
+
+
+def static_threshold(rows: Rows, seed: int) -> Scorer:
+    """The threshold on max-softmax that is most accurate on the fit rows; all rows beyond it are alike."""
+    confidence = rows.logs[:, 0]
+    order = np.argsort(confidence, kind="stable")
+    gained = np.concatenate([[0.0], np.cumsum((rows.cloud_right * 1.0 - rows.device_right)[order])])
+    best = int(gained.argmax())
+    threshold = confidence[order[best - 1]] if best else -np.inf
+    return Scorer("static-threshold", lambda rows: (rows.logs[:, 0] <= threshold).astype(np.float64))
+
+
+def logistic(rows: Rows, seed: int) -> Scorer:
+    """P(device wrong)."""
+    net = fit_logistic(rows.features, 1.0 - rows.device_right)
+    return Scorer("logistic", lambda rows: sigmoid(net.logits(rows.features)[:, 0]), net)
+
+
+def appealnet(rows: Rows, seed: int) -> Scorer:
+    """q = P(keep) minimises q * loss(device) + (1 - q) * loss(cloud) - beta * log q, over the answer and the input."""
+    losses = np.stack([_surprise(rows.device_on_label), _surprise(rows.cloud_on_label)], axis=1)
+
+    def loss(logits: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+        keep = torch.sigmoid(logits[:, 0])
+        stay = -torch.nn.functional.logsigmoid(logits[:, 0])
+        return (keep * losses[:, 0] + (1.0 - keep) * losses[:, 1] + APPEAL_PRICE * stay).mean()
+
+    net = fit_net(_with_tiles(rows), losses, loss, 1, seed)
+    return Scorer("appealnet", lambda rows: sigmoid(-net.logits(_with_tiles(rows))[:, 0]), net)
+
+
+def _surprise(probability: NDArray[Any]) -> NDArray[np.float32]:
+    return -np.log(np.maximum(probability, 1e-4)).astype(np.float32)
+
+
+def selective_query(rows: Rows, seed: int) -> Scorer:
+    """1 - P(cloud wrong or device right)."""
+    keep = (~rows.cloud_right | rows.device_right).astype(np.float32)[:, None]
+    net = fit_net(_margins(rows), keep, binary, 1, seed)
+    return Scorer("selective-query", lambda rows: sigmoid(-net.logits(_margins(rows))[:, 0]), net)
+
+
+def _margins(rows: Rows) -> NDArray[np.float32]:
+    """Entropy, differences of the ten largest probabilities, and the features."""
+    top = np.exp(rows.logs[:, : TOP_MARGINS + 1])
+    unsure = entropy(rows, 0).score(rows)[:, None].astype(np.float32)
+    return np.concatenate([unsure, top[:, :-1] - top[:, 1:], _with_tiles(rows)], axis=1)
+
+
+def gain_regression(rows: Rows, seed: int) -> Scorer:
+    """E[cloud right - device right] by least squares."""
+    target = (rows.cloud_right.astype(np.float32) - rows.device_right)[:, None]
+    net = fit_net(rows.features, target, squared, 1, seed)
+    return Scorer("gain-regression", lambda rows: net.logits(rows.features)[:, 0], net)
+
+
+def pre_gate(rows: Rows, seed: int) -> Scorer:
+    """The gain from the input alone."""
+    net = fit_net(rows.tiles, targets(rows), cross_entropy, 4, seed, PRE_GATE)
+    return _of_outcomes("pre-gate", net, lambda rows: rows.tiles)
+
+
+def multiplexer(rows: Rows, seed: int) -> Scorer:
+    """Both gates: what the device answered and, where there are inputs, what the pre-gate makes of them."""
+    wanted = targets(rows)
+    if not has_tiles(rows):
+        net = fit_net(rows.features, wanted, cross_entropy, 4, seed)
+        return _of_outcomes(OURS, net, lambda rows: rows.features)
+
+    def first_gate(tiles: NDArray[Any], wanted: NDArray[Any]) -> Net:
+        return fit_net(tiles, wanted, cross_entropy, 4, seed, PRE_GATE)
+
+    def read(rows: Rows, logits: NDArray[Any]) -> NDArray[np.float32]:
+        return np.concatenate([rows.features, logits.astype(np.float32)], axis=1)
+
+    # The second gate learns from a first that has not seen the row: elsewhere the first is surer than it is right.
+    unseen = np.empty((rows.count, 4))
+    for held, rest in folds(rows.count, 3, seed):
+        unseen[held] = first_gate(rows.tiles[rest], wanted[rest]).logits(rows.tiles[held])
+    first = first_gate(rows.tiles, wanted)
+    second = fit_net(read(rows, unseen), wanted, cross_entropy, 4, seed)
+    return _of_outcomes(OURS, second, lambda rows: read(rows, first.logits(rows.tiles)))
+
+
+def _of_outcomes(name: str, net: Net, read: Callable[[Rows], NDArray[Any]]) -> Scorer:
+    """A router whose net gives the logits of the four outcomes."""
+    return Scorer(
+        name,
+        lambda rows: gain(softmax(net.logits(read(rows)))),
+        net,
+        lambda rows: softmax(net.logits(read(rows)))[:, CLOUD],
+    )
+
+
+def folds(count: int, parts: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """(held back, the others) for each of ``parts`` random parts of ``count`` rows."""
+    order = np.random.default_rng(seed).permutation(count)
+    pieces = np.array_split(order, parts)
+    return [(piece, np.concatenate([other for other in pieces if other is not piece])) for piece in pieces]
+
+
+def targets(rows: Rows) -> NDArray[np.float32]:
+    """P(each outcome) of fit rows, [n, 4]: by the fitted posterior; without labels, by the cloud's own."""
+    seen = rows.seen
+    if seen is None:
+        return seen_outcomes(rows.device, rows.cloud, rows.label)
+    posterior = fit_posterior(seen) if rows.labelled else Posterior.trusting(seen.cloud.shape[1])
+    return posterior.outcomes(seen)
+
+
+def has_tiles(rows: Rows) -> bool:
+    """Whether the inputs are known."""
+    return rows.tiles.shape[1] > 0
+
+
+def _with_tiles(rows: Rows) -> NDArray[np.float32]:
+    return np.concatenate([rows.features, rows.tiles], axis=1) if has_tiles(rows) else rows.features
+
+
+OURS, FALLBACK, BASELINE = "multiplexer", "temperature", "max-softmax"
+# Routers without a score.
+DEVICE_ONLY, CLOUD_ONLY, RANDOM = "device-only", "cloud-only", "random"
+
+FITS: dict[str, Fit] = {
+    "max-softmax": max_softmax,
+    "temperature": temperature,
+    "margin": margin,
+    "entropy": entropy,
+    "static-threshold": static_threshold,
+    "logistic": logistic,
+    "appealnet": appealnet,
+    "selective-query": selective_query,
+    "gain-regression": gain_regression,
+    "pre-gate": pre_gate,
+    "multiplexer": multiplexer,
+}
+
+
+def foretold(scorer: Scorer, fit: Rows, rows: Rows) -> Scores:
+    """P(only the cloud is right), of rows: the router's own, or its score after Platt scaling on the fit rows."""
+    if scorer.event is not None:
+        return scorer.event(rows)
+    only_cloud = (fit.cloud_right & ~fit.device_right).astype(np.float64)
+    scaling = platt(scorer.score(fit)[:, None], only_cloud[:, None])
+    return sigmoid(float(scaling.slope[0]) * scorer.score(rows) + float(scaling.offset[0]))
+
+
+def fits_for(rows: Rows) -> dict[str, Fit]:
+    """The routers that can be fitted to such rows: the pre-gate needs inputs."""
+    return {name: fit for name, fit in FITS.items() if name != "pre-gate" or has_tiles(rows)}

@@ -1,0 +1,152 @@
+"""What comes of an input: both models right, only one of them, or neither; and how likely each is given both answers.
+
+A router sees the device's answer alone, but its targets may use all that is known at training: the label and both
+models' probabilities. Targets of 0 and 1 are noisy, since one draw of a label says little about a hard input. So
+the label's posterior given both answers is fitted first, and the router learns the outcome probabilities that
+follow from it: distillation with privileged information (Lopez-Paz et al. 2016). Where the cloud has blind spots the
+posterior learns to doubt it, which the cloud's own probabilities never would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from edgemux.multiplexer.features import FEW_CLASSES, LOG_FLOOR
+
+Floats = NDArray[np.float32]
+
+# The columns of an outcome array.
+BOTH, DEVICE, CLOUD, NEITHER = range(4)
+# Of many classes only each model's likeliest are looked at one by one; the others count as one.
+LIKELIEST = 8
+# Ridge towards "believe the cloud", in nats per squared weight; a tenth moves a posterior of 1,000 rows by < 1 %.
+RIDGE = 1e-3
+# exp() of it is nothing: stands for a class that is already among the others.
+ABSENT = -60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Both models' log-probabilities on the same k classes of each of n rows, and where the answers are among them.
+
+    cloud, device: float32 [n, k]; device_at, cloud_at, label_at: int64 [n]. With few classes k is all of them in
+    order; with many, each model's likeliest and last the mass of all the rest.
+    """
+
+    cloud: Floats
+    device: Floats
+    device_at: NDArray[np.int64]
+    cloud_at: NDArray[np.int64]
+    label_at: NDArray[np.int64]
+    few: bool
+
+
+def evidence(device: NDArray[Any], cloud: NDArray[Any], labels: NDArray[np.int64]) -> Evidence:
+    """The evidence in probabilities [n, classes] of both models and labels [n]."""
+    classes = device.shape[1]
+    device_label, cloud_label = device.argmax(axis=1), cloud.argmax(axis=1)
+    if classes <= FEW_CLASSES:
+        return Evidence(_log(cloud), _log(device), device_label, cloud_label, labels, few=True)
+    ids = np.concatenate([_likeliest(cloud), _likeliest(device)], axis=1)
+    seen = np.zeros(ids.shape, bool)
+    seen[:, LIKELIEST:] = (ids[:, LIKELIEST:, None] == ids[:, None, :LIKELIEST]).any(axis=2)
+
+    def chosen(p: NDArray[Any]) -> Floats:
+        mass = np.where(seen, 0.0, np.take_along_axis(p, ids, axis=1))
+        rest = np.clip(1.0 - mass.sum(axis=1, keepdims=True), 0.0, 1.0)
+        logs = np.where(seen, ABSENT, _log(mass))
+        return np.concatenate([logs, _log(rest)], axis=1).astype(np.float32)
+
+    def at(label: NDArray[np.int64]) -> NDArray[np.int64]:
+        hit = (ids == label[:, None]) & ~seen
+        place: NDArray[np.int64] = np.where(hit.any(axis=1), hit.argmax(axis=1), ids.shape[1])
+        return place
+
+    return Evidence(chosen(cloud), chosen(device), at(device_label), at(cloud_label), at(labels), few=False)
+
+
+def _likeliest(p: NDArray[Any]) -> NDArray[np.int64]:
+    return np.argpartition(-p, LIKELIEST - 1, axis=1)[:, :LIKELIEST]
+
+
+def _log(p: NDArray[Any]) -> Floats:
+    logs: Floats = np.log(p.astype(np.float32) + np.float32(LOG_FLOOR))
+    return logs
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """P(label | both answers) = softmax(of_cloud * cloud + of_device * device + offset), float64 [k] each."""
+
+    of_cloud: NDArray[np.float64]
+    of_device: NDArray[np.float64]
+    offset: NDArray[np.float64]
+
+    @classmethod
+    def trusting(cls, k: int) -> Posterior:
+        """The cloud's own probabilities: all there is to go by without labels."""
+        return cls(np.ones(k), np.zeros(k), np.zeros(k))
+
+    def outcomes(self, seen: Evidence) -> Floats:
+        """P(each outcome), float32 [n, 4]."""
+        logits = self.of_cloud * seen.cloud + self.of_device * seen.device + self.offset
+        logits -= logits.max(axis=1, keepdims=True)
+        q = np.exp(logits)
+        q /= q.sum(axis=1, keepdims=True)
+        rows = np.arange(len(q))
+        return _outcomes(q[rows, seen.device_at], q[rows, seen.cloud_at], seen.device_at == seen.cloud_at)
+
+
+def fit_posterior(seen: Evidence) -> Posterior:
+    """Maximum likelihood with a ridge, by L-BFGS; a weight per class where classes are few, else one for all."""
+    cloud, device = torch.from_numpy(seen.cloud).double(), torch.from_numpy(seen.device).double()
+    labels = torch.from_numpy(seen.label_at)
+    k = cloud.shape[1]
+    width = k if seen.few else 1
+    # Of many classes, the rest alone has an offset of its own.
+    place = torch.ones(k, dtype=torch.float64) if seen.few else functional.one_hot(torch.tensor(k - 1), k).double()
+    start = torch.zeros(3, width, dtype=torch.float64)
+    start[0] = 1.0
+    weights = start.clone().requires_grad_(True)
+    optimiser = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        logits = weights[0] * cloud + weights[1] * device + weights[2] * place
+        loss = functional.cross_entropy(logits, labels) + RIDGE * ((weights - start) ** 2).sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    fitted = weights.detach()
+    of_cloud, of_device, offset = (fitted[0].expand(k), fitted[1].expand(k), fitted[2] * place)
+    return Posterior(of_cloud.numpy().copy(), of_device.numpy().copy(), offset.numpy().copy())
+
+
+def seen_outcomes(device: NDArray[np.int64], cloud: NDArray[np.int64], labels: NDArray[np.int64]) -> Floats:
+    """The outcome that a label decides: 1 in one column of float32 [n, 4]; arguments int64 [n]."""
+    right = (device == labels).astype(np.float32)
+    return _outcomes(right, (cloud == labels).astype(np.float32), device == cloud)
+
+
+def gain(outcomes: NDArray[Any]) -> NDArray[np.float64]:
+    """P(only the cloud is right) - P(only the device is right), [n]: what deferring is worth."""
+    wide = outcomes.astype(np.float64)
+    result: NDArray[np.float64] = wide[:, CLOUD] - wide[:, DEVICE]
+    return result
+
+
+def _outcomes(device: NDArray[Any], cloud: NDArray[Any], same: NDArray[np.bool_]) -> Floats:
+    """From P(device right), P(cloud right) and whether they gave one answer; two answers are never both right."""
+    table = np.empty((len(same), 4), np.float32)
+    table[:, BOTH] = np.where(same, device, 0.0)
+    table[:, DEVICE] = np.where(same, 0.0, device)
+    table[:, CLOUD] = np.where(same, 0.0, cloud)
+    table[:, NEITHER] = np.clip(1.0 - table[:, :NEITHER].sum(axis=1), 0.0, 1.0)
+    return table

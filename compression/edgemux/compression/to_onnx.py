@@ -64,7 +64,7 @@ def exported(net: nn.Module, example: Tensor, outputs: tuple[str, ...] = (OUTPUT
             with _quiet():
                 model = export(net, x, outputs)
             onnx.checker.check_model(model, full_check=True)
-            return _stripped(model)
+            return stripped(model)
         except Exception as error:  # exporters raise whatever they meet
             reasons.append(_line(error))
     raise PassError(f"model: cannot be traced to ONNX ({'; '.join(dict.fromkeys(reasons))})")
@@ -120,7 +120,7 @@ def _captured(net: nn.Module, x: Tensor, outputs: tuple[str, ...]) -> onnx.Model
     return program.model_proto
 
 
-def _stripped(model: onnx.ModelProto) -> onnx.ModelProto:
+def stripped(model: onnx.ModelProto) -> onnx.ModelProto:
     """Without what only people read: at the size of small nets it is a tenth of the file."""
     model.producer_name = model.producer_version = model.doc_string = ""
     model.graph.name = "g"

@@ -7,6 +7,7 @@ served cannot differ.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +16,8 @@ from onnx import TensorProto
 from edgemux.compression.graph import Graph
 from edgemux.multiplexer.bundle import Tensor
 
-FEATURES = "features"
+# No input is called that: the names of inputs that are kept are identifiers.
+FEATURES = "/features"
 # Tiles along each axis of an image; 7 are tiles of 4 pixels in a picture of 28.
 TILES = 7
 # A vector is seen as it is up to this length; a longer one as the means of as many runs of neighbours.
@@ -63,7 +65,7 @@ def glance(graph: Graph, tensor: Tensor) -> str:
 
 
 def glance_graph(tensor: Tensor) -> onnx.ModelProto:
-    """A graph ``tensor`` -> ``features``: what a pre-gate for it is fitted to."""
+    """A graph ``tensor`` -> features: what a pre-gate for it is fitted to."""
     graph = Graph(int8=False)
     graph.add("Identity", glance(graph, tensor), to=FEATURES)
     graph.output(FEATURES, ("f",))
@@ -88,10 +90,10 @@ def _tiles(graph: Graph, x: str, height: int, width: int) -> str:
     along = (SEEN if width == 1 else TILES, SEEN if height == 1 else TILES)
     kernel = [math.ceil(size / most) for size, most in zip((height, width), along, strict=True)]
     missing = [-size % side for size, side in zip((height, width), kernel, strict=True)]
+    how: dict[str, Any] = {"kernel_shape": kernel, "strides": kernel}
     if any(missing):
-        pads = {"pads": [0, 0, *missing], "count_include_pad": 0}
-        return graph.add("Flatten", graph.add("AveragePool", x, kernel_shape=kernel, strides=kernel, **pads))
-    return graph.add("Flatten", graph.add("AveragePool", x, kernel_shape=kernel, strides=kernel))
+        how |= {"pads": [0, 0, *missing], "count_include_pad": 0}
+    return graph.add("Flatten", graph.add("AveragePool", x, **how))
 
 
 def _row(graph: Graph, x: str, length: int) -> str:

@@ -139,7 +139,8 @@ class Graph:
 
     def _fresh(self) -> str:
         self._count += 1
-        return _short(self._count)
+        name = _short(self._count)
+        return name if all(known.name != name for known in self._inputs) else self._fresh()
 
 
 def _short(number: int) -> str:

@@ -87,16 +87,17 @@ def write_gates(answers: Path, how: Gates, seed: int, folder: Path, tick: Tick) 
     images, right = read_answers(answers, "gate")
     group = copy_of(right.count, how.copies)
     tiles = pooled(images, gates.TILE_PX)
-    pre = fit_pre(tiles, right.right(), group, _how(how, how.pre_hidden, seed))
+    pre = fit_pre(tiles, right.right(), group, how_to_fit(how, how.pre_hidden, seed))
     (folder / PRE_GATE).write_bytes(gates.pre_gate_graph(pre).SerializeToString(deterministic=True))
     tick(0.3)
     scores = answers_of(OnnxModel.read(folder / PRE_GATE), images)
-    post = fit_post(right, scores, group, _how(how, how.post_hidden, seed))
+    post = fit_post(right, scores, group, how_to_fit(how, how.post_hidden, seed))
     graph = gates.post_gate_graph(post, len(right.levels))
     (folder / POST_GATE).write_bytes(graph.SerializeToString(deterministic=True))
 
 
-def _how(how: Gates, hidden: int, seed: int) -> How:
+def how_to_fit(how: Gates, hidden: int, seed: int) -> How:
+    """The settings of a gate with so many hidden units."""
     return How(hidden=hidden, steps=how.steps, rate=how.rate, weight_decay=how.weight_decay, seed=seed)
 
 

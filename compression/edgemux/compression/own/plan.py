@@ -90,6 +90,17 @@ def name_of(path: Path) -> str:
     return re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-") or "own"
 
 
+def without_places(plan: Plan) -> Plan:
+    """The same with file names in place of paths: what may be told, or digested, of a plan."""
+    change, name = msgspec.structs.replace, lambda path: Path(path).name
+    labels = plan.inputs.labels and name(plan.inputs.labels)
+    return change(
+        plan,
+        models=Models(device=name(plan.models.device), cloud=name(plan.models.cloud)),
+        inputs=change(plan.inputs, path=name(plan.inputs.path), labels=labels),
+    )
+
+
 def quick(plan: Plan) -> Plan:
     """The same with a short fit of the gates and few timings."""
     change = msgspec.structs.replace

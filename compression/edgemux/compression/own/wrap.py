@@ -22,8 +22,9 @@ from edgemux.multiplexer.chain import PROBABILITIES
 from edgemux.multiplexer.errors import ArtifactError, ConfigError
 from edgemux.multiplexer.onnx_model import OnnxModel
 
-INNER = "m_"
-RAW = "raw"
+# Names of inputs that are kept are identifiers, so none begins like these.
+INNER = "m/"
+RAW = "/raw"
 # Batched and alone may differ by another order of float32 sums, no more.
 TOLERANCE = 1e-3
 PROBE_ROWS = 3
@@ -43,7 +44,7 @@ class Wrapped:
     free: onnx.ModelProto
 
     def raw(self) -> onnx.ModelProto:
-        """The bundle's input -> ``raw``, the answer as it is: FP32 [n, m]."""
+        """The bundle's input -> the answer as it is: FP32 [n, m]."""
         return _joined(self.free, self.given, self.entry, self.output, _raw_end)
 
     def finished(self, kind: str, temperature: float) -> onnx.ModelProto:
@@ -98,10 +99,8 @@ def logits_of(raw: NDArray[np.float32], kind: str) -> NDArray[np.float64]:
 
 
 def _logits(graph: Graph, answer: str, kind: str) -> str:
-    floor = graph.constant(np.array(LOG_FLOOR, np.float32))
-
     def log(x: str) -> str:
-        return graph.add("Log", graph.add("Max", x, floor))
+        return graph.add("Log", graph.add("Max", x, graph.constant(np.array(LOG_FLOOR, np.float32))))
 
     if kind == "probabilities":
         return log(answer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,9 @@ def find(where: Where, root: Path) -> Inputs:
         wanted = "a folder of pictures, an array (.npy) or arrays (.npz)"
         raise ConfigError(f"inputs: {where.path}: {f'not {wanted}' if path.exists() else 'not there'}")
     if where.labels == NO_LABELS:
-        return _with(found, labels=None)
+        return replace(found, labels=None)
     if where.labels is not None:
-        return _with(found, labels=_numbers(_opened(root / where.labels), f"labels: {where.labels}", found.count))
+        return replace(found, labels=_numbers(_opened(root / where.labels), f"labels: {where.labels}", found.count))
     return found
 
 
@@ -63,7 +63,10 @@ def decoded(inputs: Inputs, how: Preprocessing, root: Path) -> Inputs:
 
     ``take`` raises ConfigError naming a picture that does not decode.
     """
-    from edgemux.wire.image import decode_images  # needs Pillow, which arrays do not
+    try:
+        from edgemux.wire.image import decode_images  # as the servers do, with what they need and arrays do not
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"inputs: pictures need {error.name}: pip install '.[train,edge]' in a checkout") from error
 
     def one(path: Path) -> NDArray[np.uint8]:
         try:
@@ -72,17 +75,11 @@ def decoded(inputs: Inputs, how: Preprocessing, root: Path) -> Inputs:
             reason = error.strerror if isinstance(error, OSError) else str(error).removeprefix("picture: ")
             raise ConfigError(f"inputs: {_short(path, root)}: {reason}") from error
 
-    return _with(inputs, take=lambda index: np.stack([one(inputs.files[row]) for row in index]))
+    return replace(inputs, take=lambda index: np.stack([one(inputs.files[row]) for row in index]))
 
 
 def _short(path: Path, root: Path) -> str:
     return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
-
-
-def _with(inputs: Inputs, **changes: Any) -> Inputs:
-    from dataclasses import replace
-
-    return replace(inputs, **changes)
 
 
 def digest(*paths: Path) -> str:
@@ -153,7 +150,7 @@ def _archive(path: Path, where: Where) -> Inputs:
     found = _array(next(iter(arrays.values())), where, digest(path))
     if not labels:
         return found
-    return _with(found, labels=_numbers(labels[0], f"labels: {where.path}", found.count))
+    return replace(found, labels=_numbers(labels[0], f"labels: {where.path}", found.count))
 
 
 def _opened(path: Path) -> Array:

@@ -134,4 +134,7 @@ def class_names(inputs: Inputs, classes: int) -> tuple[str, ...]:
         raise ConfigError(
             f"inputs: {len(inputs.classes)} classes, the models answer {classes}; name all in `$.inputs.classes`"
         )
+    # The protocol's metadata has one string for all names.
+    if any("," in name for name in inputs.classes):
+        raise ConfigError("inputs: the name of a class holds a comma")
     return inputs.classes

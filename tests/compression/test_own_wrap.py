@@ -111,6 +111,39 @@ def test_a_graph_for_a_fixed_batch_is_freed_where_that_changes_no_answer(
     assert np.allclose(answers(path), softmax(X @ WEIGHT), atol=1e-6)
 
 
+def test_recurrent_layers_that_begin_with_zeros_for_one_row_are_freed(tmp_path: Path, torch: Any) -> None:
+    torch.manual_seed(1)
+
+    class Net(torch.nn.Module):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = torch.nn.LSTM(2, 5, batch_first=True), torch.nn.Linear(5, 3)
+
+        def forward(self, x: Any) -> Any:
+            return self.head(self.layer(x)[0][:, -1])
+
+    from edgemux.compression.to_onnx import exported
+
+    net, x = Net().eval(), torch.randn(7, 4, 2)
+    model = exported(net, x[:1])
+    import onnx
+    from onnx import helper, numpy_helper
+
+    # As exporters write it when they take the batch of 1 for a constant.
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    zeros = numpy_helper.from_array(np.zeros((1, 1, 5), np.float32), "zeros")
+    model.graph.initializer.append(zeros)
+    (layer,) = (node for node in model.graph.node if node.op_type == "LSTM")
+    layer.input[5] = layer.input[6] = "zeros"
+    (squeeze,) = (node for node in model.graph.node if layer.output[0] in node.input)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([4, 1, 5], np.int64), "sizes"))
+    squeeze.CopyFrom(helper.make_node("Reshape", [layer.output[0], "sizes"], list(squeeze.output), allowzero=1))
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    with torch.no_grad():
+        expected = softmax(net(x).numpy())
+    assert np.allclose(answers(tmp_path / "m.onnx", x=x.numpy()), expected, atol=1e-5)
+
+
 def test_a_graph_that_cannot_be_freed_is_refused_by_name(tmp_path: Path) -> None:
     def end(h: Any) -> list[Any]:
         return [h.make_node("Flatten", ["z"], ["flat"], axis=0), h.make_node("Identity", ["flat"], ["y"])]

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, compose, numpy_helper
+from onnx import TensorProto, compose
 
 from edgemux.compression.graph import Graph
+from edgemux.compression.own.batch import free_forms
 from edgemux.compression.own.entry import Entry, enter
 from edgemux.compression.own.given import Given
 from edgemux.multiplexer.chain import PROBABILITIES
@@ -66,7 +67,7 @@ def wrap(given: Given, entry: Entry, rows: NDArray[Any]) -> Wrapped:
     """
     rows = rows[:PROBE_ROWS]
     alone, output = _alone(given, entry, rows)
-    for free in _free_forms(given):
+    for free in free_forms(given.model, given.batch):
         try:
             model = _loaded(_joined(free, given, entry, output, _raw_end), given.file)
             together = model.run({entry.tensor.name: rows})[0]
@@ -161,31 +162,9 @@ def _is_answer(value: Any, batch: int) -> bool:
     return max(value.shape[1:]) == value[0].size
 
 
-def _free_forms(given: Given) -> list[onnx.ModelProto]:
-    """The graph as it is, its declared batch gone with its input; then with shapes that name that batch freed."""
-    if given.batch is None:
-        return [given.model]
-    freed = onnx.ModelProto()
-    freed.CopyFrom(given.model)
-    graph = freed.graph
-    shapes = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
-    stored = {tensor.name: tensor for tensor in graph.initializer if tensor.name in shapes}
-    stored |= {
-        node.output[0]: node.attribute[0].t
-        for node in graph.node
-        if node.op_type == "Constant" and node.output[0] in shapes and node.attribute[0].name == "value"
-    }
-    for tensor in stored.values():
-        sizes = numpy_helper.to_array(tensor).copy()
-        if sizes.ndim == 1 and len(sizes) and sizes[0] == given.batch:
-            sizes[0] = 0 if -1 in sizes[1:] else -1  # 0: as many as there are
-            tensor.CopyFrom(numpy_helper.from_array(sizes, tensor.name))
-    return [given.model, freed]
-
-
 def _loaded(model: onnx.ModelProto, file: str) -> OnnxModel:
     try:
-        return OnnxModel(model.SerializeToString(), file)
+        return OnnxModel(model.SerializeToString(), file, quiet=True)  # it may not take every batch that is tried
     except ArtifactError as error:
         raise ConfigError(str(error)) from error
 

@@ -317,7 +317,7 @@ WRONG: list[tuple[str, str]] = [
     ("pickle.npy", "not a file of one plain array"),
     ("two.npz", "it holds a, b"),
     ("empty", "holds no .png"),
-    ("folder", r"small.onnx: takes x FP32 \[-1, 12\], which is not a picture"),
+    ("folder", r"small.onnx: takes x FP32 \[-1, 12\]; set height and width"),
 ]
 
 
@@ -379,6 +379,17 @@ def test_a_model_that_answers_nan_is_refused_by_name(vectors: Path) -> None:
     save(vectors / "big.onnx", nodes, ["n", FEATURES], w=np.ones((FEATURES, CLASSES), np.float32))
     with pytest.raises(ConfigError, match=r"^big\.onnx: answers NaN or infinity to \d+ of 240 inputs"):
         built(vectors)
+
+
+def test_fewer_folders_than_classes_need_a_list_of_all(tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures", 240)
+    colour_models(tmp_path)
+    (tmp_path / "pictures" / "red").rename(tmp_path / "apart")
+    recipe(tmp_path, "pictures")
+    with pytest.raises(ConfigError, match=r"inputs: 2 classes, the models answer 3; name all in `\$.inputs.classes`"):
+        built(tmp_path)
+    recipe(tmp_path, "pictures", 'inputs.classes = ["blue", "green", "red"]')
+    assert built(tmp_path)[0].manifest.classes == ("blue", "green", "red")
 
 
 def test_a_folder_that_no_class_is_called_is_refused(tmp_path: Path) -> None:

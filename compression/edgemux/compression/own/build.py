@@ -42,7 +42,8 @@ class Job:
     def key(self) -> str:
         """A digest of the inputs and how they were dealt out."""
         labels = None if self.labels is None else self.labels.tolist()
-        return digest(self.inputs.sha256, labels, self.plan.seed, self.plan.certify)
+        sizes = len(self.dealt.gate), len(self.dealt.certify)
+        return digest(self.inputs.sha256, labels, self.inputs.classes, self.plan.seed, sizes)
 
 
 def build(plan: Plan, root: Path, recipe: str, recipe_sha256: str, out: Path, workshop: Workshop, tell: Tell) -> Path:
@@ -87,7 +88,7 @@ def _asked(workshop: Workshop, job: Job) -> tuple[Path, Path]:
     device, cloud = job.pair.device, job.pair.cloud
     at_models = workshop.stage(
         "models",
-        lambda folder, _: models.write(job.pair, job.feed, job.dealt.gate, job.labels, folder),
+        lambda folder, _: models.write(job.pair, job.feed, job.inputs, job.dealt.gate, folder),
         (device.file, device.sha256),
         (cloud.file, cloud.sha256),
         job.key(),

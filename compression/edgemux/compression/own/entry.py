@@ -126,6 +126,8 @@ def _axes(how: Picture, given: Given) -> tuple[int, int, int, str]:
         return count, how.height, how.width, "flat"
     if len(sizes) == 2:
         return 1, *sizes, "NHW"
+    if len(sizes) == 1:
+        raise ConfigError(f"{given.file}: takes {_spelt(given)}; set height and width in [preprocessing] for a picture")
     if len(sizes) != 3:
         raise ConfigError(f"{given.file}: takes {_spelt(given)}, which is not a picture")
     last = how.layout == "NHWC" or (how.layout is None and sizes[0] not in (1, 3) and sizes[2] in (1, 3))

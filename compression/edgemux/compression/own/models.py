@@ -68,11 +68,12 @@ def _check_pixels(inputs: Inputs, entry: Entry) -> None:
         )
 
 
-def write(pair: Pair, feed: Feed, index: NDArray[np.int64], labels: NDArray[np.int64] | None, folder: Path) -> None:
+def write(pair: Pair, feed: Feed, inputs: Inputs, index: NDArray[np.int64], folder: Path) -> None:
     """Write ``level1.onnx``, ``cloud.onnx`` and ``models.json``; temperatures are fitted on the rows ``index``.
 
-    Raises ConfigError naming a file that does not fit the other or the labels, or answers NaN.
+    Raises ConfigError naming a file that does not fit the other or answers NaN, or labels or classes that it lacks.
     """
+    labels = inputs.labels
     index = index[:TEMPERATURE_ROWS]
     device, cloud = (
         wrap(given, entry, feed.rows(index[:3]))
@@ -87,6 +88,7 @@ def write(pair: Pair, feed: Feed, index: NDArray[np.int64], labels: NDArray[np.i
         )
     if labels is not None:
         check_labels(labels, at_cloud.shape[1])
+    class_names(inputs, at_cloud.shape[1])
     truth = at_cloud.argmax(axis=1) if labels is None else labels[index]
     # Without labels the cloud is right by definition, and no temperature says how sure it may be.
     cooled = temperature(at_device, truth), 1.0 if labels is None else temperature(at_cloud, truth)

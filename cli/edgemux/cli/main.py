@@ -172,7 +172,7 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The bundl
 
 
 @app.command(
-    epilog="Examples: edgemux build deploy/recipes/fashion-mnist.toml --out my-bundle; "
+    epilog="Example: edgemux build deploy/recipes/fashion-mnist.toml --out my-bundle; or "
     "edgemux build --edge small.onnx --cloud big.onnx --inputs pictures/"
 )
 def build(

@@ -14,6 +14,9 @@ from PIL import Image
 
 from edgemux.cli.children import parse_ready
 from edgemux.cli.main import run
+from edgemux.cli.pictures import check_takes_pictures
+from edgemux.multiplexer.bundle import Tensor
+from edgemux.multiplexer.errors import ConfigError
 
 Capture = pytest.CaptureFixture[str]
 Pictures = Callable[[int, int], tuple[Any, Any]]
@@ -96,3 +99,10 @@ def test_an_unknown_model_is_refused_by_name(
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert "no-such-model" in captured.err or "model" in captured.err
+
+
+def test_a_model_that_takes_no_pictures_is_not_sent_any() -> None:
+
+    check_takes_pictures(Tensor("image", "UINT8", (-1, 28, 28)))
+    with pytest.raises(ConfigError, match=r"takes x FP32 \[-1, 20\]"):
+        check_takes_pictures(Tensor("x", "FP32", (-1, 20)))

@@ -244,6 +244,8 @@ ANOTHER: list[Change] = [
     lambda m: {"outputs": m.outputs[::-1]},
     lambda m: image(m, shape=(-1, 28, 28, 3)) | pictures(m, mode="RGB", resample="nearest"),
     lambda m: image(m, datatype="FP32", shape=(-1, -1, 64)),
+    lambda m: image(m, datatype="FP32", shape=(-1, 20)) | {"preprocessing": None},
+    lambda m: image(m, datatype="UINT8", shape=(-1, 7, 3)) | {"preprocessing": None},
     lambda m: {"inputs": (*m.inputs, Tensor("more", "INT64", (-1,)))},
 ]
 

@@ -95,6 +95,14 @@ def test_a_payload_of_another_size_than_claimed_is_refused(size: int) -> None:
     assert "784" in refusal(request([1, 28, 28], bytes(size)))
 
 
+def test_encoded_pictures_for_a_model_without_preprocessing_are_refused_in_so_many_words() -> None:
+    message = request([1], b"", "BYTES")
+    del message.raw_input_contents[:]
+    message.inputs[0].contents.bytes_contents.append(b"any picture")
+    with pytest.raises(InputError, match=r"^image: encoded pictures are not taken here, expected UINT8$"):
+        read_inputs(message, IMAGE, None)
+
+
 @pytest.mark.parametrize("datatype", ["FP32", "INT8", "BF16", "uint8", "", "x" * 10_000])
 def test_a_wrong_datatype_is_refused_shortly(datatype: str) -> None:
     text = refusal(request([1, 28, 28], bytes(784), datatype))

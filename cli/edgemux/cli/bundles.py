@@ -57,7 +57,9 @@ def print_description(about: dict[str, Any], console: Console) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     table = Table()
     table.add_column("model")
-    for column in ("level", "bytes", "params", "macs", "accuracy", "median ms"):
+    # A bundle that was made without labels knows only how often its models agree with the cloud's.
+    right = "accuracy" if about["provenance"]["measured"].get("labelled", 1.0) else "agreement"
+    for column in ("level", "bytes", "params", "macs", right, "median ms"):
         table.add_column(column, justify="right")
     for model in (*about["levels"], about["cloud"]):
         table.add_row(
@@ -72,6 +74,8 @@ def print_description(about: dict[str, Any], console: Console) -> None:
     table.add_row("multiplexer", "-", f"{gates['bytes']:,}", "", "", "", f"{gates['median_ms']:.3f}")
     console.print(table)
     console.print(f"measured on {about['provenance']['hardware']}", highlight=False, markup=False, soft_wrap=True)
+    if note := about["provenance"]["verdicts"].get("router"):
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     console.print(_certified(about["certificate"]), highlight=False, markup=False, soft_wrap=True)
 
 

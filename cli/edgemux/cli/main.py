@@ -171,22 +171,44 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The bundl
     typer.echo(f"{bundle.manifest.name}: {len(bundle.manifest.files)} files are what the manifest says")
 
 
-@app.command(epilog="Example: edgemux build deploy/recipes/fashion-mnist.toml --out my-bundle")
+@app.command(
+    epilog="Example: edgemux build deploy/recipes/fashion-mnist.toml --out my-bundle; or "
+    "edgemux build --edge small.onnx --cloud big.onnx --inputs pictures/"
+)
 def build(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="What to build.")],
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE.toml", help="What to build.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the bundle goes.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small one in minutes, to see that it works.")] = False,
     work: Annotated[Path | None, typer.Option(metavar="DIR", help="Where stages are kept, to go on later.")] = None,
+    edge: Annotated[Path | None, typer.Option(metavar="ONNX", help="Instead of a recipe: the device's model.")] = None,
+    cloud: Annotated[Path | None, typer.Option(metavar="ONNX", help="And the cloud's model.")] = None,
+    inputs: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="And inputs: a folder of pictures, .npy or .npz.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="FILE.npy", help="Class numbers; default: what the inputs say. none: none.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name, by default the cloud file's.")] = None,
+    version: Annotated[str, typer.Option(help="The model's version.")] = "1",
+    alpha: Annotated[float, typer.Option(help="Most inputs to be kept and differ from the cloud, a share.")] = 0.05,
+    delta: Annotated[float, typer.Option(help="One less the confidence of that.")] = 0.1,
 ) -> None:
-    """Train, compress, fit, certify and pack a bundle."""
-    if not recipe.is_file():
+    """Make a bundle: train, compress, fit, certify and pack by a recipe; or fit and certify two models of yours."""
+    of_yours = {"--edge": edge, "--cloud": cloud, "--inputs": inputs}
+    if (recipe is None) == (edge is None and cloud is None and inputs is None):
+        raise ConfigError("build: give either RECIPE.toml or --edge, --cloud and --inputs")
+    if recipe is not None and not recipe.is_file():
         raise ConfigError(f"{recipe}: no such recipe")
     with extra("train"):
-        from edgemux.compression.build import build as build_bundle
+        from edgemux.cli import builder
     from rich.progress import Progress
 
     with Progress(console=_console(stderr=True)) as progress:
-        made = build_bundle(recipe, out, quick, work, progress)
+        done = builder.Run(out, quick, work, progress)
+        if recipe is not None:
+            made = builder.by_recipe(recipe, done)
+        else:
+            made = builder.of_yours(of_yours, builder.About(labels, name, version, alpha, delta), done)
     typer.echo(str(made))
 
 

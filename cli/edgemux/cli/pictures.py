@@ -45,6 +45,7 @@ def ask_about(files: Sequence[Path], address: str, model: str | None, timeout_s:
         about = client.metadata(name, timeout_s)
         if not about.inputs:
             raise BadAnswer("the server does not say which input its model takes")
+        check_takes_pictures(about.inputs[0])
         classes = class_names(about)
         return [_ask(client, name, about.inputs[0].name, classes, *file, timeout_s) for file in contents]
 
@@ -61,6 +62,15 @@ def _only_model(client: Client, timeout_s: float) -> str:
     if len(models) != 1:
         raise ConfigError(f"the server has {len(models)} models, choose with --model: {', '.join(models)}")
     return models[0]
+
+
+def check_takes_pictures(tensor: Any) -> None:
+    """Raises ConfigError for a model whose input cannot be an encoded picture."""
+    if tensor.datatype not in ("UINT8", "BYTES"):
+        raise ConfigError(
+            f"infer sends pictures, and this model takes {tensor.name} {tensor.datatype} {list(tensor.shape)}: "
+            "send it tensors with edgemux.wire.Client or any other client of the protocol"
+        )
 
 
 def class_names(about: Any) -> list[str]:

@@ -6,6 +6,7 @@ Gates and certificate come after export: they are fitted to what the files answe
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.progress import Progress
@@ -14,6 +15,7 @@ from edgemux.compression import cloud, data, measure, models, multiplex, pack, p
 from edgemux.compression import recipe as recipes
 from edgemux.compression.data import DataSet
 from edgemux.compression.distill import family, teacher
+from edgemux.compression.own import plan as plans
 from edgemux.compression.recipe import Recipe
 from edgemux.compression.workshop import Workshop
 
@@ -24,15 +26,22 @@ def build(
     quick: bool = False,
     work: Path | None = None,
     progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Build the bundle of a recipe and return its directory.
+    """Build the bundle of a recipe and return its directory. A recipe with ``[models]`` is for models that are there.
 
     out: where the bundle goes, by default a folder named like the recipe; an older bundle there is replaced.
     quick: a few images and epochs, every stage for real. work: where stages are kept, by default the user's cache;
-    a build that was interrupted, or whose recipe changed in part, does again only what it must.
+    a build that was interrupted, or whose recipe changed in part, does again only what it must. tell: is called with
+    what a reader should know about the result.
 
     Raises ConfigError for the recipe or ``out``, ArtifactError for the data, PassError when a file fails its check.
     """
+    sha256 = hashlib.sha256(recipes.read(recipe_path)).hexdigest()
+    name = f"{recipe_path.name}{' (quick)' if quick else ''}"
+    if plans.is_plan(recipe_path):
+        own = plans.load(recipe_path)
+        return _of_own(own, recipe_path.parent, name, sha256, out, quick, work, progress, tell)
     plan = recipes.load(recipe_path)
     target = out if out is not None else Path(plan.name)
     pack.check_target(target)
@@ -41,9 +50,40 @@ def build(
     workshop = Workshop(work if work is not None else default_work(), progress)
     images = data.load(plan.data.set, plan.data.held_out, plan.seed, plan.data.limit)
     parts = _multiplexer(workshop, plan, images, _models(workshop, plan, images))
-    name = f"{recipe_path.name}{' (quick)' if quick else ''}"
-    sha256 = hashlib.sha256(recipe_path.read_bytes()).hexdigest()
     return pack.write(plan, name, sha256, images, parts, sum(workshop.seconds.values()), target)
+
+
+def build_own(
+    plan: plans.Plan,
+    out: Path | None = None,
+    quick: bool = False,
+    work: Path | None = None,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """The same for a plan that is not in a file, whose paths are relative to the current directory; it needs a name."""
+    plans.check(plan, "build")
+    sha256 = recipes.digest(plans.without_places(plan))
+    return _of_own(plan, Path(), f"options{' (quick)' if quick else ''}", sha256, out, quick, work, progress, tell)
+
+
+def _of_own(
+    plan: plans.Plan,
+    root: Path,
+    recipe: str,
+    sha256: str,
+    out: Path | None,
+    quick: bool,
+    work: Path | None,
+    progress: Progress | None,
+    tell: Callable[[str], None],
+) -> Path:
+    from edgemux.compression.own.build import build as build_of_own
+
+    assert plan.name is not None
+    target = out if out is not None else Path(plan.name)
+    workshop = Workshop(work if work is not None else default_work(), progress)
+    return build_of_own(plans.quick(plan) if quick else plan, root, recipe, sha256, target, workshop, tell)
 
 
 def default_work() -> Path:

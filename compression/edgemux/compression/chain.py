@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,36 +12,38 @@ from edgemux.multiplexer.chain import Activations, Chain
 from edgemux.multiplexer.onnx_model import OnnxModel
 
 BATCH = 250
+IMAGE = "image"
 
 
-def run_levels(models: Sequence[OnnxModel], images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    """Probabilities float32 [n, classes] of every level of a chain, for images uint8 [n, 28, 28]."""
-    chain, activations = Chain(models, ["image"]), Activations({"image": images})
+def run_levels(models: Sequence[OnnxModel], images: NDArray[Any], name: str = IMAGE) -> list[NDArray[np.float32]]:
+    """Probabilities float32 [n, classes] of every level of a chain, for inputs [n, ...] of that name."""
+    chain, activations = Chain(models, [name]), Activations({name: images})
     return [chain.run(level, activations) for level in range(1, len(chain) + 1)]
 
 
 def run_top(models: Sequence[OnnxModel], images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Probabilities of the last level only; the heads below it are not asked for, as in serving."""
-    answer: NDArray[np.float32] = Chain(models, ["image"]).answer({"image": images})
+    answer: NDArray[np.float32] = Chain(models, [IMAGE]).answer({IMAGE: images})
     return answer
 
 
-def top_of(models: Sequence[OnnxModel], images: NDArray[np.uint8]) -> Callable[[], object]:
+def top_of(models: Sequence[OnnxModel], images: NDArray[Any], name: str = IMAGE) -> Callable[[], object]:
     """``run_top`` as a call to be timed: the chain is put together once, as it is in serving."""
-    chain = Chain(models, ["image"])
-    return lambda: chain.answer({"image": images})
+    chain = Chain(models, [name])
+    return lambda: chain.answer({name: images})
 
 
-def answers_of_levels(models: Sequence[OnnxModel], images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def answers_of_levels(models: Sequence[OnnxModel], images: NDArray[Any], name: str = IMAGE) -> NDArray[np.float32]:
     """float32 [levels, n, classes], in batches."""
-    parts = [np.stack(run_levels(models, part)) for part in _batches(images)]
+    parts = [np.stack(run_levels(models, part, name)) for part in _batches(images)]
     return np.concatenate(parts, axis=1)
 
 
-def answers_of(model: OnnxModel, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What a model with the one input ``image`` answers, float32 [n, ...], in batches."""
-    return np.concatenate([model.run({"image": part})[0] for part in _batches(images)])
+def answers_of(model: OnnxModel, images: NDArray[Any]) -> NDArray[np.float32]:
+    """What a model of one input answers, float32 [n, ...], in batches."""
+    (name,) = model.inputs
+    return np.concatenate([model.run({name: part})[0] for part in _batches(images)])
 
 
-def _batches(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+def _batches(images: NDArray[Any]) -> list[NDArray[Any]]:
     return np.array_split(images, max(1, len(images) // BATCH))

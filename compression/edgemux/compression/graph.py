@@ -31,6 +31,7 @@ class Graph:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._count = 0
+        self._included = onnx.ModelProto()
 
     def input(self, name: str, kind: int, shape: Shape) -> str:
         """Declare an input; the batch dimension is "n". Declaring it again changes nothing."""
@@ -38,9 +39,10 @@ class Graph:
             self._inputs.append(helper.make_tensor_value_info(name, kind, ["n", *shape]))
         return name
 
-    def output(self, name: str, shape: Shape) -> None:
-        """Declare a float32 output."""
-        self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape]))
+    def output(self, name: str, shape: Shape | None, kind: int = TensorProto.FLOAT) -> None:
+        """Declare an output; the batch dimension is "n". shape: None where nothing is known about it."""
+        sizes = None if shape is None else ["n", *shape]
+        self._outputs.append(helper.make_tensor_value_info(name, kind, sizes))
 
     def add(self, op: str, *inputs: str, to: str | None = None, **attributes: Any) -> str:
         """Append a node with one output; returns the output's name."""
@@ -103,17 +105,42 @@ class Graph:
             return as_float
         return self.add("Unsqueeze", as_float, self.constant(np.array([1], np.int64)))
 
+    def include(self, model: onnx.ModelProto) -> None:
+        """Append another graph's nodes and weights, once; its tensors are known by their names, which must not be ours.
+
+        Its inputs must be made by nodes before it, its outputs are not declared. Its opsets, of 13 or later, hold for
+        all that is added here: of these operators only what reads the same in all of them may be.
+        """
+        self._included = model
+        self._nodes.extend(model.graph.node)
+        self._constants.extend(model.graph.initializer)
+
     def finish(self) -> onnx.ModelProto:
         """The checked model, without doc strings and producer names."""
         graph = helper.make_graph(self._nodes, "g", self._inputs, self._outputs, self._constants)
+        if self._included.graph.node:
+            return self._finished_with(graph)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         model.producer_name = ""
         onnx.checker.check_model(model, full_check=True)
         return model
 
+    def _finished_with(self, graph: onnx.GraphProto) -> onnx.ModelProto:
+        """With what was included, which may hold operators that only the runtime knows: it is the one to check it."""
+        included = self._included
+        graph.sparse_initializer.extend(included.graph.sparse_initializer)
+        opsets = list(included.opset_import)
+        if all(opset.domain not in ("", "ai.onnx") for opset in opsets):
+            opsets.append(helper.make_opsetid("", OPSET))
+        made = helper.make_model(graph, opset_imports=opsets, functions=included.functions)
+        made.ir_version = max(IR_VERSION, included.ir_version)
+        made.producer_name = ""
+        return made
+
     def _fresh(self) -> str:
         self._count += 1
-        return _short(self._count)
+        name = _short(self._count)
+        return name if all(known.name != name for known in self._inputs) else self._fresh()
 
 
 def _short(number: int) -> str:

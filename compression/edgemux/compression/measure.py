@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import onnx
 from numpy.typing import NDArray
 
 from edgemux.compression import profile
-from edgemux.compression.chain import top_of
+from edgemux.compression.chain import IMAGE, top_of
 from edgemux.compression.models import CLOUD, Exported, level_file
 from edgemux.compression.multiplex import (
     POST_GATE,
     PRE_GATE,
     Prices,
+    Scored,
     read_answers,
     scores_after,
     scores_before,
@@ -49,41 +51,60 @@ def write(
     models: Path, answers: Path, gate_files: Path, prices: Prices, exported: Exported, repeats: int, folder: Path
 ) -> None:
     """Measure times on one input, count weights and work, and score the test set."""
-    images, test = read_answers(answers, "test")
-    levels = len(test.levels)
+    images, right = read_answers(answers, "test")
+    test = Scored(right, scores_before(gate_files, images))
+    save(figures(models, gate_files, {IMAGE: images[:1]}, test, prices, exported, repeats), folder)
+
+
+def figures(
+    models: Path,
+    gate_files: Path,
+    one: Mapping[str, NDArray[Any]],
+    test: Scored,
+    prices: Prices,
+    exported: Exported,
+    repeats: int,
+) -> Figures:
+    """The figures of a bundle's files; ``one``: one input, by its name, [1, ...]."""
+    ((name, row),) = one.items()
+    levels = len(test.answers.levels)
     chain = [OnnxModel.read(models / level_file(k)) for k in range(1, levels + 1)]
     cloud = OnnxModel.read(models / CLOUD)
-    one = images[:1]
-    runs = [top_of(chain[:k], one) for k in range(1, levels + 1)]
+    runs = [top_of(chain[:k], row, name) for k in range(1, levels + 1)]
+    classes = test.answers.cloud.shape[1]
     *level_ms, cloud_ms, gates_ms = profile.medians_ms(
-        [*runs, lambda: cloud.run({"image": one}), _both_gates(gate_files, one, levels)], repeats
+        [*runs, lambda: cloud.run(one), _both_gates(gate_files, one, levels, classes)], repeats
     )
-    right = test.right()
+    right = test.answers.right()
     described = [
         _level(models, k, level_ms[k - 1], right[:, k - 1], exported.level_storage) for k in range(1, levels + 1)
     ]
-    figures = Figures(
+    return Figures(
         levels=tuple(described),
         cloud=_cloud(models, cloud_ms, right[:, -1], exported.cloud_storage),
         multiplexer_ms=gates_ms,
-        measured=_multiplexed(answers, gate_files, prices),
+        measured=_multiplexed(test, gate_files, prices),
     )
-    (folder / FIGURES).write_bytes(msgspec.json.encode(figures))
+
+
+def save(made: Figures, folder: Path) -> None:
+    """For ``read``."""
+    (folder / FIGURES).write_bytes(msgspec.json.encode(made))
 
 
 def read(folder: Path) -> Figures:
-    """What ``write`` measured."""
+    """What ``save`` saved."""
     return msgspec.json.decode((folder / FIGURES).read_bytes(), type=Figures)
 
 
-def _both_gates(folder: Path, one: NDArray[np.uint8], levels: int) -> Any:
+def _both_gates(folder: Path, one: Mapping[str, NDArray[Any]], levels: int, classes: int) -> Any:
     """One call = pre-gate and post-gate of one input, the way from one to the other included."""
     pre, post = OnnxModel.read(folder / PRE_GATE), OnnxModel.read(folder / POST_GATE)
-    probabilities = np.full((1, 10), 0.1, np.float32)
+    probabilities = np.full((1, classes), 1 / classes, np.float32)
     level = one_hot(levels, levels, 1)
 
     def run() -> None:
-        scores = pre.run({"image": one})[0]
+        scores = pre.run(one)[0]
         post.run({"probabilities": probabilities, "level": level, "scores": scores})
 
     return run
@@ -120,17 +141,16 @@ def _cloud(models: Path, ms: float, right: NDArray[Any], storage: str) -> Model:
     )
 
 
-def _multiplexed(answers: Path, gate_files: Path, prices: Prices) -> dict[str, float]:
-    """The test set routed with the certified prices, once per level, and how well the scores are calibrated."""
-    images, test = read_answers(answers, "test")
-    before = scores_before(gate_files, images)
+def _multiplexed(scored: Scored, gate_files: Path, prices: Prices) -> dict[str, float]:
+    """The test set routed with the bundle's prices, once per level, and how well the scores are calibrated."""
+    test, before = scored.answers, scored.before
     measured: dict[str, float] = {}
-    for item in prices.certificate.levels:
-        name = level_name(item.level)
-        after = scores_after(gate_files, test, item.level, before)
-        result = routed(test, item.level, before, after, prices.offload_first, item.price)
-        level_error, cloud_error = calibration(test, item.level, after)
-        gain = after[:, -1] - after[:, item.level - 1]
+    for level, price in enumerate(prices.defer, start=1):
+        name = level_name(level)
+        after = scores_after(gate_files, test, level, before)
+        result = routed(test, level, before, after, prices.offload_first, price)
+        level_error, cloud_error = calibration(test, level, after)
+        gain = after[:, -1] - after[:, level - 1]
         measured |= {
             f"{name}_multiplexed_accuracy": result.accuracy,
             f"{name}_kept": result.kept,
@@ -138,7 +158,7 @@ def _multiplexed(answers: Path, gate_files: Path, prices: Prices) -> dict[str, f
             f"{name}_disagreement": result.disagreement,
             f"{name}_calibration_error": level_error,
             f"{name}_cloud_calibration_error": cloud_error,
-            f"{name}_deferral_area": deferral_area(test, item.level, gain),
-            f"{name}_deferral_area_max_softmax": deferral_area(test, item.level, -test.levels[item.level - 1].max(1)),
+            f"{name}_deferral_area": deferral_area(test, level, gain),
+            f"{name}_deferral_area_max_softmax": deferral_area(test, level, -test.levels[level - 1].max(1)),
         }
     return measured

@@ -34,10 +34,18 @@ METHOD = (
 
 
 class Prices(msgspec.Struct, frozen=True):
-    """The certificate and the price from which the device model is skipped."""
+    """The price of each level, the certificate that they carry, if any, and from what gain the device is skipped."""
 
-    certificate: Certificate
+    defer: tuple[float, ...]
+    certificate: Certificate | None
     offload_first: float
+
+
+class Scored(msgspec.Struct, frozen=True):
+    """A split as the routes answered it, and the pre-gate's scores, float32 [n, routes]."""
+
+    answers: Answers
+    before: Floats
 
 
 def write_answers(models: Path, levels: int, images: DataSet, how: Gates, seed: int, folder: Path, tick: Tick) -> None:
@@ -79,16 +87,17 @@ def write_gates(answers: Path, how: Gates, seed: int, folder: Path, tick: Tick) 
     images, right = read_answers(answers, "gate")
     group = copy_of(right.count, how.copies)
     tiles = pooled(images, gates.TILE_PX)
-    pre = fit_pre(tiles, right.right(), group, _how(how, how.pre_hidden, seed))
+    pre = fit_pre(tiles, right.right(), group, how_to_fit(how, how.pre_hidden, seed))
     (folder / PRE_GATE).write_bytes(gates.pre_gate_graph(pre).SerializeToString(deterministic=True))
     tick(0.3)
     scores = answers_of(OnnxModel.read(folder / PRE_GATE), images)
-    post = fit_post(right, scores, group, _how(how, how.post_hidden, seed))
+    post = fit_post(right, scores, group, how_to_fit(how, how.post_hidden, seed))
     graph = gates.post_gate_graph(post, len(right.levels))
     (folder / POST_GATE).write_bytes(graph.SerializeToString(deterministic=True))
 
 
-def _how(how: Gates, hidden: int, seed: int) -> How:
+def how_to_fit(how: Gates, hidden: int, seed: int) -> How:
+    """The settings of a gate with so many hidden units."""
     return How(hidden=hidden, steps=how.steps, rate=how.rate, weight_decay=how.weight_decay, seed=seed)
 
 
@@ -118,35 +127,67 @@ def gains(folder: Path, answers: Answers, level: int, before: Floats) -> NDArray
 
 def write_prices(answers: Path, gate_files: Path, data_sha256: str, how: Certify, skip: Gates, folder: Path) -> None:
     """Certify a price per level on the certificate split, and choose the skip price on the gate split."""
-    fit_images, fit_answers = read_answers(answers, "gate")
-    images, split = read_answers(answers, "certify")
-    fit_before, before = scores_before(gate_files, fit_images), scores_before(gate_files, images)
-    levels = len(split.levels)
+    fit, split = (_scored(answers, gate_files, name) for name in ("gate", "certify"))
+    # Only images that the gates were not fitted to, and no copies: elsewhere the pre-gate is surer than it is right.
+    rows = np.arange(fit.answers.count // (skip.copies + 1))
+    prices = priced(gate_files, fit, rows[rows % KEPT_BACK == 0], split, data_sha256, how, skip.skip_agreement)
+    save_prices(prices, folder)
+
+
+def _scored(answers: Path, gate_files: Path, name: str) -> Scored:
+    images, right = read_answers(answers, name)
+    return Scored(right, scores_before(gate_files, images))
+
+
+def priced(
+    gate_files: Path,
+    fit: Scored,
+    back: NDArray[np.int64],
+    split: Scored,
+    data_sha256: str,
+    how: Certify,
+    agreement: float,
+) -> Prices:
+    """A price per level, certified on ``split``, and the skip price, chosen on the rows ``back`` of ``fit``.
+
+    agreement: the share of skipped inputs that would go to the cloud anyway. data_sha256: of the inputs of ``split``.
+    """
+    levels = len(split.answers.levels)
     alphas = how.alpha if len(how.alpha) == levels else how.alpha * levels
     certified: list[Certified] = []
     for level, alpha in enumerate(alphas, start=1):
-        grid = grid_of(gains(gate_files, fit_answers, level, fit_before), how.grid)
+        grid = grid_of(gains(gate_files, fit.answers, level, fit.before), how.grid)
         # The test uses the cloud's answers alone: a user can repeat it on unlabelled inputs.
-        gain = gains(gate_files, split, level, before)
-        price = certify(gain, split.differs(level), grid, alpha, how.delta / levels)
+        gain = gains(gate_files, split.answers, level, split.before)
+        price = certify(gain, split.answers.differs(level), grid, alpha, how.delta / levels)
         certified.append(Certified(level, price.price, price.kept, price.disagreement, price.upper_bound))
-    deferred = gains(gate_files, fit_answers, levels, fit_before) > certified[-1].price
-    # Only images that the gates were not fitted to, and no copies: elsewhere the pre-gate is surer than it is right.
-    rows = np.arange(fit_answers.count // (skip.copies + 1))
-    back = rows[rows % KEPT_BACK == 0]
-    first = skip_price((fit_before[:, -1] - fit_before[:, :-1].max(axis=1))[back], deferred[back], skip.skip_agreement)
-    certificate = Certificate(
+    deferred = gains(gate_files, fit.answers, levels, fit.before) > certified[-1].price
+    before = fit.before[:, -1] - fit.before[:, :-1].max(axis=1)
+    first = skip_price(before[back], deferred[back], agreement)
+    certificate = stated(how, alphas, split.answers.count, data_sha256, certified)
+    return Prices(tuple(item.price for item in certified), certificate, first)
+
+
+def stated(
+    how: Certify, alphas: tuple[float, ...], count: int, data_sha256: str, certified: list[Certified]
+) -> Certificate:
+    """The certificate over ``count`` inputs, dated today."""
+    return Certificate(
         alpha=alphas,
         delta=how.delta,
-        n=split.count,
+        n=count,
         method=METHOD,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         data_sha256=data_sha256,
         levels=tuple(certified),
     )
-    (folder / CERTIFICATE).write_bytes(msgspec.json.encode(Prices(certificate, first)))
+
+
+def save_prices(prices: Prices, folder: Path) -> None:
+    """For ``read_prices``."""
+    (folder / CERTIFICATE).write_bytes(msgspec.json.encode(prices))
 
 
 def read_prices(folder: Path) -> Prices:
-    """What ``write_prices`` found."""
+    """What ``save_prices`` saved."""
     return msgspec.json.decode((folder / CERTIFICATE).read_bytes(), type=Prices)

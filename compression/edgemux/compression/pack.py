@@ -16,8 +16,8 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from edgemux.compression.chain import answers_of, answers_of_levels
-from edgemux.compression.data import CLASSES, DataSet, Split, stratified
+from edgemux.compression.chain import IMAGE, answers_of, answers_of_levels
+from edgemux.compression.data import CLASSES, DataSet, stratified
 from edgemux.compression.hardware import hardware
 from edgemux.compression.measure import Figures
 from edgemux.compression.models import CLOUD, Exported, level_file
@@ -71,7 +71,7 @@ def write(
         chosen = images.test.take(stratified(images.test.labels, plan.pack.samples, rng)[0])
         np.savez_compressed(part / SAMPLES, images=chosen.images, labels=chosen.labels.astype(np.uint8))
         golden = images.certify.take(stratified(images.certify.labels, plan.pack.golden, rng)[0])
-        arrays = golden_answers(part, parts.figures, golden)
+        arrays = golden_answers(part, parts.figures, {IMAGE: golden.images}, golden.labels)
         np.savez_compressed(part / GOLDEN, allow_pickle=False, **arrays)
         listed = [*files, PRE_GATE, POST_GATE, GOLDEN, SAMPLES]
         provenance = _provenance(plan, recipe, recipe_sha256, images, parts, seconds)
@@ -80,16 +80,19 @@ def write(
     return out
 
 
-def golden_answers(folder: Path, figures: Figures, split: Split) -> dict[str, NDArray[Any]]:
-    """Inputs and what every model answered here: ``image``, ``label``, each variant's probabilities, ``scores``."""
+def golden_answers(
+    folder: Path, figures: Figures, inputs: Mapping[str, NDArray[Any]], labels: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
+    """Inputs and what every model answered here: the input, ``label``, each variant's probabilities, ``scores``."""
+    ((name, rows),) = inputs.items()
     chain = [OnnxModel.read(folder / level_file(item.level)) for item in figures.levels]
-    of_levels = answers_of_levels(chain, split.images)
-    answers: dict[str, NDArray[Any]] = {"image": split.images, "label": split.labels}
+    of_levels = answers_of_levels(chain, rows, name)
+    answers: dict[str, NDArray[Any]] = {name: rows, "label": labels}
     answers |= {item.name: of_levels[item.level - 1] for item in figures.levels}
-    answers[figures.cloud.name] = answers_of(OnnxModel.read(folder / CLOUD), split.images)
-    scores = answers_of(OnnxModel.read(folder / PRE_GATE), split.images)
+    answers[figures.cloud.name] = answers_of(OnnxModel.read(folder / CLOUD), rows)
+    scores = answers_of(OnnxModel.read(folder / PRE_GATE), rows)
     top = figures.levels[-1]
-    level = np.eye(len(figures.levels), dtype=np.float32)[[top.level - 1] * len(split.labels)]
+    level = np.eye(len(figures.levels), dtype=np.float32)[[top.level - 1] * len(labels)]
     feeds: Mapping[str, NDArray[Any]] = {"probabilities": answers[top.name], "level": level, "scores": scores}
     answers["scores"] = scores
     answers["scores_after"] = OnnxModel.read(folder / POST_GATE).run(feeds)[0]
@@ -109,20 +112,36 @@ def _manifest(plan: Recipe, parts: Parts, listed: list[str], provenance: Provena
         preprocessing=Preprocessing(mode="L", height=28, width=28),
         levels=figures.levels,
         cloud=figures.cloud,
-        multiplexer=MultiplexerFiles(
-            pre_gate=PRE_GATE,
-            post_gate=POST_GATE,
-            routes=(*(level.name for level in figures.levels), figures.cloud.name),
-            offload_first=prices.offload_first,
-            defer=tuple(level.price for level in prices.certificate.levels),
-            median_ms=figures.multiplexer_ms,
-        ),
+        multiplexer=gate_files(figures, prices),
         certificate=prices.certificate,
         golden=GOLDEN,
         samples=SAMPLES,
         files=tuple(File(path=name, bytes=0, sha256="") for name in listed),
         provenance=provenance,
     )
+
+
+def gate_files(figures: Figures, prices: Prices) -> MultiplexerFiles:
+    """The manifest's entry for the gates and their prices."""
+    return MultiplexerFiles(
+        pre_gate=PRE_GATE,
+        post_gate=POST_GATE,
+        routes=(*(level.name for level in figures.levels), figures.cloud.name),
+        offload_first=prices.offload_first,
+        defer=prices.defer,
+        median_ms=figures.multiplexer_ms,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of what a build's figures may depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+    }
 
 
 def _provenance(
@@ -143,13 +162,7 @@ def _provenance(
         duration_s=round(seconds, 1),
         hardware=hardware(),
         data=f"Fashion-MNIST (MIT): {described}; samples: {plan.pack.samples} of the test images, stratified",
-        versions={
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "onnx": onnx.__version__,
-            "onnxruntime": onnxruntime.__version__,
-            "numpy": np.__version__,
-        },
+        versions=versions(),
         verdicts=parts.exported.verdicts,
         measured=parts.exported.measured | parts.figures.measured,
     )

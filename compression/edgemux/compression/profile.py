@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
@@ -31,9 +32,15 @@ def parameters(model: onnx.ModelProto) -> int:
 
 
 def macs(model: onnx.ModelProto) -> int:
-    """Multiply-accumulates of convolutions, matrix products and recurrent layers for one input."""
-    shapes = _shapes(model)
-    return sum(_node_macs(node, shapes) for node in model.graph.node)
+    """Multiply-accumulates of convolutions, matrix products and recurrent layers for one input.
+
+    What has a shape that cannot be told without running it counts nothing.
+    """
+    shapes, total = _shapes(model), 0
+    for node in model.graph.node:
+        with contextlib.suppress(KeyError, IndexError):
+            total += _node_macs(node, shapes)
+    return total
 
 
 def _node_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -16,8 +16,10 @@ from msgspec import Meta
 from edgemux.multiplexer.errors import ConfigError
 
 Positive = Annotated[int, Meta(ge=1)]
+T = TypeVar("T")
 Share = Annotated[float, Meta(gt=0.0, lt=1.0)]
 NonNegative = Annotated[float, Meta(ge=0.0)]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -93,21 +95,21 @@ class Family(Section, frozen=True, kw_only=True):
 class Gates(Section, frozen=True, kw_only=True):
     """The two gates: hidden units, and their fit. copies: augmented copies of each image of the gate split."""
 
-    pre_hidden: Positive
-    post_hidden: Positive
-    copies: Annotated[int, Meta(ge=0)]
-    steps: Positive
-    rate: Annotated[float, Meta(gt=0.0)]
-    weight_decay: NonNegative
-    skip_agreement: Share
+    pre_hidden: Positive = 16
+    post_hidden: Positive = 24
+    copies: Annotated[int, Meta(ge=0)] = 0
+    steps: Positive = 2000
+    rate: Annotated[float, Meta(gt=0.0)] = 0.003
+    weight_decay: NonNegative = 0.01
+    skip_agreement: Share = 0.9
 
 
 class Certify(Section, frozen=True, kw_only=True):
     """What to certify per level: P(kept on the device, differs from the cloud) <= alpha, confidence 1 - delta."""
 
-    alpha: tuple[Share, ...]
-    delta: Share
-    grid: Positive
+    alpha: tuple[Share, ...] = (0.05,)
+    delta: Share = 0.1
+    grid: Positive = 200
 
 
 class Quantise(Section, frozen=True, kw_only=True):
@@ -124,16 +126,16 @@ class Quantise(Section, frozen=True, kw_only=True):
 class Pack(Section, frozen=True, kw_only=True):
     """What goes beside the models. samples: stratified test images; golden: inputs with recorded outputs."""
 
-    version: str
-    samples: Annotated[int, Meta(ge=0)]
-    golden: Positive
-    repeats: Positive
+    version: str = "1"
+    samples: Annotated[int, Meta(ge=0)] = 200
+    golden: Positive = 8
+    repeats: Positive = 100
 
 
 class Recipe(Section, frozen=True, kw_only=True):
     """A whole recipe."""
 
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    name: Name
     seed: Annotated[int, Meta(ge=0)]
     data: Data
     cloud: Cloud
@@ -146,18 +148,27 @@ class Recipe(Section, frozen=True, kw_only=True):
 
 def load(path: Path) -> Recipe:
     """Read a recipe. Raises ConfigError naming the key that is wrong."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    try:
-        recipe = msgspec.toml.decode(content, type=Recipe)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{path.name}: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.name}: not a TOML file ({error})") from error
+    recipe = decoded(read(path), Recipe, path.name)
     _check(recipe, path.name)
     return recipe
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a recipe. Raises ConfigError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def decoded(content: bytes, kind: type[T], name: str) -> T:
+    """A TOML file as a ``kind``. Raises ConfigError naming the file and the key that is wrong."""
+    try:
+        return msgspec.toml.decode(content, type=kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: not a TOML file ({error})") from error
 
 
 def _check(recipe: Recipe, name: str) -> None:

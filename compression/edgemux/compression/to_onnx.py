@@ -41,7 +41,7 @@ def check_model(net: nn.Module, samples: Samples) -> None:
             y = net(x)
     except Exception as error:  # whatever the user's forward raises
         raise ConfigError(
-            f"data: the model does not take inputs of shape {['n', *samples.shape]} ({_line(error)})"
+            f"data: the model does not take inputs of shape {['n', *samples.shape]} ({first_line(error)})"
         ) from error
     if not isinstance(y, Tensor) or y.ndim != 2 or len(y) != len(x):
         found = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
@@ -64,9 +64,9 @@ def exported(net: nn.Module, example: Tensor, outputs: tuple[str, ...] = (OUTPUT
             with _quiet():
                 model = export(net, x, outputs)
             onnx.checker.check_model(model, full_check=True)
-            return _stripped(model)
+            return stripped(model)
         except Exception as error:  # exporters raise whatever they meet
-            reasons.append(_line(error))
+            reasons.append(first_line(error))
     raise PassError(f"model: cannot be traced to ONNX ({'; '.join(dict.fromkeys(reasons))})")
 
 
@@ -120,7 +120,7 @@ def _captured(net: nn.Module, x: Tensor, outputs: tuple[str, ...]) -> onnx.Model
     return program.model_proto
 
 
-def _stripped(model: onnx.ModelProto) -> onnx.ModelProto:
+def stripped(model: onnx.ModelProto) -> onnx.ModelProto:
     """Without what only people read: at the size of small nets it is a tenth of the file."""
     model.producer_name = model.producer_version = model.doc_string = ""
     model.graph.name = "g"
@@ -150,7 +150,7 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of an error, shortened."""
     text = " ".join(str(error).strip().splitlines()[:1]) or type(error).__name__
     return text if len(text) <= 160 else f"{text[:157]}..."

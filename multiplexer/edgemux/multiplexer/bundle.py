@@ -151,7 +151,10 @@ class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
-    """The whole manifest; ``digest`` is the sha256 of the others, see ``seal``."""
+    """The whole manifest; ``digest`` is the sha256 of the others, see ``seal``.
+
+    preprocessing: None where the input is no picture; such a bundle takes tensors only.
+    """
 
     format: int
     name: str
@@ -159,7 +162,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     classes: tuple[str, ...]
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     levels: tuple[Level, ...]
     cloud: Model
     multiplexer: MultiplexerFiles
@@ -323,6 +326,8 @@ def _check_tensors(manifest: Manifest) -> None:
 def _check_preprocessing(manifest: Manifest) -> None:
     """Encoded images become what the input takes: UINT8 [N, height, width], with 3 channels last for RGB."""
     how = manifest.preprocessing
+    if how is None:
+        return
     channels = {"L": (), "RGB": (3,)}.get(how.mode)
     if channels is None:
         raise ArtifactError(f"{MANIFEST}: preprocessing.mode must be L or RGB")

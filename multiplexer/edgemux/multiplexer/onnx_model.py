@@ -26,8 +26,8 @@ class OnnxModel:
     ``inputs`` and ``outputs`` are the graph's tensor names in graph order.
     """
 
-    def __init__(self, content: bytes, name: str, threads: int = 1) -> None:
-        """Load a graph from ``content``; ``name`` is used in messages only.
+    def __init__(self, content: bytes, name: str, threads: int = 1, quiet: bool = False) -> None:
+        """Load a graph from ``content``; ``name`` is used in messages only. quiet: for runs that are expected to fail.
 
         Raises ArtifactError when ONNX Runtime refuses it or its weights are not all in ``content``.
         """
@@ -36,7 +36,7 @@ class OnnxModel:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.log_severity_level = 3
+        options.log_severity_level = 4 if quiet else 3
         # Weights that are only stored as integers are folded to fp32 at load: a smaller file at the same speed. A graph
         # that also quantises its activations is left as it is: there the integers are for computing with.
         computes_in_integers = b"QuantizeLinear" in content

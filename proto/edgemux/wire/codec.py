@@ -75,6 +75,8 @@ def check_inputs(
         if tensor.name in checked:
             raise InputError(tensor.name, "given twice")
         pictures = message.datatype == "BYTES" and tensor.datatype == "UINT8" and preprocessing is not None
+        if message.datatype == "BYTES" and not pictures:  # before its shape is, which an encoded picture has but one of
+            raise InputError(tensor.name, f"encoded pictures are not taken here, expected {tensor.datatype}")
         shape = _checked_shape(message, tensor.shape[:1] if pictures else tensor.shape, max_batch)
         if pictures:
             checked[tensor.name] = _pictures(tensor.name, message, raw[index] if raw else None, shape[0])

@@ -22,6 +22,9 @@ from edgemux.multiplexer.training.labels import Answers, Floats, one_hot
 # Keeps log() finite; below what float32 softmax resolves for ten classes in practice.
 LOG_FLOOR = 1e-6
 TOP = 3
+# Of more classes than MANY the gate reads the largest TOP_OF_MANY only: it stays small, and the rest is noise to it.
+MANY = 64
+TOP_OF_MANY = 10
 KEPT_BACK = 5
 CHECK_EVERY = 50
 
@@ -59,11 +62,22 @@ def post_features(probabilities: Floats, level: Floats, scores: Floats) -> Float
     """What the post-gate reads, float32 [n, features]; the exported graph computes the same in ONNX.
 
     In order: probabilities, their logs, the largest three logs, minus the entropy, the level, the pre-gate's scores.
+    Of more than ``MANY`` classes: the margin between the largest two in place of all probabilities and their logs, and
+    the largest ten logs.
     """
+    classes = probabilities.shape[1]
     logs = np.log(probabilities + np.float32(LOG_FLOOR))
-    top = -np.sort(-logs, axis=1)[:, :TOP]
+    top = -np.sort(-logs, axis=1)[:, : top_of(classes)]
     negentropy = (probabilities * logs).sum(axis=1, keepdims=True)
+    if classes > MANY:
+        first = -np.sort(-probabilities, axis=1)[:, :2]
+        return np.concatenate([first[:, :1] - first[:, 1:], top, negentropy, level, scores], axis=1)
     return np.concatenate([probabilities, logs, top, negentropy, level, scores], axis=1)
+
+
+def top_of(classes: int) -> int:
+    """How many of the largest logs the post-gate reads."""
+    return TOP_OF_MANY if classes > MANY else min(TOP, classes)
 
 
 def fit_pre(features: Floats, right: Floats, group: NDArray[np.int64], how: How) -> Layers:

@@ -1,0 +1,115 @@
+"""Two models that somebody brings along, built by the command line, served by both servers, asked by a client."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgemux.cli.children import parse_ready
+from edgemux.cli.main import run
+from edgemux.multiplexer.errors import InputError
+from edgemux.wire import Client
+
+FEATURES, CLASSES, ROWS = 12, 3, 600
+PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
+
+
+def save_linear(path: Path, weight: Any) -> None:
+    """``readings`` FP32 [n, features] -> logits."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["readings", "w"], ["logits"])],
+        "g",
+        [helper.make_tensor_value_info("readings", TensorProto.FLOAT, ["n", FEATURES])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", CLASSES])],
+        [numpy_helper.from_array(weight.astype(np.float32), "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
+    """A bundle from 600 unlabelled vectors; other vectors, and what the cloud's model says to them."""
+    pytest.importorskip("torch")
+    folder = tmp_path_factory.mktemp("own")
+    rng = np.random.default_rng(4)
+    weight = 2 * rng.normal(size=(FEATURES, CLASSES))
+    rough = weight + rng.normal(size=weight.shape)
+    save_linear(folder / "big.onnx", weight)
+    save_linear(folder / "small.onnx", rough)
+    np.save(folder / "x.npy", rng.normal(size=(ROWS, FEATURES)).astype(np.float32))
+    names = {"--edge": "small.onnx", "--cloud": "big.onnx", "--inputs": "x.npy", "--out": "bundle", "--work": "work"}
+    options = [word for option, name in names.items() for word in (option, str(folder / name))]
+    assert run(["build", *options, "--quick"]) == 0
+    fresh = rng.normal(size=(120, FEATURES)).astype(np.float32)
+    return folder / "bundle", fresh, (fresh @ weight.astype(np.float32)).argmax(axis=1)
+
+
+def served(*arguments: str) -> Iterator[str]:
+    """The gRPC address of a server while it runs."""
+    command = [sys.executable, "-m", "edgemux.cli.main", *arguments, *PORTS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        ready = parse_ready(running.stdout.readline())
+        assert ready is not None
+        yield ready.grpc
+        running.send_signal(signal.SIGTERM)
+        running.wait(60)
+
+
+@pytest.fixture(scope="module")
+def cloud(bundle: tuple[Path, Any, Any]) -> Iterator[str]:
+    yield from served("cloud", "--bundle", str(bundle[0]))
+
+
+@pytest.fixture(scope="module")
+def agent(bundle: tuple[Path, Any, Any], cloud: str) -> Iterator[str]:
+    yield from served("edge", "--bundle", str(bundle[0]), "--cloud", cloud)
+
+
+def test_the_agent_answers_nearly_as_the_cloud_and_keeps_a_part_on_the_device(
+    bundle: tuple[Path, Any, Any], agent: str
+) -> None:
+    _, fresh, expected = bundle
+    routes, same = set(), 0
+    with Client(agent) as client:
+        for row, label in zip(fresh, expected, strict=True):
+            reply = client.infer("big", {"readings": row[None]}, timeout_s=30)
+            routes.add(reply.parameters["edgemux_route"])
+            same += int(reply.outputs["label"][0] == label)
+            assert reply.outputs["probabilities"].shape == (1, CLASSES)
+    assert routes == {"edge", "cloud"}
+    # Certified: at most 5 % differ, with confidence 90 %; these 120 are another draw.
+    assert same >= 0.85 * len(fresh)
+
+
+def test_the_cloud_answers_as_the_model_that_was_brought_along(bundle: tuple[Path, Any, Any], cloud: str) -> None:
+    _, fresh, expected = bundle
+    with Client(cloud) as client:
+        reply = client.infer("big", {"readings": fresh[:20]}, timeout_s=30)
+    assert (reply.outputs["label"] == expected[:20]).all()
+
+
+def test_both_refuse_an_encoded_picture_and_say_why(cloud: str, agent: str) -> None:
+    for address in (cloud, agent):
+        with Client(address) as client, pytest.raises(InputError, match="encoded pictures are not taken here"):
+            client.infer("big", {"readings": [b"picture"]}, timeout_s=30)
+
+
+def test_infer_and_inspect_say_what_kind_of_bundle_it_is(
+    bundle: tuple[Path, Any, Any], agent: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "picture.png").write_bytes(b"any")
+    assert run(["infer", str(tmp_path / "picture.png"), "--to", agent]) == 2
+    assert "this model takes readings FP32 [-1, 12]" in capsys.readouterr().err
+    assert run(["bundle", "inspect", str(bundle[0])]) == 0
+    assert "agreement" in capsys.readouterr().out

@@ -80,6 +80,7 @@ class Ledger:
 
     def record(self, seen: Comparison) -> None:
         """Take a comparison in. A random sample is kept apart from those that were made because of their doubt."""
+        self.used = True
         row = (log_odds(seen.surest), float(seen.differs), float(seen.kept))
         (self._drawn if seen.drawn else self._offloaded).offer(*row)
         if seen.drawn:

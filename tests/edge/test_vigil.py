@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from edgemux.edge.watch import export
 from edgemux.multiplexer.bundle import Bundle, Manifest
 from edgemux.multiplexer.certify import KEEP_ALL
 from edgemux.multiplexer.domain import Placement, Prediction, Route
+from edgemux.multiplexer.usual import add_references
 
 Pictures = Callable[[int, int], tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -262,6 +264,20 @@ def test_a_level_that_answers_nothing_keeps_nothing_and_one_that_does_keeps_all_
     assert ledger.risk_limit == 0.0
     ledger.used = True
     assert ledger.risk_limit == 1.0
+
+
+def test_a_bundle_that_says_what_is_usual_is_held_against_it_from_the_first_input_on(
+    tiny_bundle: Path, tmp_path: Path, pictures: Pictures
+) -> None:
+    usual = [{"image": pictures(1000, seed)[0]} for seed in (31, 32)]
+    vigil = Vigil(add_references(shutil.copytree(tiny_bundle, tmp_path / "bundle"), *usual), QUICK, 0.01)
+    assert not vigil.state.learning
+    assert vigil.state.reference == "bundle"
+    scores = np.full((300, 5), 0.5, np.float32)
+    vigil.saw({"image": pictures(300, 33)[0] // 2}, scores)
+    vigil.step()
+    assert vigil.state.reason is Withdrawal.INPUT_SHIFT
+    assert vigil.state.reference == "first inputs", "what is usual after a shift, no bundle knows"
 
 
 # --- in an agent ------------------------------------------------------------------------------------------------------

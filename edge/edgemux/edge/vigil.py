@@ -25,7 +25,8 @@ from edgemux.multiplexer.audits import Calibration, log_odds, risk_interval
 from edgemux.multiplexer.bundle import Certificate, Manifest
 from edgemux.multiplexer.certify import KEEP_ALL
 from edgemux.multiplexer.domain import Prediction
-from edgemux.multiplexer.drift import Detector, Stream, against_risk, levels_of_light
+from edgemux.multiplexer.drift import Detector, References, Stream, against_risk, levels_of_light
+from edgemux.multiplexer.usual import skipped
 
 # What waits for the next step; when more comes in between, the oldest is lost.
 QUEUE = 4096
@@ -76,6 +77,7 @@ class State(msgspec.Struct, frozen=True):
     since_s: float | None
     bound: float
     learning: bool
+    reference: str
     evidence: float
     draws: int
     differ: int
@@ -106,7 +108,7 @@ class Vigil:
         self._share = audit_share
         self._chance = chance or random.Random()
         self._wall = wall
-        self._image = next((t.name for t in manifest.inputs if t.datatype != "BOOL"), None)
+        self._light = manifest.inputs[0].name
         certificate = manifest.certificate
         self._delta = certificate.delta if certificate else DELTA
         levels = len(manifest.levels)
@@ -124,14 +126,17 @@ class Vigil:
         self._since_s: float | None = None
         prices = manifest.multiplexer
         self.terms = Terms(0, prices.offload_first, prices.defer)
-        self._begin()
+        self._begin(None if manifest.references is msgspec.UNSET else manifest.references)
         self.state = self._state()
 
-    def _begin(self) -> None:
-        """New detectors: each learns what is usual from now on."""
+    def _begin(self, usual: References | None = None) -> None:
+        """New detectors: each learns what is usual from now on, or knows it from the bundle."""
         learn = self._settings.reference_inputs
-        self._input_streams = [Stream(learn) for _ in INPUT_STREAMS]
-        self._score_streams = [Stream(learn) for _ in self._ledgers]
+        inputs = [getattr(usual, name) if usual else None for name in INPUT_STREAMS]
+        self._input_streams = [Stream(learn, reference) for reference in inputs]
+        levels = usual.levels if usual else (None,) * len(self._ledgers)
+        self._score_streams = [Stream(learn, reference) for reference in levels]
+        self._from_bundle = usual is not None
         self._streams = len(self._input_streams) + len(self._score_streams) + 1
         self._watch_risk()
 
@@ -153,8 +158,7 @@ class Vigil:
         """Inputs have come in: arrays [n, ...] by name, and the pre-gate's scores [n, routes]."""
         if not self._settings.enabled:
             return
-        light = levels_of_light(tensors[self._image]) if self._image else [(0.0, 0.0)] * len(scores)
-        for row, seen in zip(scores.tolist(), light, strict=True):
+        for row, seen in zip(scores.tolist(), levels_of_light(tensors[self._light]), strict=True):
             self._inputs.append((row[-1] - max(row[:-1]), *seen))
 
     def answered(self, prediction: Prediction, sample: Sample, scores: NDArray[Any], terms: Terms) -> None:
@@ -169,7 +173,7 @@ class Vigil:
         level = prediction.route.level
         before = sample.scores[0].tolist()
         value: float | None = None
-        if not first or before[-1] - terms.offload_first > max(before[:level]):
+        if not first or skipped(before, level, terms.offload_first):
             pass
         elif terms.calibrations:  # a scale that stays when the calibration is fitted again
             value = -log_odds(float(prediction.probabilities[prediction.label]))
@@ -286,6 +290,7 @@ class Vigil:
             since_s=self._since_s,
             bound=self._bound(),
             learning=any(stream.reference is None for stream in self._input_streams),
+            reference="bundle" if self._from_bundle else "first inputs",
             evidence=max(evidence) / (self._settings.run_length * self._streams),
             draws=self._draws,
             differ=self._differ,

@@ -50,6 +50,15 @@ class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("the edges of a reference must rise")
 
 
+class References(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a bundle's inputs usually are: the pre-gate's gain, ``levels_of_light``, the post-gate's gain per level."""
+
+    pre_gate_gain: Reference
+    brightness: Reference
+    contrast: Reference
+    levels: tuple[Reference, ...]
+
+
 def reference_of(placing: NDArray[Any], counted: NDArray[Any], bins: int = BINS) -> Reference:
     """The histogram of ``counted`` [m] in bins that hold about as many each of ``placing`` [n], other values.
 

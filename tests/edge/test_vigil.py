@@ -77,6 +77,12 @@ class World:
             self.vigil.answered(answer(3, surest, LEVEL_4), seen, scores, terms)
         self.vigil.step()
 
+    def alarmed(self, reason: Withdrawal = Withdrawal.INPUT_SHIFT) -> World:
+        """After an alarm, and knowing what is usual now."""
+        self.vigil.withdraw(reason)
+        self.inputs(QUICK.reference_inputs)
+        return self
+
     def keeps(self, surest: float) -> bool:
         """Whether level 4 keeps an answer: by its calibrated confidence after an alarm, half of all before."""
         terms = self.vigil.terms
@@ -165,8 +171,7 @@ def test_after_an_alarm_max_softmax_decides_and_the_cloud_counts_as_right(manife
 
 
 def test_enough_draws_make_a_new_certificate_and_its_price_keeps_what_was_certified(manifest: Manifest) -> None:
-    world = World(manifest)
-    world.vigil.withdraw(Withdrawal.INPUT_SHIFT)
+    world = World(manifest).alarmed()
     world.draws(600, lambda surest: 0.3 * (surest < 0.7))
     state = world.vigil.state
     assert (state.standing, state.reason) == (Standing.RE_CERTIFIED, Withdrawal.INPUT_SHIFT)
@@ -180,8 +185,7 @@ def test_enough_draws_make_a_new_certificate_and_its_price_keeps_what_was_certif
 
 
 def test_a_level_that_starts_to_answer_without_a_certificate_makes_the_bound_one(manifest: Manifest) -> None:
-    world = World(manifest)
-    world.vigil.withdraw(Withdrawal.INPUT_SHIFT)
+    world = World(manifest).alarmed()
     world.draws(600, lambda surest: 0.0)
     assert world.vigil.state.bound == 0.02
     seen = sample()
@@ -190,9 +194,17 @@ def test_a_level_that_starts_to_answer_without_a_certificate_makes_the_bound_one
     assert world.vigil.state.bound == 1.0
 
 
-def test_a_device_that_is_always_wrong_gets_no_new_certificate(manifest: Manifest) -> None:
+def test_nothing_is_certified_before_it_is_known_what_is_usual_now(manifest: Manifest) -> None:
     world = World(manifest)
-    world.vigil.withdraw(Withdrawal.AUDITS)
+    world.vigil.withdraw(Withdrawal.INPUT_SHIFT)
+    world.draws(600, lambda surest: 0.0)
+    assert world.vigil.state.standing is Standing.WITHDRAWN
+    world.inputs(QUICK.reference_inputs)
+    assert world.vigil.state.standing is Standing.RE_CERTIFIED
+
+
+def test_a_device_that_is_always_wrong_gets_no_new_certificate(manifest: Manifest) -> None:
+    world = World(manifest).alarmed(Withdrawal.AUDITS)
     world.draws(1200, lambda surest: 0.9)
     state = world.vigil.state
     assert state.standing is Standing.WITHDRAWN

@@ -105,14 +105,14 @@ class Ledger:
             return self.certified.alpha
         return risk_interval(self.wrong, self.draws, self._delta)[1] if self.used else 0.0
 
-    def review(self, now_s: float) -> bool:
-        """Fit and certify again where enough has come in since the last time. True when the price may be another."""
+    def review(self, now_s: float, certify: bool) -> bool:
+        """Fit and, if it may, certify again where enough has come in since the last time. True for another price."""
         changed = False
         if self._drawn.seen + self._offloaded.seen >= self._fit_at:
             self._fit_at = 2 * (self._drawn.seen + self._offloaded.seen)
             self._fit()
             changed = True
-        if self._alpha is not None and self._drawn.seen >= FIRST_TRY * 2**self._tries:
+        if certify and self._alpha is not None and self._drawn.seen >= FIRST_TRY * 2**self._tries:
             self._tries += 1
             changed = self._certify(self._alpha, now_s) or changed
         if changed and self.certified is None:

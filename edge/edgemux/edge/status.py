@@ -39,15 +39,15 @@ def status_of(agent: Agent) -> dict[str, Any]:
 
 
 def _certificate(agent: Agent) -> dict[str, Any]:
-    """How the certificate stands, and what it says: the bundle's words, then those of certificates made here."""
+    """What the bundle's certificate says, how it stands, and certificates made here."""
     state = agent.vigil.state
     bundled = agent.manifest.certificate
-    return {
+    said: dict[str, Any] = msgspec.to_builtins(bundled) if bundled is not None else {}
+    return said | {
         "standing": state.standing.value,
         "withdrawn_because": state.reason.value if state.reason and bundled is not None else None,
         "withdrawn_at": _date(state.since_s) if bundled is not None else None,
         "disagreement_upper_bound": state.bound,
-        "bundle": msgspec.to_builtins(bundled),
         "made_here": {
             name: {
                 "n": new.n,

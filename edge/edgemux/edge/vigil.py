@@ -271,7 +271,9 @@ class Vigil:
         self.terms = Terms(epoch, KEEP_ALL, prices, tuple(ledger.calibration for ledger in self._ledgers))
 
     def _review(self, now_s: float) -> None:
-        changed = [ledger.review(now_s) for ledger in self._ledgers]
+        # A certificate that nobody could see broken is not made.
+        watched = all(stream.reference is not None for stream in self._input_streams)
+        changed = [ledger.review(now_s, watched) for ledger in self._ledgers]
         if not any(changed):
             return
         if self._standing is Standing.WITHDRAWN and any(ledger.certified for ledger in self._ledgers):

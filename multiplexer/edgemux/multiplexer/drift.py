@@ -180,11 +180,12 @@ def levels_of_light(tensor: NDArray[Any]) -> list[tuple[float, float]]:
     rows = tensor.reshape(len(tensor), -1)
     # An odd step does not stay in one column of a picture or one of its channels for long.
     step = (rows.shape[1] // PIXELS) | 1
-    picked = rows[:, ::step].astype(np.float32)
+    picked = rows[:, ::step].astype(np.float64)
     count = picked.shape[1]
     found = []
-    for row in picked:
-        mean = float(row.sum()) / count
-        # In Python, where inf - inf is quietly not a number.
-        found.append((mean, math.sqrt(max(0.0, float(row.dot(row)) / count - mean * mean))))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for row in picked:
+            mean = float(row.sum()) / count
+            # In Python, where inf - inf is quietly not a number.
+            found.append((mean, math.sqrt(max(0.0, float(row.dot(row)) / count - mean * mean))))
     return found

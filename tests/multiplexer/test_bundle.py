@@ -15,10 +15,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from edgemux.multiplexer.bundle import DATATYPES, MANIFEST, Bundle, Manifest, Tensor, digest_of, seal
 from edgemux.multiplexer.errors import ArtifactError
+from edgemux.multiplexer.usual import add_references
 from edgemux.wire.codec import DTYPES
+
+Pictures = Callable[[int, int], tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
 FASHION_MNIST = Path(__file__).parents[2] / "deploy" / "bundles" / "fashion-mnist"
 
@@ -303,3 +307,25 @@ def test_arrays_that_are_none_are_refused_naming_the_file(copy: Path, content: b
     seal(copy, manifest_of(copy))
     with pytest.raises(ArtifactError, match=r"^golden\.npz: not an archive of plain arrays"):
         Bundle.open(copy).arrays("golden.npz")
+
+
+def test_references_come_back_as_they_were_sealed_and_a_bundle_without_them_has_no_such_key(
+    copy: Path, pictures: Pictures
+) -> None:
+    assert b"references" not in (copy / MANIFEST).read_bytes()
+    sealed = add_references(copy, {"image": pictures(150, 31)[0]}, {"image": pictures(300, 32)[0]})
+    opened = manifest_of(copy)
+    assert opened == sealed
+    assert opened.references is not msgspec.UNSET
+    assert sum(opened.references.brightness.counts) == sum(opened.references.pre_gate_gain.counts) == 300
+    assert len(opened.references.levels) == len(opened.levels)
+    assert all(0 < sum(level.counts) <= 300 for level in opened.references.levels)
+
+
+def test_references_for_other_levels_than_there_are_are_refused(copy: Path, pictures: Pictures) -> None:
+    sealed = add_references(copy, {"image": pictures(100, 31)[0]}, {"image": pictures(100, 32)[0]})
+    assert sealed.references is not msgspec.UNSET
+    fewer = msgspec.structs.replace(sealed.references, levels=sealed.references.levels[:2])
+    seal(copy, msgspec.structs.replace(sealed, references=fewer))
+    with pytest.raises(ArtifactError, match="one reference per level"):
+        Bundle.open(copy)

@@ -275,6 +275,9 @@ def test_http_pages_tell_health_metadata_and_state(agent: Running) -> None:
     assert status == 200
     assert state["cloud"]["breaker"] == "closed"
     assert state["certificate"]["delta"] == 0.1
+    assert state["certificate"]["standing"] == "in_force"
+    assert state["drift"]["alarm"] is None
+    assert state["drift"]["inputs_to_a_false_alarm"] == 100_000
     assert get("/../../etc/passwd")[0] == 404
 
 

@@ -36,6 +36,7 @@ from edgemux.multiplexer.bundle import (
     Tensor,
 )
 from edgemux.multiplexer.onnx_model import OnnxModel
+from edgemux.multiplexer.usual import add_references
 
 GOLDEN = "golden.npz"
 SAMPLES = "samples.npz"
@@ -76,6 +77,7 @@ def write(
         listed = [*files, PRE_GATE, POST_GATE, GOLDEN, SAMPLES]
         provenance = _provenance(plan, recipe, recipe_sha256, images, parts, seconds)
         bundle.seal(part, _manifest(plan, parts, listed, provenance))
+        add_references(part, {"image": images.gate.images}, {"image": images.certify.images})
         Bundle.open(part).verify()
     return out
 

@@ -13,12 +13,13 @@ import msgspec
 from numpy.typing import NDArray
 
 from edgemux.edge.budget import Allowance, Demand, Readings, budget_for
-from edgemux.edge.config import EdgeConfig, RequestSettings
+from edgemux.edge.config import DriftSettings, EdgeConfig, RequestSettings
 from edgemux.edge.executors import Clock, CloudExecutor, DeviceExecutor
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.sample import Sample
 from edgemux.edge.sensors import Sampler
 from edgemux.edge.variants import Family
+from edgemux.edge.vigil import Vigil
 from edgemux.multiplexer.bundle import Manifest
 from edgemux.multiplexer.domain import (
     Accept,
@@ -74,10 +75,12 @@ class Agent:
         cloud: CloudExecutor | None,
         sampler: Sampler,
         metrics: EdgeMetrics,
+        vigil: Vigil,
         clock: Clock = time.monotonic,
     ) -> None:
         self.manifest = manifest
         self.metrics = metrics
+        self.vigil = vigil
         self.cloud = cloud
         self.sampler = sampler
         self.loop_lag_s = 0.0
@@ -88,7 +91,6 @@ class Agent:
         self._policy = policy
         self._device = device
         self._clock = clock
-        self._prices = manifest.multiplexer
         self._cloud_route = Route(manifest.cloud.name, Placement.CLOUD)
         self._executors: dict[Placement, Any] = {Placement.EDGE: device, Placement.CLOUD: cloud}
         self._random = random.Random()
@@ -98,6 +100,11 @@ class Agent:
     def request(self) -> RequestSettings:
         """Deadlines and sizes of requests."""
         return self._config.request
+
+    @property
+    def drift(self) -> DriftSettings:
+        """How rarely the watch for drift may be wrong."""
+        return self._config.drift
 
     async def infer(self, tensors: Mapping[str, NDArray[Any]], timeout_s: float | None = None) -> list[Answer]:
         """Answer each row of ``tensors`` (by input name, [N, ...]) on its own.
@@ -110,6 +117,7 @@ class Agent:
         began = time.perf_counter()
         scores = self._gates.before(tensors)
         self.metrics.stage("pre_gate", time.perf_counter() - began)
+        self.vigil.saw(tensors, scores)
         deadline = arrived + self._config.request.allowed_s(timeout_s)
         if rows == 1:
             return [await self._answer(Sample(dict(tensors), scores, deadline), arrived)]
@@ -135,7 +143,7 @@ class Agent:
                 task.cancel()
 
     async def _answer(self, sample: Sample, arrived: float) -> Answer:
-        case = Case(self._budget(sample), self._candidates(sample.scores, 0, self._prices.offload_first))
+        case = Case(self._budget(sample), self._candidates(sample.scores, 0, self.vigil.terms.offload_first))
         while True:
             decision = self._policy(case)
             match decision:
@@ -145,8 +153,11 @@ class Agent:
                     elapsed = self._clock() - arrived
                     route = prediction.route
                     self.metrics.answered(route.placement, route.variant, reason, prediction.confidence, elapsed)
+                    drawn = self._draws()
                     if route.placement is Placement.EDGE:
-                        self._ask_again(sample, reason, prediction)
+                        self._ask_again(sample, reason, prediction if drawn else None, degraded)
+                    else:
+                        self.vigil.compared(sample, prediction, kept=False, drawn=drawn)
                     return Answer(prediction, reason, degraded, elapsed)
                 case Shed(reason):
                     self._ask_again(sample, reason)
@@ -170,13 +181,17 @@ class Agent:
     def _look_again(self, prediction: Prediction, sample: Sample) -> tuple[Prediction, tuple[Candidate, ...]]:
         """The post-gate: confidence in the device's answer, and what the routes above it would bring now."""
         began = time.perf_counter()
-        level = prediction.route.level
-        scores = self._gates.after(prediction.probabilities[None, :], level, sample.scores)
+        level, terms = prediction.route.level, self.vigil.terms
+        if terms.calibrations:
+            scores: NDArray[Any] = terms.scores(prediction)
+        else:
+            scores = self._gates.after(prediction.probabilities[None, :], level, sample.scores)
+        self.vigil.answered(prediction, sample, scores, terms)
         self.metrics.stage("post_gate", time.perf_counter() - began)
         confident = Prediction(
             prediction.route, prediction.label, prediction.probabilities, float(scores[0, level - 1])
         )
-        return confident, self._candidates(scores, level, self._prices.defer[level - 1])
+        return confident, self._candidates(scores, level, terms.defer[level - 1])
 
     def _candidates(self, scores: NDArray[Any], above: int, price: float) -> tuple[Candidate, ...]:
         """The levels above ``above``, and the cloud at ``price``, with their scores and expected costs."""
@@ -239,19 +254,24 @@ class Agent:
         ]
         return max(fitting, default=1)
 
-    def _ask_again(self, sample: Sample, reason: Reason, kept: Prediction | None = None) -> None:
+    def _draws(self) -> bool:
+        """Whether an input is drawn for an audit: by chance alone, wherever it was answered, while one is possible."""
+        if self.cloud is None or self._background or self.cloud.blocked(self._clock()) is not None:
+            return False
+        return self._random.random() < self.vigil.audit_share
+
+    def _ask_again(
+        self, sample: Sample, reason: Reason, audited: Prediction | None = None, degraded: bool = False
+    ) -> None:
         """Send an input to the cloud with nobody waiting: to audit a kept answer, or to find out how the cloud is."""
         if self.cloud is None or self._background:
             return
-        now = self._clock()
-        share = self._config.audit_share if kept is not None and self.cloud.blocked(now) is None else 0.0
-        audit = self._random.random() < share
-        if audit or self.cloud.wants_shadow(now, reason):
-            task = asyncio.create_task(self._compare(sample, kept if audit else None))
+        if audited is not None or self.cloud.wants_shadow(self._clock(), reason):
+            task = asyncio.create_task(self._compare(sample, audited, degraded))
             self._background.add(task)
             task.add_done_callback(self._background.discard)
 
-    async def _compare(self, sample: Sample, kept: Prediction | None) -> None:
+    async def _compare(self, sample: Sample, kept: Prediction | None, degraded: bool) -> None:
         """Only audits are counted: they are a random sample of what is kept, shadows are not."""
         assert self.cloud is not None
         # What takes longer counts as failed in any case, and would hold the only place for finding out.
@@ -261,6 +281,8 @@ class Agent:
             second = await self.cloud.run(self._cloud_route, sample, timeout_s)
         if kept is not None:
             self.metrics.audited("failed" if second is None else "agree" if second.label == kept.label else "differ")
+        if kept is not None and second is not None:
+            self.vigil.compared(sample, second, kept=not degraded, drawn=True)
 
     async def close(self) -> None:
         """Stop what runs in the background."""

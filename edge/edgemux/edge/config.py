@@ -20,6 +20,8 @@ from edgemux.wire.settings import load_settings
 # Longer pauses than an hour between looks at the device or the link, and requests that take a day, are slips.
 MAX_INTERVAL_S = 3600.0
 MAX_TIMEOUT_S = 86400.0
+# They are held in memory, some numbers each, until they are enough.
+MAX_REFERENCE_INPUTS = 1_000_000
 _HOST = re.compile(r"[A-Za-z0-9._-]+")
 _IN_BRACKETS = re.compile(r"\[(?P<address>[0-9A-Fa-f:.]+)(%[A-Za-z0-9._-]+)?\]")
 
@@ -120,6 +122,27 @@ class RequestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return allowed_s(self.default_timeout_s, self.max_timeout_s, *asked_s)
 
 
+class DriftSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The watch for drift. run_length: inputs to a false alarm, on average and at least.
+
+    reference_inputs: the first ones, which say what is usual. audit_share_alarm: the share of inputs that are audited
+    after an alarm, until there is a new certificate; without effect where ``audit_share`` is 0 or more than it.
+    """
+
+    enabled: bool = True
+    run_length: float = 100_000.0
+    reference_inputs: int = 2000
+    audit_share_alarm: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.run_length < math.inf:
+            raise ValueError("run_length must be finite and at least 1")
+        if not 40 <= self.reference_inputs <= MAX_REFERENCE_INPUTS:
+            raise ValueError(f"reference_inputs must be from 40 to {MAX_REFERENCE_INPUTS}")
+        if not 0 <= self.audit_share_alarm <= 1:
+            raise ValueError("audit_share_alarm must be in [0, 1]")
+
+
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file. ``policy`` names a plug-in of ``edgemux.policies``."""
 
@@ -130,6 +153,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request: RequestSettings = RequestSettings()
     breaker: BreakerSettings = BreakerSettings()
     energy: EnergyProxy = EnergyProxy()
+    drift: DriftSettings = DriftSettings()
     policy: str = "expected-gain"
     sensors: tuple[str, ...] = ("cpu", "memory", "heat", "battery")
     sensor_interval_s: float = 0.25

@@ -58,8 +58,9 @@ class EdgeMetrics:
         self.level_switch = self._histogram("edgemux_level_switch_seconds", "Loading the delta of a level.", _SECONDS)
         self.breaker = self._gauge("edgemux_breaker_state", "0 closed, 1 half-open, 2 open.")
         self.bound = self._gauge(
-            "edgemux_disagreement_upper_bound", "Certified bound on kept-and-different answers.", "model"
+            "edgemux_disagreement_upper_bound", "Bound on the share of inputs kept and different.", "model"
         ).labels(model)
+        self.drift = self._gauge("edgemux_drift", "1 after an alarm, until certified again.", "model").labels(model)
         self._audits = self._counter("edgemux_audit", "Kept answers re-run in the cloud.", "model", "outcome")
         self._durations = {p: duration.labels(model, p.value) for p in Placement}
         self._joules = {p: joules.labels(model, p.value) for p in Placement}

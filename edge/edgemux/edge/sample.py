@@ -7,6 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edgemux.multiplexer.chain import Activations
+from edgemux.multiplexer.domain import Prediction
 from edgemux.multiplexer.gates import Scores
 
 
@@ -15,12 +16,15 @@ class Sample:
 
     tensors: input arrays by name, [1, ...]. scores: the pre-gate's, FP32 [1, routes]. deadline_s: a point in monotonic
     time. activations: what the device levels have computed so far, so that a higher level runs only its delta.
+    answer: the latest level's, None before the first; epoch: of the terms on which it was scored.
     """
 
-    __slots__ = ("activations", "deadline_s", "scores", "tensors")
+    __slots__ = ("activations", "answer", "deadline_s", "epoch", "scores", "tensors")
 
     def __init__(self, tensors: dict[str, NDArray[Any]], scores: Scores, deadline_s: float) -> None:
         self.tensors = tensors
         self.scores = scores
         self.deadline_s = deadline_s
         self.activations = Activations(tensors)
+        self.answer: Prediction | None = None
+        self.epoch = 0

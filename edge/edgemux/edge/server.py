@@ -16,6 +16,7 @@ from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.sensors import Sampler
 from edgemux.edge.service import EdgeService
 from edgemux.edge.variants import Family
+from edgemux.edge.vigil import Vigil
 from edgemux.edge.watch import export, watch
 from edgemux.multiplexer import plugins
 from edgemux.multiplexer.bundle import Bundle
@@ -49,9 +50,8 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
     policy = plugins.load("edgemux.policies", config.policy)
     channel = open_channel(config.cloud.address, MAX_ANSWER_BYTES) if config.cloud.address else None
     cloud = _cloud(config, bundle, channel, metrics) if channel is not None else None
-    if manifest.certificate is not None:
-        metrics.bound.set(max(level.upper_bound for level in manifest.certificate.levels))
-    agent = Agent(manifest, config, family, gates, policy, device, cloud, sampler, metrics)
+    vigil = Vigil(manifest, config.drift, config.audit_share)
+    agent = Agent(manifest, config, family, gates, policy, device, cloud, sampler, metrics, vigil)
     device.warm_up({name: array[:1] for name, array in golden.inputs.items()})
     sampler.start()
     export(agent, time.monotonic())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import time
 from typing import Any
@@ -32,8 +33,62 @@ def status_of(agent: Agent) -> dict[str, Any]:
             "bytes_per_second": cloud.link.bytes_per_s(now),
             "server_seconds": cloud.server.mean(now),
         },
-        "certificate": msgspec.to_builtins(agent.manifest.certificate),
+        "certificate": _certificate(agent),
+        "drift": _drift(agent),
     }
+
+
+def _certificate(agent: Agent) -> dict[str, Any]:
+    """What the bundle's certificate says, how it stands, and certificates made here."""
+    state = agent.vigil.state
+    bundled = agent.manifest.certificate
+    said: dict[str, Any] = msgspec.to_builtins(bundled) if bundled is not None else {}
+    return said | {
+        "standing": state.standing.value,
+        "withdrawn_because": state.reason.value if state.reason and bundled is not None else None,
+        "withdrawn_at": _date(state.since_s) if bundled is not None else None,
+        "disagreement_upper_bound": state.bound,
+        "made_here": {
+            name: {
+                "n": new.n,
+                "kept": round(new.kept, 4),
+                "alpha": new.alpha,
+                "delta": new.delta,
+                "highest_doubt": new.doubt,
+                "made_at": _date(new.since_s),
+            }
+            for name, new in state.recertified.items()
+        },
+        "audits": {
+            "drawn": state.draws,
+            "kept_and_differ": state.differ,
+            "risk_interval": state.risk,
+            "agreement_interval": state.agreement,
+            "confidence": state.confidence,
+        },
+    }
+
+
+def _drift(agent: Agent) -> dict[str, Any]:
+    """Whether there was an alarm, how near the next one is, and how rarely one is false."""
+    state = agent.vigil.state
+    settings = agent.drift
+    return {
+        "watched": settings.enabled,
+        "alarm": state.reason.value if state.alarmed and state.reason else None,
+        "alarm_at": _date(state.since_s),
+        "scores": "calibrated_confidence" if agent.vigil.terms.calibrations else "learned_gates",
+        "learning_what_is_usual": state.learning,
+        "evidence": round(state.evidence, 6),
+        "inputs_to_a_false_alarm": settings.run_length,
+        "reference": state.reference,
+    }
+
+
+def _date(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
 
 
 def _number(value: float) -> float | None:

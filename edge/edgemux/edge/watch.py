@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 from edgemux.edge.agent import Agent
 from edgemux.edge.budget import Readings
+from edgemux.edge.vigil import Vigil, Withdrawal
+
+LOG = logging.getLogger(__name__)
 
 TICK_S = 0.1
 # The worst lag seen fades by this factor a tick: half of it is forgotten after about 0.7 s.
@@ -18,6 +22,7 @@ QUIET_INPUTS_PER_S = 0.05
 async def watch(agent: Agent, probe_interval_s: float) -> None:
     """Run until cancelled."""
     probe: asyncio.Task[None] | None = None
+    step: asyncio.Task[None] | None = None
     try:
         while True:
             began = time.monotonic()
@@ -27,9 +32,21 @@ async def watch(agent: Agent, probe_interval_s: float) -> None:
             export(agent, now)
             if (probe is None or probe.done()) and _due(agent, probe_interval_s, now):
                 probe = asyncio.create_task(_probe(agent))
+            if (step is None or step.done()) and agent.vigil.due:
+                step = asyncio.create_task(_step(agent.vigil))
     finally:
-        if probe is not None:
-            probe.cancel()
+        for task in (probe, step):
+            if task is not None:
+                task.cancel()
+
+
+async def _step(vigil: Vigil) -> None:
+    """The vigil's own work, in a thread. A certificate that nobody watches any more must not go on as if."""
+    try:
+        await asyncio.to_thread(vigil.step)
+    except Exception:
+        LOG.exception("the watch for drift has ended")
+        vigil.withdraw(Withdrawal.WATCH_FAILED)
 
 
 def _due(agent: Agent, interval_s: float, now_s: float) -> bool:
@@ -58,4 +75,6 @@ def export(agent: Agent, now_s: float) -> None:
     allowance = agent.allowance(now_s)
     metrics.budget.labels("offloads").set(allowance.offloads)
     metrics.budget.labels("bytes").set(allowance.sent_bytes)
+    metrics.bound.set(agent.vigil.state.bound)
+    metrics.drift.set(agent.vigil.state.alarmed)
     metrics.level.set(agent.affordable_level(readings))

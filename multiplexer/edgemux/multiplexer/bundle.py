@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemux.multiplexer.drift import References
 from edgemux.multiplexer.errors import ArtifactError
 
 FORMAT = 1
@@ -154,6 +155,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     """The whole manifest; ``digest`` is the sha256 of the others, see ``seal``.
 
     preprocessing: None where the input is no picture; such a bundle takes tensors only.
+    references: what inputs and scores usually are. A manifest without them has no such key, not even in what is
+    digested: those sealed before there were any still open.
     """
 
     format: int
@@ -171,6 +174,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     samples: str | None
     files: tuple[File, ...]
     provenance: Provenance
+    references: References | msgspec.UnsetType = msgspec.UNSET
     digest: str = ""
 
 
@@ -280,6 +284,8 @@ def _check_consistency(manifest: Manifest) -> None:
     _check_routes(manifest)
     if manifest.certificate is not None:
         _check_certificate(manifest, manifest.certificate)
+    if manifest.references is not msgspec.UNSET:
+        _require(len(manifest.references.levels) == len(manifest.levels), "one reference per level is needed")
 
 
 def _require(holds: bool, otherwise: str) -> None:

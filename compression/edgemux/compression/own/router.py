@@ -22,8 +22,8 @@ from edgemux.compression.multiplex import (
 from edgemux.compression.own.answers import Feed, Splits, digests, read
 from edgemux.compression.recipe import Certify, Gates
 from edgemux.multiplexer.bundle import Certified
+from edgemux.multiplexer.certify import DEFER_ALL, KEEP_ALL, certify
 from edgemux.multiplexer.onnx_model import OnnxModel
-from edgemux.multiplexer.training.certify import DEFER_ALL, KEEP_ALL, certify
 from edgemux.multiplexer.training.fit import KEPT_BACK, fit_post, fit_pre
 from edgemux.multiplexer.training.labels import Answers
 

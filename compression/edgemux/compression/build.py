@@ -142,7 +142,7 @@ def _multiplexer(workshop: Workshop, plan: Recipe, images: DataSet, at_models: P
         plan.gates,
     )
     at_prices = workshop.stage(
-        "certificate",
+        "prices",
         lambda folder, _: multiplex.write_prices(
             at_answers, at_gates, images.certify.sha256(), plan.certify, plan.gates, folder
         ),

@@ -114,7 +114,7 @@ def _priced(workshop: Workshop, job: Job, at_answers: Path) -> tuple[Path, Price
     )
     labelled = job.labels is not None
     at_prices = workshop.stage(
-        "certificate",
+        "prices",
         lambda folder, _: router.write_prices(
             at_answers, at_gates, labelled, job.plan.certify, how.skip_agreement, folder
         ),

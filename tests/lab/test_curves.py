@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemux.multiplexer.lab.calibration import auroc, brier, reliability
-from edgemux.multiplexer.lab.curves import areas, interval, paired_error, rank
+from edgemux.multiplexer.training.curves import areas, interval, paired_error, rank
+from edgemux.multiplexer.training.reliability import auroc, brier, reliability
 
 
 def rows(seed: int, n: int = 60, distinct: int = 1000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

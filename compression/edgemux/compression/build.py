@@ -131,9 +131,8 @@ def _multiplexer(workshop: Workshop, plan: Recipe, images: DataSet, at_models: P
     levels = plan.family.levels
     at_answers = workshop.stage(
         "answers",
-        lambda folder, tick: multiplex.write_answers(at_models, levels, images, plan.gates, plan.seed, folder, tick),
+        lambda folder, tick: multiplex.write_answers(at_models, levels, images, folder, tick),
         at_models.name,
-        plan.gates.copies,
     )
     at_gates = workshop.stage(
         "gates",

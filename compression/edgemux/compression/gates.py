@@ -10,42 +10,54 @@ from edgemux.compression.glance import glance
 from edgemux.compression.graph import Graph
 from edgemux.compression.nets import CLASS_COUNT
 from edgemux.multiplexer.bundle import Tensor
-from edgemux.multiplexer.training.fit import LOG_FLOOR, MANY, Layers, top_of
+from edgemux.multiplexer.features import FEW_CLASSES, LOG_FLOOR, ranks_read
+from edgemux.multiplexer.training.net import Net
+from edgemux.multiplexer.training.outcomes import BOTH, CLOUD, DEVICE, OUTCOMES
 
 TILE_PX = 4
 PICTURE = Tensor("image", "UINT8", (-1, 28, 28))
 
 
-def pre_gate_graph(layers: Layers, tensor: Tensor = PICTURE) -> onnx.ModelProto:
+def pre_gate_graph(net: Net, tensor: Tensor = PICTURE) -> onnx.ModelProto:
     """The input ``tensor`` -> ``scores`` [n, routes], from what ``glance`` sees: of a 28x28 picture, 4x4 tiles."""
     graph = Graph(int8=False)
-    _scores(graph, glance(graph, tensor), layers, "scores")
+    hidden = graph.add("Relu", graph.linear(glance(graph, tensor), net.w1, net.b1))
+    graph.add("Sigmoid", graph.linear(hidden, net.w2, net.b2), to="scores")
+    graph.output("scores", (len(net.b2),))
     return graph.finish()
 
 
-def post_gate_graph(layers: Layers, levels: int, classes: int = CLASS_COUNT) -> onnx.ModelProto:
-    """``probabilities``, ``level``, ``scores`` -> ``scores_after``; the features are those of ``post_features``."""
+def post_gate_graph(net: Net, levels: int, classes: int = CLASS_COUNT) -> onnx.ModelProto:
+    """``probabilities``, ``level``, ``scores`` -> ``scores_after``: what ``post_scores`` computes, node by node."""
     graph = Graph(int8=False)
     p = graph.input("probabilities", TensorProto.FLOAT, (classes,))
     level = graph.input("level", TensorProto.FLOAT, (levels,))
     scores = graph.input("scores", TensorProto.FLOAT, (levels + 1,))
-    logs = graph.add("Log", graph.add("Add", p, graph.constant(np.array([LOG_FLOOR], np.float32))))
-    top = graph.top(logs, top_of(classes))
-    products = graph.add("Mul", p, logs)
-    negentropy = graph.add("ReduceSum", products, graph.constant(np.array([1], np.int64)), keepdims=1)
-    answer = [_margin(graph, p)] if classes > MANY else [p, logs]
-    features = graph.add("Concat", *answer, top, negentropy, level, scores, axis=1)
-    _scores(graph, features, layers, "scores_after")
+    features = graph.add("Concat", *_of_answer(graph, p, classes), level, scores, axis=1)
+    hidden = graph.add("Relu", graph.linear(features, net.w1, net.b1))
+    outcomes = graph.add("Softmax", graph.linear(hidden, net.w2[:OUTCOMES], net.b2[:OUTCOMES]), axis=1)
+    others = graph.add("Sigmoid", graph.linear(hidden, net.w2[OUTCOMES:], net.b2[OUTCOMES:]))
+    own = _sum_of(graph, outcomes, BOTH, DEVICE)
+    at_hand = graph.add("Cast", level, to_type=TensorProto.BOOL)
+    routes = graph.add("Where", at_hand, own, others), _sum_of(graph, outcomes, BOTH, CLOUD)
+    graph.add("Concat", *routes, axis=1, to="scores_after")
+    graph.output("scores_after", (levels + 1,))
     return graph.finish()
 
 
-def _margin(graph: Graph, p: str) -> str:
-    """The largest probability less the second, [n, 1]."""
-    return graph.add("MatMul", graph.top(p, 2), graph.constant(np.array([[1], [-1]], np.float32)))
+def _of_answer(graph: Graph, p: str, classes: int) -> list[str]:
+    """``device_features``."""
+    logs = graph.add("Log", graph.add("Add", p, graph.constant(np.array([LOG_FLOOR], np.float32))))
+    negentropy = graph.add("ReduceSum", graph.add("Mul", p, logs), graph.constant(np.array([1], np.int64)), keepdims=1)
+    parts = [graph.top(logs, ranks_read(classes)), graph.top(p, 2), negentropy]
+    if classes > FEW_CLASSES:
+        return parts
+    answered = graph.add("Equal", p, graph.add("ReduceMax", p, axes=[1], keepdims=1))
+    return [logs, graph.add("Cast", answered, to_type=TensorProto.FLOAT), *parts]
 
 
-def _scores(graph: Graph, features: str, layers: Layers, name: str) -> None:
-    """Two layers and a sigmoid."""
-    hidden = graph.add("Relu", graph.linear(features, layers.w1, layers.b1))
-    graph.add("Sigmoid", graph.linear(hidden, layers.w2, layers.b2), to=name)
-    graph.output(name, (len(layers.b2),))
+def _sum_of(graph: Graph, outcomes: str, *columns: int) -> str:
+    """P(one of some outcomes), [n, 1]."""
+    chosen = np.zeros((OUTCOMES, 1), np.float32)
+    chosen[list(columns)] = 1.0
+    return graph.add("MatMul", outcomes, graph.constant(chosen))

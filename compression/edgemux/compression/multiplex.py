@@ -8,26 +8,24 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from edgemux.compression import gates
-from edgemux.compression.augment import draw
 from edgemux.compression.chain import answers_of, answers_of_levels
-from edgemux.compression.data import DataSet, Split
+from edgemux.compression.data import DataSet
 from edgemux.compression.fit import Tick
 from edgemux.compression.models import CLOUD, level_file
-from edgemux.compression.recipe import Augment, Certify, Gates
+from edgemux.compression.recipe import Certify, Gates
 from edgemux.multiplexer.bundle import Certificate, Certified
 from edgemux.multiplexer.certify import certify, grid_of, skip_price
 from edgemux.multiplexer.onnx_model import OnnxModel
-from edgemux.multiplexer.training.fit import KEPT_BACK, How, fit_post, fit_pre
+from edgemux.multiplexer.training.fit import fit_post, fit_pre
 from edgemux.multiplexer.training.labels import Answers, Floats, one_hot, pooled
+from edgemux.multiplexer.training.net import How
 
 PRE_GATE = "pre_gate.onnx"
 POST_GATE = "post_gate.onnx"
 CERTIFICATE = "certificate.json"
-COPIES = Augment(flip=True, shift_px=2)
 METHOD = (
     "fixed-sequence testing with exact binomial tests; bounds of Clopper and Pearson; delta / levels for each level"
 )
@@ -48,11 +46,11 @@ class Scored(msgspec.Struct, frozen=True):
     before: Floats
 
 
-def write_answers(models: Path, levels: int, images: DataSet, how: Gates, seed: int, folder: Path, tick: Tick) -> None:
-    """Run the exported files on the gate split with its copies, the certificate split and the test set."""
+def write_answers(models: Path, levels: int, images: DataSet, folder: Path, tick: Tick) -> None:
+    """Run the exported files on every split."""
     chain = [OnnxModel.read(models / level_file(k)) for k in range(1, levels + 1)]
     cloud = OnnxModel.read(models / CLOUD)
-    splits = {"gate": with_copies(images.gate, how.copies, seed), "certify": images.certify, "test": images.test}
+    splits = {"train": images.train, "gate": images.gate, "certify": images.certify, "test": images.test}
     for number, (name, split) in enumerate(splits.items(), start=1):
         of_levels, of_cloud = answers_of_levels(chain, split.images), answers_of(cloud, split.images)
         np.savez(folder / f"{name}.npz", images=split.images, levels=of_levels, cloud=of_cloud, labels=split.labels)
@@ -65,40 +63,28 @@ def read_answers(folder: Path, name: str) -> tuple[NDArray[np.uint8], Answers]:
         return stored["images"], Answers(stored["levels"], stored["cloud"], stored["labels"])
 
 
-def with_copies(split: Split, copies: int, seed: int) -> Split:
-    """The split, followed by ``copies`` flipped and shifted versions of it."""
-    generator = torch.Generator().manual_seed(seed)
-    everything = torch.arange(len(split.labels))
-    images = torch.from_numpy(split.images)
-    parts = [split.images]
-    for _ in range(copies):
-        pixels = draw(images, everything, COPIES, generator).pixels[:, 0] * 255.0
-        parts.append(pixels.round().to(torch.uint8).numpy())
-    return Split(np.concatenate(parts), np.tile(split.labels, copies + 1))
-
-
-def copy_of(count: int, copies: int) -> NDArray[np.int64]:
-    """Which image each of ``count`` rows made by ``with_copies`` is a copy of."""
-    return np.arange(count) % (count // (copies + 1))
-
-
 def write_gates(answers: Path, how: Gates, seed: int, folder: Path, tick: Tick) -> None:
-    """Fit both gates on the gate split and write their graphs."""
-    images, right = read_answers(answers, "gate")
-    group = copy_of(right.count, how.copies)
-    tiles = pooled(images, gates.TILE_PX)
-    pre = fit_pre(tiles, right.right(), group, how_to_fit(how, how.pre_hidden, seed))
+    """Fit both gates on the training images, calibrate them on the gate split, and write their graphs.
+
+    The models are surer of images that they were trained on, but the gates learn from where they err, and of that a
+    training set has more than what was held out for the gates; calibration and judgement use only the latter.
+    """
+    images, train = read_answers(answers, "train")
+    held_images, held = read_answers(answers, "gate")
+    images, right = np.concatenate([images, held_images]), train.followed_by(held)
+    back = np.arange(right.count) >= train.count
+    pre = fit_pre(pooled(images, gates.TILE_PX), right, back, how_to_fit(how, how.pre_hidden), seed)
     (folder / PRE_GATE).write_bytes(gates.pre_gate_graph(pre).SerializeToString(deterministic=True))
     tick(0.3)
     scores = answers_of(OnnxModel.read(folder / PRE_GATE), images)
-    post = fit_post(right, scores, group, how_to_fit(how, how.post_hidden, seed))
+    post, _ = fit_post(right, scores, back, how_to_fit(how, how.post_hidden), seed)
     graph = gates.post_gate_graph(post, len(right.levels))
     (folder / POST_GATE).write_bytes(graph.SerializeToString(deterministic=True))
 
 
-def how_to_fit(how: Gates, hidden: int, seed: int) -> How:
+def how_to_fit(how: Gates, hidden: int) -> How:
     """The settings of a gate with so many hidden units."""
-    return How(hidden=hidden, steps=how.steps, rate=how.rate, weight_decay=how.weight_decay, seed=seed)
+    return How(hidden=hidden, rate=how.rate, weight_decay=how.weight_decay, members=1, steps=how.steps)
 
 
 def scores_before(folder: Path, images: NDArray[np.uint8]) -> Floats:
@@ -128,10 +114,7 @@ def gains(folder: Path, answers: Answers, level: int, before: Floats) -> NDArray
 def write_prices(answers: Path, gate_files: Path, data_sha256: str, how: Certify, skip: Gates, folder: Path) -> None:
     """Certify a price per level on the certificate split, and choose the skip price on the gate split."""
     fit, split = (_scored(answers, gate_files, name) for name in ("gate", "certify"))
-    # Only images that the gates were not fitted to, and no copies: elsewhere the pre-gate is surer than it is right.
-    rows = np.arange(fit.answers.count // (skip.copies + 1))
-    prices = priced(gate_files, fit, rows[rows % KEPT_BACK == 0], split, data_sha256, how, skip.skip_agreement)
-    save_prices(prices, folder)
+    save_prices(priced(gate_files, fit, split, data_sha256, how, skip.skip_agreement), folder)
 
 
 def _scored(answers: Path, gate_files: Path, name: str) -> Scored:
@@ -139,18 +122,11 @@ def _scored(answers: Path, gate_files: Path, name: str) -> Scored:
     return Scored(right, scores_before(gate_files, images))
 
 
-def priced(
-    gate_files: Path,
-    fit: Scored,
-    back: NDArray[np.int64],
-    split: Scored,
-    data_sha256: str,
-    how: Certify,
-    agreement: float,
-) -> Prices:
-    """A price per level, certified on ``split``, and the skip price, chosen on the rows ``back`` of ``fit``.
+def priced(gate_files: Path, fit: Scored, split: Scored, data_sha256: str, how: Certify, agreement: float) -> Prices:
+    """A price per level, certified on ``split``; the order of prices and the skip price are chosen on ``fit``.
 
-    agreement: the share of skipped inputs that would go to the cloud anyway. data_sha256: of the inputs of ``split``.
+    The gates were fitted to neither: elsewhere they are surer than they are right. agreement: the share of skipped
+    inputs that would go to the cloud anyway. data_sha256: of the inputs of ``split``.
     """
     levels = len(split.answers.levels)
     alphas = how.alpha if len(how.alpha) == levels else how.alpha * levels
@@ -162,8 +138,7 @@ def priced(
         price = certify(gain, split.answers.differs(level), grid, alpha, how.delta / levels)
         certified.append(Certified(level, price.price, price.kept, price.disagreement, price.upper_bound))
     deferred = gains(gate_files, fit.answers, levels, fit.before) > certified[-1].price
-    before = fit.before[:, -1] - fit.before[:, :-1].max(axis=1)
-    first = skip_price(before[back], deferred[back], agreement)
+    first = skip_price(fit.before[:, -1] - fit.before[:, :-1].max(axis=1), deferred, agreement)
     certificate = stated(how, alphas, split.answers.count, data_sha256, certified)
     return Prices(tuple(item.price for item in certified), certificate, first)
 

@@ -93,12 +93,11 @@ class Family(Section, frozen=True, kw_only=True):
 
 
 class Gates(Section, frozen=True, kw_only=True):
-    """The two gates: hidden units, and their fit. copies: augmented copies of each image of the gate split."""
+    """The two gates: hidden units, and their fit. steps: by default what 64 passes over the rows take, or fewer."""
 
     pre_hidden: Positive = 16
-    post_hidden: Positive = 24
-    copies: Annotated[int, Meta(ge=0)] = 0
-    steps: Positive = 2000
+    post_hidden: Positive = 48
+    steps: Positive | None = None
     rate: Annotated[float, Meta(gt=0.0)] = 0.003
     weight_decay: NonNegative = 0.01
     skip_agreement: Share = 0.9
@@ -194,7 +193,7 @@ def quick(recipe: Recipe) -> Recipe:
         data=change(recipe.data, limit=3000, held_out=1000),
         cloud=change(recipe.cloud, schedule=change(recipe.cloud.schedule, epochs=2, batch=64)),
         family=change(recipe.family, schedule=change(recipe.family.schedule, epochs=4, batch=64)),
-        gates=change(recipe.gates, copies=1, steps=100),
+        gates=change(recipe.gates, steps=100),
         pack=change(recipe.pack, samples=min(recipe.pack.samples, 100), repeats=50),
     )
 

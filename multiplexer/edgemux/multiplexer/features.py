@@ -16,27 +16,31 @@ TOP_OF_FEW = 5
 
 
 def device_features(probabilities: NDArray[Any]) -> NDArray[np.float32]:
-    """Features float32 [n, f] of a device model's probabilities [n, classes], at least 2 classes.
+    """Features float32 [n, f] of a device model's probabilities [n, classes].
 
     In order: of up to FEW_CLASSES classes all log-probabilities, and 1 for the class answered; the largest
-    log-probabilities, falling (5 of few classes, 10 of many); the two largest probabilities; their difference (the
-    margin); minus the entropy in nats.
+    log-probabilities, falling (5 of few classes, 10 of many); the two largest probabilities, whose difference is the
+    margin; minus the entropy in nats.
     """
     p = np.asarray(probabilities, np.float32)
-    classes = p.shape[1]
-    few = classes <= FEW_CLASSES
+    few = p.shape[1] <= FEW_CLASSES
     logs = np.log(p + np.float32(LOG_FLOOR))
-    ranked = largest(p, min(classes, TOP_OF_FEW if few else TOP))
-    two = ranked[:, :2]
-    parts = [
-        np.log(ranked + np.float32(LOG_FLOOR)),
-        two,
-        two[:, :1] - two[:, 1:],
-        (p * logs).sum(axis=1, keepdims=True),
-    ]
+    ranked = largest(p, ranks_read(p.shape[1]))
+    entropy = (p * logs).sum(axis=1, keepdims=True)
+    parts = [np.log(ranked + np.float32(LOG_FLOOR)), ranked[:, :2], entropy]
     if few:
-        parts = [logs, np.eye(classes, dtype=np.float32)[p.argmax(axis=1)], *parts]
+        parts = [logs, (p == ranked[:, :1]).astype(np.float32), *parts]
     return np.concatenate(parts, axis=1)
+
+
+def ranks_read(classes: int) -> int:
+    """How many of the largest log-probabilities are read."""
+    return min(classes, TOP_OF_FEW if classes <= FEW_CLASSES else TOP)
+
+
+def place_of_largest(classes: int) -> int:
+    """The column of the features that is the largest log-probability."""
+    return 2 * classes if classes <= FEW_CLASSES else 0
 
 
 def largest(values: NDArray[Any], count: int) -> NDArray[Any]:

@@ -79,8 +79,6 @@ def load(path: Path) -> Plan:
 
 def check(plan: Plan, name: str) -> None:
     """What the types cannot say. Raises ConfigError."""
-    if plan.gates.copies:
-        raise ConfigError(f"{name}: inputs of your own are not copied - at `$.gates.copies`")
     if len(plan.certify.alpha) != 1:
         raise ConfigError(f"{name}: one alpha is needed - at `$.certify.alpha`")
 
@@ -104,4 +102,4 @@ def without_places(plan: Plan) -> Plan:
 def quick(plan: Plan) -> Plan:
     """The same with a short fit of the gates and few timings."""
     change = msgspec.structs.replace
-    return change(plan, gates=change(plan.gates, steps=min(plan.gates.steps, 200)), pack=change(plan.pack, repeats=20))
+    return change(plan, gates=change(plan.gates, steps=200), pack=change(plan.pack, repeats=20))

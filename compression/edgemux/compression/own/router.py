@@ -34,15 +34,15 @@ SPLITS = ("gate", "certify", "test")
 def write_gates(answers: Path, feed: Feed, dealt: Splits, how: Gates, seed: int, folder: Path, tick: Tick) -> None:
     """Fit both gates on the gate split, write their graphs, and score every split with the graph that ships."""
     features, right = read(answers, "gate")
-    group = np.arange(right.count)
-    pre = fit_pre(features, right.right(), group, how_to_fit(how, how.pre_hidden, seed))
+    back = np.arange(right.count) % KEPT_BACK == 0
+    pre = fit_pre(features, right, back, how_to_fit(how, how.pre_hidden), seed)
     (folder / PRE_GATE).write_bytes(gates.pre_gate_graph(pre, feed.tensor).SerializeToString(deterministic=True))
     tick(0.3)
     gate = OnnxModel.read(folder / PRE_GATE)
     before = {name: feed.answers(gate, getattr(dealt, name)) for name in SPLITS}
     np.savez(folder / SCORES, **before)  # type: ignore[arg-type]
     tick(0.6)
-    post = fit_post(right, before["gate"], group, how_to_fit(how, how.post_hidden, seed))
+    post, _ = fit_post(right, before["gate"], back, how_to_fit(how, how.post_hidden), seed)
     graph = gates.post_gate_graph(post, len(right.levels), right.cloud.shape[1])
     (folder / POST_GATE).write_bytes(graph.SerializeToString(deterministic=True))
 
@@ -60,8 +60,9 @@ def write_prices(answers: Path, gate_files: Path, labelled: bool, how: Certify, 
     if labelled and not _worth_asking(fit.answers):
         save_prices(_kept(gate_files, split, sha256, how), folder)
         return
-    rows = np.arange(fit.answers.count)
-    save_prices(priced(gate_files, fit, rows[rows % KEPT_BACK == 0], split, sha256, how, agreement), folder)
+    back = np.arange(fit.answers.count) % KEPT_BACK == 0
+    unseen = Scored(fit.answers.take(back), fit.before[back])
+    save_prices(priced(gate_files, unseen, split, sha256, how, agreement), folder)
 
 
 def _worth_asking(answers: Answers) -> bool:

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemux.multiplexer.certify import DEFER_ALL, KEEP_ALL, certify, grid_of, upper_bound
-from edgemux.multiplexer.lab.curves import rank
 from edgemux.multiplexer.lab.pairs import Splits
 from edgemux.multiplexer.lab.results import Certificate, Naive, Options
 from edgemux.multiplexer.lab.routers import DEVICE_ONLY, Scorer, Scores
 from edgemux.multiplexer.lab.rows import Rows
+from edgemux.multiplexer.training.curves import rank
 
 GRID = 101
 

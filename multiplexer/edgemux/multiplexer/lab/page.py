@@ -6,12 +6,12 @@ from html import escape
 
 import numpy as np
 
-from edgemux.multiplexer.lab.calibration import Reliability
 from edgemux.multiplexer.lab.pictures import Pictures
 from edgemux.multiplexer.lab.plots import Line, plot
 from edgemux.multiplexer.lab.results import Study
 from edgemux.multiplexer.lab.routers import BASELINE, OURS, RANDOM, REFERENCES
 from edgemux.multiplexer.lab.table import HEADERS, figures_of, sentences
+from edgemux.multiplexer.training.reliability import Reliability
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}

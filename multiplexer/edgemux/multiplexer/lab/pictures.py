@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemux.multiplexer.certify import upper_bound
-from edgemux.multiplexer.lab.calibration import Reliability, reliability
 from edgemux.multiplexer.lab.certificate import errors_of
-from edgemux.multiplexer.lab.curves import Curve, rank
 from edgemux.multiplexer.lab.pairs import Splits
 from edgemux.multiplexer.lab.results import Options
 from edgemux.multiplexer.lab.routers import Scorer, best_temperature, foretold, top_probability
+from edgemux.multiplexer.training.curves import Curve, rank
+from edgemux.multiplexer.training.reliability import Reliability, reliability
 
 POINTS = 60
 

@@ -15,7 +15,6 @@ from edgemux.multiplexer.training.outcomes import Evidence, Floats, evidence
 # Log-probabilities kept for temperature scaling; exact up to that many classes.
 KEPT = FEW_CLASSES
 LEAST_LOG = -80.0
-_OF_EVIDENCE = ("cloud", "device", "device_at", "cloud_at", "label_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +72,7 @@ class Rows:
             for field in fields(self)
         }
         if self.seen is not None:
-            cloud, device, device_at, cloud_at, label_at = (getattr(self.seen, name)[index] for name in _OF_EVIDENCE)
-            picked["seen"] = Evidence(cloud, device, device_at, cloud_at, label_at, self.seen.few)
+            picked["seen"] = Evidence(**{name: value[index] for name, value in _arrays(self.seen).items()})
         return Rows(**picked)
 
 
@@ -114,6 +112,10 @@ def condense(
     )
 
 
+def _arrays(seen: Evidence) -> dict[str, NDArray[Any]]:
+    return {field.name: getattr(seen, field.name) for field in fields(seen)}
+
+
 def join(parts: Sequence[Rows]) -> Rows:
     """Rows one after the other."""
     first = parts[0]
@@ -124,11 +126,8 @@ def join(parts: Sequence[Rows]) -> Rows:
         for field in fields(first)
     }
     if first.seen is not None:
-        seen = [part.seen for part in parts if part.seen is not None]
-        cloud, device, device_at, cloud_at, label_at = (
-            np.concatenate([getattr(one, name) for one in seen]) for name in _OF_EVIDENCE
-        )
-        joined["seen"] = Evidence(cloud, device, device_at, cloud_at, label_at, first.seen.few)
+        seen = [_arrays(part.seen) for part in parts if part.seen is not None]
+        joined["seen"] = Evidence(**{name: np.concatenate([one[name] for one in seen]) for name in seen[0]})
     return Rows(**joined)
 
 

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.features import device_features
-from edgemux.multiplexer.lab.calibration import auroc, brier, reliability
 from edgemux.multiplexer.lab.certificate import certified
-from edgemux.multiplexer.lab.curves import Curve, areas, interval, paired_error, rank
 from edgemux.multiplexer.lab.pairs import Progress, Splits
 from edgemux.multiplexer.lab.pictures import Pictures, pictures
 from edgemux.multiplexer.lab.results import Judged, Options, Study
@@ -32,6 +30,8 @@ from edgemux.multiplexer.lab.routers import (
     foretold,
 )
 from edgemux.multiplexer.lab.rows import Rows
+from edgemux.multiplexer.training.curves import Curve, areas, interval, paired_error, rank
+from edgemux.multiplexer.training.reliability import auroc, brier, reliability
 
 SHARES = (0.1, 0.2, 0.3)
 PARTS = (0.5, 0.8, 0.95)

@@ -61,13 +61,3 @@ def platt(scores: NDArray[Any], right: NDArray[Any]) -> Platt:
 
     optimiser.step(closure)
     return Platt(slope.detach().numpy(), offset.detach().numpy())
-
-
-def expected_calibration_error(scores: NDArray[Any], right: NDArray[Any], bins: int = 15) -> float:
-    """Mean |P(correct) said - share correct| over bins of equal width, weighted by count (Naeini et al. 2015)."""
-    index = np.clip((scores * bins).astype(np.int64), 0, bins - 1)
-    error = 0.0
-    for value in np.unique(index):
-        chosen = index == value
-        error += float(chosen.mean()) * abs(float(scores[chosen].mean()) - float(right[chosen].mean()))
-    return error

@@ -1,141 +1,211 @@
 """Fits both gates: P(correct) per route from the raw input, and again from a device answer.
 
-Each gate is one hidden layer. Targets are 0 or 1 per route, "this route is right", so that differences of scores
-estimate the gain P(cloud right) - P(device right). Every fifth image is kept back for choosing when to stop and for
-calibration; its augmented copies are kept back with it.
+Targets are probabilities: the label's posterior given the highest level's and the cloud's answers is fitted first, and
+what each route's answer is worth follows from it (see ``outcomes``). Rows that are kept back calibrate the gates, and
+decide whether the post-gate is better than calibrated confidence; where it is not, confidence is what ships.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn import functional
 
+from edgemux.multiplexer.features import LOG_FLOOR, device_features, place_of_largest
 from edgemux.multiplexer.training.calibrate import platt
+from edgemux.multiplexer.training.curves import rank
 from edgemux.multiplexer.training.labels import Answers, Floats, one_hot
+from edgemux.multiplexer.training.net import How, Net, binary, fit_net, sigmoid, softmax
+from edgemux.multiplexer.training.outcomes import (
+    BOTH,
+    CLOUD,
+    DEVICE,
+    OUTCOMES,
+    evidence,
+    fit_posterior,
+    seen_outcomes,
+)
 
-# Keeps log() finite; below what float32 softmax resolves for ten classes in practice.
-LOG_FLOOR = 1e-6
-TOP = 3
-# Of more classes than MANY the gate reads the largest TOP_OF_MANY only: it stays small, and the rest is noise to it.
-MANY = 64
-TOP_OF_MANY = 10
+# Every so many rows one is kept back, where there is no split for it.
 KEPT_BACK = 5
-CHECK_EVERY = 50
+# In nats per squared unit, towards scores as they were fitted: an outcome that was never seen is not ruled out.
+RIDGE = 1e-3
+Rows = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Layers:
-    """A fitted gate, calibration folded in: sigmoid(w2 @ relu(w1 @ features + b1) + b2); weights [out, in]."""
+class Targets:
+    """What the gates learn of n rows: P(each outcome) after each level, float32 [levels, n, 4], and P(right)."""
 
-    w1: NDArray[np.float64]
-    b1: NDArray[np.float64]
-    w2: NDArray[np.float64]
-    b2: NDArray[np.float64]
+    outcomes: Floats
+    right: Floats
 
-    def scores(self, features: NDArray[Any]) -> Floats:
-        """P(correct) per route, float32 [n, routes]."""
-        hidden = np.maximum(features @ self.w1.T + self.b1, 0.0)
-        logits = hidden @ self.w2.T + self.b2
-        result: Floats = (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
-        return result
+    @property
+    def levels(self) -> int:
+        """How many levels."""
+        return len(self.outcomes)
 
 
-@dataclass(frozen=True, slots=True)
-class How:
-    """Settings of a fit: hidden units, steps of AdamW on batches of ``batch`` rows, and the seed."""
+def targets_of(answers: Answers) -> Targets:
+    """From labels and both models' probabilities. ``right``: float32 [n, levels + 1], the cloud last."""
+    seen = evidence(answers.levels[-1], answers.cloud, answers.labels)
+    posterior = fit_posterior(seen)
+    outcomes = np.stack([posterior.outcomes(seen.answering(label)) for label in answers.labels_of_levels()])
+    right = [outcome[:, BOTH] + outcome[:, DEVICE] for outcome in outcomes]
+    right.append(outcomes[-1][:, BOTH] + outcomes[-1][:, CLOUD])
+    return Targets(outcomes, np.stack(right, axis=1))
 
-    hidden: int
-    steps: int
-    rate: float
-    weight_decay: float
-    seed: int
-    batch: int = 2048
+
+def fit_pre(features: Floats, answers: Answers, back: Rows, how: How, seed: int) -> Net:
+    """The pre-gate, logits [n, routes] from features [n, f]. back: rows that only calibrate it."""
+    net = fit_net(features[~back], targets_of(answers).right[~back], binary, len(answers.levels) + 1, seed, how)
+    scaling = platt(net.logits(features[back]), answers.right()[back])
+    return replace(net, w2=net.w2 * scaling.slope[:, None], b2=net.b2 * scaling.slope + scaling.offset)
+
+
+def pre_scores(net: Net, features: Floats) -> Floats:
+    """P(correct) per route, float32 [n, routes]."""
+    return sigmoid(net.logits(features)).astype(np.float32)
 
 
 def post_features(probabilities: Floats, level: Floats, scores: Floats) -> Floats:
-    """What the post-gate reads, float32 [n, features]; the exported graph computes the same in ONNX.
+    """What the post-gate reads, float32 [n, f]: the answer's features, the level, the pre-gate's scores.
 
-    In order: probabilities, their logs, the largest three logs, minus the entropy, the level, the pre-gate's scores.
-    Of more than ``MANY`` classes: the margin between the largest two in place of all probabilities and their logs, and
-    the largest ten logs.
+    The exported graph computes the same in ONNX.
     """
-    classes = probabilities.shape[1]
-    logs = np.log(probabilities + np.float32(LOG_FLOOR))
-    top = -np.sort(-logs, axis=1)[:, : top_of(classes)]
-    negentropy = (probabilities * logs).sum(axis=1, keepdims=True)
-    if classes > MANY:
-        first = -np.sort(-probabilities, axis=1)[:, :2]
-        return np.concatenate([first[:, :1] - first[:, 1:], top, negentropy, level, scores], axis=1)
-    return np.concatenate([probabilities, logs, top, negentropy, level, scores], axis=1)
+    return np.concatenate([device_features(probabilities), level, scores], axis=1)
 
 
-def top_of(classes: int) -> int:
-    """How many of the largest logs the post-gate reads."""
-    return TOP_OF_MANY if classes > MANY else min(TOP, classes)
+def post_scores(net: Net, probabilities: Floats, level: Floats, scores: Floats) -> Floats:
+    """P(correct) per route, float32 [n, levels + 1].
+
+    The net gives logits of the four outcomes and then of each level. The level at hand and the cloud are scored by the
+    outcomes, so that their difference is the gain; the other levels by their own logits.
+    """
+    logits = net.logits(post_features(probabilities, level, scores))
+    outcome = softmax(logits[:, :OUTCOMES])
+    own, cloud = outcome[:, BOTH] + outcome[:, DEVICE], outcome[:, BOTH] + outcome[:, CLOUD]
+    others = sigmoid(logits[:, OUTCOMES:])
+    levels = np.where(level > 0.5, own[:, None], others)
+    return np.concatenate([levels, cloud[:, None]], axis=1).astype(np.float32)
 
 
-def fit_pre(features: Floats, right: Floats, group: NDArray[np.int64], how: How) -> Layers:
-    """The pre-gate. features: [n, f]; right: [n, routes]; group: which image each row is a copy of, [n]."""
-    return _fit(features, right, group, how)
+def fit_post(answers: Answers, scores: Floats, back: Rows, how: How, seed: int) -> tuple[Net, bool]:
+    """The post-gate, from the answers of every level in turn; False when calibrated confidence is as good.
 
-
-def fit_post(answers: Answers, scores: Floats, group: NDArray[np.int64], how: How) -> Layers:
-    """The post-gate, from the answers of every level in turn. scores: the pre-gate's, [n, routes]."""
-    levels = len(answers.levels)
-    features = np.concatenate(
-        [post_features(answers.levels[k - 1], one_hot(k, levels, answers.count), scores) for k in range(1, levels + 1)]
+    scores: the pre-gate's, [n, routes]. back: rows that calibrate it and judge it, and that it does not learn from.
+    """
+    targets = targets_of(answers)
+    levels = targets.levels
+    features = np.stack([_features(answers, level, scores) for level in range(1, levels + 1)])
+    wanted = np.stack([np.concatenate([outcome, targets.right[:, :-1]], axis=1) for outcome in targets.outcomes])
+    net = fit_net(_rows(features, ~back), _rows(wanted, ~back), _loss, OUTCOMES + levels, seed, how)
+    net = _calibrated(net, features, answers, back)
+    confidence = _confidence(answers, back)
+    kept_back = answers.take(back)
+    better = sum(
+        _area(net, kept_back, k, scores[back]) - _area(confidence, kept_back, k, scores[back])
+        for k in range(1, levels + 1)
     )
-    right = np.tile(answers.right(), (levels, 1))
-    return _fit(features, right, np.tile(group, levels), how)
+    return (net, True) if better > 0 else (confidence, False)
 
 
-def _fit(features: Floats, right: Floats, group: NDArray[np.int64], how: How) -> Layers:
-    """Standardise, train with early stopping, calibrate, and fold all three into two matrices."""
-    torch.manual_seed(how.seed)
-    mean = features.mean(axis=0, dtype=np.float64)
-    spread = features.std(axis=0, dtype=np.float64) + 1e-3
-    x = torch.from_numpy(((features - mean) / spread).astype(np.float32))
-    y = torch.from_numpy(right)
-    back = torch.from_numpy(group % KEPT_BACK == 0)
-    net = nn.Sequential(nn.Linear(x.shape[1], how.hidden), nn.ReLU(), nn.Linear(how.hidden, y.shape[1]))
-    _train(net, x[~back], y[~back], x[back], y[back], how)
-    with torch.inference_mode():
-        logits = net(x[back]).double().numpy().copy()
-    calibration = platt(logits, y[back].numpy())
-    w1, b1, w2, b2 = (p.detach().double().numpy() for p in net.parameters())
-    w1 = w1 / spread
-    return Layers(
-        w1=w1,
-        b1=b1 - w1 @ mean,
-        w2=w2 * calibration.slope[:, None],
-        b2=b2 * calibration.slope + calibration.offset,
+def _features(answers: Answers, level: int, scores: Floats) -> Floats:
+    return post_features(answers.levels[level - 1], one_hot(level, len(answers.levels), answers.count), scores)
+
+
+def _rows(of_levels: Floats, rows: Rows) -> Floats:
+    """Some rows of every level, one after the other: [levels, n, k] -> [levels * m, k]."""
+    chosen: Floats = of_levels[:, rows].reshape(-1, of_levels.shape[2])
+    return chosen
+
+
+def _loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the outcomes, and of each level's being right."""
+    outcomes = functional.cross_entropy(logits[:, :OUTCOMES], wanted[:, :OUTCOMES])
+    return outcomes + functional.binary_cross_entropy_with_logits(logits[:, OUTCOMES:], wanted[:, OUTCOMES:])
+
+
+def _calibrated(net: Net, features: Floats, answers: Answers, back: Rows) -> Net:
+    """Scale and shift the logits by what the labels of the rows kept back say: vector scaling with one slope."""
+    logits = net.logits(_rows(features, back))
+    seen = _rows(_seen(answers), back)
+    right = np.tile(answers.right()[back, :-1], (len(answers.levels), 1))
+    x, y = torch.from_numpy(logits[:, :OUTCOMES].copy()), torch.from_numpy(seen).double()
+    slope = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    offset = torch.zeros(OUTCOMES, dtype=torch.float64, requires_grad=True)
+
+    def loss() -> torch.Tensor:
+        ridge = RIDGE * (((slope - 1.0) ** 2).sum() + (offset**2).sum())
+        return functional.cross_entropy(slope * x + offset, y) + ridge
+
+    _minimise(loss, [slope, offset])
+    scaling = platt(logits[:, OUTCOMES:], right)
+    factor = np.concatenate([np.full(OUTCOMES, float(slope.detach())), scaling.slope])
+    shift = np.concatenate([offset.detach().numpy(), scaling.offset])
+    return replace(net, w2=net.w2 * factor[:, None], b2=net.b2 * factor + shift)
+
+
+def _seen(answers: Answers) -> Floats:
+    """The outcomes that the labels decide, [levels, n, 4]."""
+    cloud = answers.labels_of_cloud()
+    return np.stack([seen_outcomes(label, cloud, answers.labels) for label in answers.labels_of_levels()])
+
+
+def _confidence(answers: Answers, back: Rows) -> Net:
+    """Calibrated confidence in the shape of a net: per level a slope and an offset on the largest log-probability.
+
+    The hidden unit of level k is relu(slope_k * log p + room_k * [level is k]): linear for its own level, 0 for the
+    others, since log p <= 0 and room_k is more than it can lose. Gains fall with confidence, whatever was fitted.
+    """
+    levels, classes = answers.levels.shape[0], answers.levels.shape[2]
+    rows = answers.take(back)
+    x = torch.from_numpy(np.log(rows.levels.max(axis=2) + LOG_FLOOR).astype(np.float64))
+    seen, right = torch.from_numpy(_seen(rows)).double(), torch.from_numpy(rows.right()[:, :-1]).double()
+    steep, offset, of_outcome, of_level = (
+        torch.zeros(width, dtype=torch.float64, requires_grad=True) for width in (levels, levels, OUTCOMES, levels)
     )
+    lift = torch.zeros(OUTCOMES, dtype=torch.float64)
+    lift[[BOTH, DEVICE]] = 1.0
+
+    def loss() -> torch.Tensor:
+        sure = (functional.softplus(steep)[:, None] * x + offset[:, None])[..., None]
+        outcomes = functional.cross_entropy((sure * lift + of_outcome).flatten(0, 1), seen.flatten(0, 1))
+        ridge = RIDGE * ((of_outcome**2).sum() + (offset**2).sum() + (of_level**2).sum())
+        levels_right = functional.binary_cross_entropy_with_logits(sure + of_level, right.expand(levels, *right.shape))
+        return outcomes + levels_right + ridge
+
+    _minimise(loss, [steep, offset, of_outcome, of_level])
+    slope, shift = functional.softplus(steep).detach().numpy(), offset.detach().numpy()
+    least = float(slope.max() * -np.log(LOG_FLOOR) - shift.min()) + 1.0
+    width = device_features(rows.levels[0][:1]).shape[1]
+    w1 = np.zeros((levels, width + 2 * levels + 1))
+    w1[:, place_of_largest(classes)] = slope
+    w1[:, width : width + levels] = np.diag(least + shift)
+    raised = np.concatenate([lift.numpy(), np.ones(levels)])
+    constant = np.concatenate([of_outcome.detach().numpy(), of_level.detach().numpy()])
+    return Net(w1, np.zeros(levels), np.tile(raised[:, None], (1, levels)), constant - raised * least)
 
 
-def _train(
-    net: nn.Module, x: torch.Tensor, y: torch.Tensor, x_back: torch.Tensor, y_back: torch.Tensor, how: How
-) -> None:
-    """AdamW under a cosine; the weights that did best on the rows kept back are the ones that stay."""
-    optimiser = torch.optim.AdamW(net.parameters(), lr=how.rate, weight_decay=how.weight_decay)
-    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, how.steps)
-    generator = torch.Generator().manual_seed(how.seed)
-    best, kept = float("inf"), {name: value.clone() for name, value in net.state_dict().items()}
-    for step in range(1, how.steps + 1):
-        index = torch.randint(0, len(x), (min(how.batch, len(x)),), generator=generator)
-        loss = functional.binary_cross_entropy_with_logits(net(x[index]), y[index])
+def _minimise(loss: Callable[[], torch.Tensor], weights: list[torch.Tensor]) -> None:
+    optimiser = torch.optim.LBFGS(weights, max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
         optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        rate.step()
-        if step % CHECK_EVERY == 0 or step == how.steps:
-            with torch.inference_mode():
-                now = float(functional.binary_cross_entropy_with_logits(net(x_back), y_back))
-            if now < best:
-                best, kept = now, {name: value.clone() for name, value in net.state_dict().items()}
-    net.load_state_dict(kept)
+        value = loss()
+        value.backward()
+        return value
+
+    optimiser.step(closure)
+
+
+def _area(net: Net, answers: Answers, level: int, scores: Floats) -> float:
+    """Deferral area of a net's gains after a level's answer."""
+    after = post_scores(net, answers.levels[level - 1], one_hot(level, len(answers.levels), answers.count), scores)
+    right = answers.right()
+    wide = after.astype(np.float64)
+    return rank(wide[:, -1] - wide[:, level - 1], right[:, level - 1], right[:, -1]).curve().area

@@ -27,6 +27,18 @@ class Answers:
         """How many inputs."""
         return len(self.labels)
 
+    def take(self, rows: NDArray[Any]) -> Answers:
+        """Those of some inputs, by index or mask."""
+        return Answers(self.levels[:, rows], self.cloud[rows], self.labels[rows])
+
+    def followed_by(self, others: Answers) -> Answers:
+        """These, then the others."""
+        return Answers(
+            np.concatenate([self.levels, others.levels], axis=1),
+            np.concatenate([self.cloud, others.cloud]),
+            np.concatenate([self.labels, others.labels]),
+        )
+
     def labels_of_levels(self) -> NDArray[np.int64]:
         """Every level's answer, int64 [levels, n]."""
         return self.levels.argmax(axis=2)
@@ -36,7 +48,7 @@ class Answers:
         return self.cloud.argmax(axis=1)
 
     def right(self) -> Floats:
-        """1 where a route is right, float32 [n, levels + 1], the cloud last: the targets of both gates."""
+        """1 where a route is right, float32 [n, levels + 1], the cloud last."""
         answers = np.concatenate([self.labels_of_levels(), self.labels_of_cloud()[None]])
         return np.ascontiguousarray((answers == self.labels).T.astype(np.float32))
 

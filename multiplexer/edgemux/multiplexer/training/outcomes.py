@@ -9,7 +9,7 @@ posterior learns to doubt it, which the cloud's own probabilities never would.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,15 @@ Floats = NDArray[np.float32]
 
 # The columns of an outcome array.
 BOTH, DEVICE, CLOUD, NEITHER = range(4)
+OUTCOMES = 4
 # Of many classes only each model's likeliest are looked at one by one; the others count as one.
 LIKELIEST = 8
 # Ridge towards "believe the cloud", in nats per squared weight; a tenth moves a posterior of 1,000 rows by < 1 %.
 RIDGE = 1e-3
 # exp() of it is nothing: stands for a class that is already among the others.
 ABSENT = -60.0
+# In place of a class: one that is there already, and all that are not.
+TWICE, REST = -2, -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,39 +39,49 @@ class Evidence:
     """Both models' log-probabilities on the same k classes of each of n rows, and where the answers are among them.
 
     cloud, device: float32 [n, k]; device_at, cloud_at, label_at: int64 [n]. With few classes k is all of them in
-    order; with many, each model's likeliest and last the mass of all the rest.
+    order and ``ids`` is empty, [n, 0]; with many, each model's likeliest, int32 [n, k], and last all the rest as one.
     """
 
     cloud: Floats
     device: Floats
+    ids: NDArray[np.int32]
     device_at: NDArray[np.int64]
     cloud_at: NDArray[np.int64]
     label_at: NDArray[np.int64]
-    few: bool
+
+    def answering(self, device: NDArray[np.int64]) -> Evidence:
+        """The same evidence about other device answers, [n]: those of a lower level."""
+        return replace(self, device_at=_place(self.ids, device))
 
 
 def evidence(device: NDArray[Any], cloud: NDArray[Any], labels: NDArray[np.int64]) -> Evidence:
     """The evidence in probabilities [n, classes] of both models and labels [n]."""
-    classes = device.shape[1]
+    n, classes = device.shape
     device_label, cloud_label = device.argmax(axis=1), cloud.argmax(axis=1)
     if classes <= FEW_CLASSES:
-        return Evidence(_log(cloud), _log(device), device_label, cloud_label, labels, few=True)
+        nothing = np.zeros((n, 0), np.int32)
+        return Evidence(_log(cloud), _log(device), nothing, device_label, cloud_label, labels)
     ids = np.concatenate([_likeliest(cloud), _likeliest(device)], axis=1)
-    seen = np.zeros(ids.shape, bool)
-    seen[:, LIKELIEST:] = (ids[:, LIKELIEST:, None] == ids[:, None, :LIKELIEST]).any(axis=2)
+    again = (ids[:, LIKELIEST:, None] == ids[:, None, :LIKELIEST]).any(axis=2)
+    seen = np.concatenate([np.zeros((n, LIKELIEST), bool), again], axis=1)
+    named = np.append(np.where(seen, TWICE, ids), np.full((n, 1), REST), axis=1).astype(np.int32)
 
-    def chosen(p: NDArray[Any]) -> Floats:
+    def logs(p: NDArray[Any]) -> Floats:
         mass = np.where(seen, 0.0, np.take_along_axis(p, ids, axis=1))
         rest = np.clip(1.0 - mass.sum(axis=1, keepdims=True), 0.0, 1.0)
-        logs = np.where(seen, ABSENT, _log(mass))
-        return np.concatenate([logs, _log(rest)], axis=1).astype(np.float32)
+        return np.concatenate([np.where(seen, ABSENT, _log(mass)), _log(rest)], axis=1).astype(np.float32)
 
-    def at(label: NDArray[np.int64]) -> NDArray[np.int64]:
-        hit = (ids == label[:, None]) & ~seen
-        place: NDArray[np.int64] = np.where(hit.any(axis=1), hit.argmax(axis=1), ids.shape[1])
-        return place
+    places = (_place(named, label) for label in (device_label, cloud_label, labels))
+    return Evidence(logs(cloud), logs(device), named, *places)
 
-    return Evidence(chosen(cloud), chosen(device), at(device_label), at(cloud_label), at(labels), few=False)
+
+def _place(ids: NDArray[np.int32], label: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where labels [n] are among the classes; last where they are not among those named."""
+    if not ids.shape[1]:
+        return label
+    hit = ids == label[:, None]
+    place: NDArray[np.int64] = np.where(hit.any(axis=1), hit.argmax(axis=1), ids.shape[1] - 1)
+    return place
 
 
 def _likeliest(p: NDArray[Any]) -> NDArray[np.int64]:
@@ -108,9 +121,10 @@ def fit_posterior(seen: Evidence) -> Posterior:
     cloud, device = torch.from_numpy(seen.cloud).double(), torch.from_numpy(seen.device).double()
     labels = torch.from_numpy(seen.label_at)
     k = cloud.shape[1]
-    width = k if seen.few else 1
+    few = not seen.ids.shape[1]
+    width = k if few else 1
     # Of many classes, the rest alone has an offset of its own.
-    place = torch.ones(k, dtype=torch.float64) if seen.few else functional.one_hot(torch.tensor(k - 1), k).double()
+    place = torch.ones(k, dtype=torch.float64) if few else functional.one_hot(torch.tensor(k - 1), k).double()
     start = torch.zeros(3, width, dtype=torch.float64)
     start[0] = 1.0
     weights = start.clone().requires_grad_(True)
@@ -144,7 +158,7 @@ def gain(outcomes: NDArray[Any]) -> NDArray[np.float64]:
 
 def _outcomes(device: NDArray[Any], cloud: NDArray[Any], same: NDArray[np.bool_]) -> Floats:
     """From P(device right), P(cloud right) and whether they gave one answer; two answers are never both right."""
-    table = np.empty((len(same), 4), np.float32)
+    table = np.empty((len(same), OUTCOMES), np.float32)
     table[:, BOTH] = np.where(same, device, 0.0)
     table[:, DEVICE] = np.where(same, 0.0, device)
     table[:, CLOUD] = np.where(same, 0.0, cloud)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemux.multiplexer.training.calibrate import expected_calibration_error
+from edgemux.multiplexer.training.curves import rank
 from edgemux.multiplexer.training.labels import Answers
+from edgemux.multiplexer.training.reliability import reliability
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +59,11 @@ def routed(
 def deferral_area(answers: Answers, level: int, gain: NDArray[Any]) -> float:
     """Mean accuracy over all shares deferred, deferring by falling gain: the area under the deferral curve."""
     right = answers.right()
-    order = np.argsort(-gain, kind="stable")
-    cloud, device = right[order, -1], right[order, level - 1]
-    deferred = np.concatenate([[0.0], np.cumsum(cloud)])
-    kept = np.concatenate([np.cumsum(device[::-1])[::-1], [0.0]])
-    return float(((deferred + kept) / answers.count).mean())
+    return rank(gain, right[:, level - 1], right[:, -1]).curve().area
 
 
 def calibration(answers: Answers, level: int, after: NDArray[Any]) -> tuple[float, float]:
     """Expected calibration errors of the post-gate after a level's answer: (of that level, of the cloud)."""
     right = answers.right()
-    return (
-        expected_calibration_error(after[:, level - 1], right[:, level - 1]),
-        expected_calibration_error(after[:, -1], right[:, -1]),
-    )
+    level_error = reliability(after[:, level - 1], right[:, level - 1]).error
+    return level_error, reliability(after[:, -1], right[:, -1]).error

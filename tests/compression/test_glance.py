@@ -88,3 +88,9 @@ def test_the_post_gate_scores_answers_of_any_number_of_classes_as_it_was_fitted(
     gate = OnnxModel(post_gate_graph(post, 1, classes).SerializeToString(), "post")
     (after,) = gate.run({"probabilities": p, "level": level, "scores": scores})
     assert np.abs(after - post.scores(features)).max() < 1e-4
+
+
+def test_an_input_may_be_called_what_the_graph_would_call_its_own_tensors() -> None:
+    x = np.arange(12, dtype=np.int64).reshape(2, 6)
+    found = [seen(Tensor(name, "INT64", (-1, 6)), x) for name in ("A", "C", "X", "features", "words")]
+    assert all(np.array_equal(one, found[-1]) for one in found)

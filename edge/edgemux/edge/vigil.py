@@ -163,7 +163,12 @@ class Vigil:
             return
         numbers = numbers_of(tensors[self._light])
         for i in range(len(scores)):
-            self._inputs.append((scores[i], numbers[i]))
+            if self._looks():
+                self._inputs.append((scores[i], numbers[i]))
+
+    def _looks(self) -> bool:
+        """Whether this one is among those looked at: by chance, so that nothing about it matters."""
+        return self._settings.every == 1 or self._chance.random() * self._settings.every < 1.0
 
     def answered(self, prediction: Prediction, sample: Sample, scores: NDArray[Any], terms: Terms) -> None:
         """A level has answered, and was scored [1, routes] on these terms; ``sample`` keeps the answer.
@@ -177,7 +182,7 @@ class Vigil:
         level = prediction.route.level
         before = sample.scores[0].tolist()
         value: float | None = None
-        if not first or skipped(before, level, terms.offload_first):
+        if not first or not self._looks() or skipped(before, level, terms.offload_first):
             pass
         elif terms.calibrations:  # a scale that stays when the calibration is fitted again
             value = -log_odds(float(prediction.probabilities[prediction.label]))

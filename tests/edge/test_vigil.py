@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -252,6 +253,32 @@ def test_switched_off_nothing_is_gathered_and_the_certificate_says_that_nobody_l
     assert not world.vigil.due
     assert world.vigil.state.standing is Standing.UNWATCHED
     assert world.vigil.state.bound == 0.02
+
+
+def test_of_inputs_that_are_alike_only_some_are_looked_at(manifest: Manifest) -> None:
+    world = World(manifest, DriftSettings(run_length=1000.0, reference_inputs=200, every=10))
+    world.inputs(1000)
+    world.answers(1000)
+    seen = [stream.seen for stream in (*world.vigil._input_streams, world.vigil._score_streams[3])]
+    assert all(50 < count < 170 for count in seen)
+
+
+def test_without_a_certificate_an_alarm_still_hands_over_to_max_softmax(manifest: Manifest) -> None:
+    world = World(msgspec.structs.replace(manifest, certificate=None))
+    world.draws(200, lambda surest: 0.02)
+    assert 0.0 < world.vigil.state.bound < 0.2, "the draws' own interval"
+    world.alarmed()
+    world.draws(600, lambda surest: 0.0)
+    state = world.vigil.state
+    assert state.standing is Standing.NONE
+    assert state.alarmed
+    assert world.vigil.terms.calibrations
+    assert not state.recertified
+
+
+def test_a_price_that_kept_everything_does_not_do_so_after_an_alarm() -> None:
+    assert Ledger(KEEP_ALL, 0.02, 0.025, random.Random(0)).price == 0.02
+    assert Ledger(0.3, 0.02, 0.025, random.Random(0)).price == 0.3
 
 
 def test_memory_is_bounded_however_much_comes_in(manifest: Manifest) -> None:

@@ -14,7 +14,8 @@ from edgemux.multiplexer.drift import (
     Stream,
     against_risk,
     chance_limit,
-    levels_of_light,
+    light_of,
+    numbers_of,
     reference_of,
 )
 
@@ -133,7 +134,7 @@ def test_a_reference_that_is_none_is_refused(edges: tuple[float, ...], counts: t
 @pytest.mark.parametrize("kind", ["bool", "uint8", "int64", "float16", "float32", "float64"])
 def test_brightness_and_contrast_are_those_of_the_numbers_looked_at(kind: str) -> None:
     tensor = np.random.default_rng(5).integers(0, 2, (3, 10, 7)).astype(kind)
-    for (mean, spread), row in zip(levels_of_light(tensor), tensor.astype(np.float64), strict=True):
+    for (mean, spread), row in zip(light_of(numbers_of(tensor)), tensor.astype(np.float64), strict=True):
         assert mean == pytest.approx(row.mean())
         assert spread == pytest.approx(row.std())
 
@@ -141,12 +142,14 @@ def test_brightness_and_contrast_are_those_of_the_numbers_looked_at(kind: str) -
 @pytest.mark.parametrize("size", [3e38, float("inf"), float("-inf"), float("nan")])
 def test_inputs_that_are_no_numbers_raise_nothing(size: float) -> None:
     odd = np.array([[size, -size, 1.0, 1e308]])
-    assert len(levels_of_light(odd)) == len(levels_of_light(odd[:, :3].astype(np.float32))) == 1
+    assert light_of(numbers_of(odd)).shape == light_of(numbers_of(odd[:, :3].astype(np.float32))).shape == (1, 2)
 
 
 def test_only_so_many_numbers_of_a_large_input_are_looked_at() -> None:
     picture = np.random.default_rng(5).integers(0, 256, (1, 300, 400, 3)).astype(np.uint8)
-    ((mean, spread),) = levels_of_light(picture)
+    numbers = numbers_of(picture)
+    assert numbers.shape[1] < 1024
+    ((mean, spread),) = light_of(numbers)
     assert abs(mean - picture.mean()) < 15
     assert abs(spread - picture.std()) < 15
 

@@ -21,7 +21,7 @@ from edgemux.wire.settings import load_settings
 MAX_INTERVAL_S = 3600.0
 MAX_TIMEOUT_S = 86400.0
 # They are held in memory, some numbers each, until they are enough.
-MAX_REFERENCE_INPUTS = 1_000_000
+MAX_REFERENCE_INPUTS = 100_000
 _HOST = re.compile(r"[A-Za-z0-9._-]+")
 _IN_BRACKETS = re.compile(r"\[(?P<address>[0-9A-Fa-f:.]+)(%[A-Za-z0-9._-]+)?\]")
 
@@ -123,20 +123,24 @@ class RequestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DriftSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The watch for drift. run_length: inputs to a false alarm, on average and at least.
+    """The watch for drift. run_length: inputs to a false alarm, on average and at least, where they are independent.
 
+    every: of so many inputs one is looked at, picked by chance. Frames of one camera are not independent: with as many
+    as it takes for the scene to be another, they nearly are; an alarm then takes as many times longer.
     reference_inputs: the first ones, which say what is usual. audit_share_alarm: the share of inputs that are audited
-    after an alarm, until there is a new certificate; without effect where ``audit_share`` is 0 or more than it.
+    after an alarm, until there is a new certificate; without effect where ``audit_share`` is 0, or more.
     """
 
     enabled: bool = True
     run_length: float = 100_000.0
+    every: int = 1
     reference_inputs: int = 2000
     audit_share_alarm: float = 0.1
 
     def __post_init__(self) -> None:
         if not 1 <= self.run_length < math.inf:
             raise ValueError("run_length must be finite and at least 1")
+        _positive(self, "every")
         if not 40 <= self.reference_inputs <= MAX_REFERENCE_INPUTS:
             raise ValueError(f"reference_inputs must be from 40 to {MAX_REFERENCE_INPUTS}")
         if not 0 <= self.audit_share_alarm <= 1:

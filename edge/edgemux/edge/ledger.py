@@ -92,10 +92,11 @@ class Ledger:
         """The gain from which an answer is not kept, where gain is 1 - the calibrated confidence.
 
         Without a certificate made here it is the bundle's. The cloud then counts as always right, which makes the gain
-        larger than the one that the price was certified on: fewer answers are kept, never more.
+        larger than the one that the price was certified on: fewer answers are kept, never more. A price that kept
+        all, whatever the gain, gives way to alpha: answers that differ with at most that chance.
         """
         if self.certified is None:
-            return self._bundle_price
+            return self._bundle_price if self._bundle_price < 1.0 or self._alpha is None else self._alpha
         return 1.0 - self.calibration.confidence(1.0 - self.certified.doubt)
 
     @property

@@ -81,6 +81,7 @@ def _drift(agent: Agent) -> dict[str, Any]:
         "learning_what_is_usual": state.learning,
         "evidence": round(state.evidence, 6),
         "inputs_to_a_false_alarm": settings.run_length,
+        "looked_at": f"one input in {settings.every}",
         "reference": state.reference,
     }
 

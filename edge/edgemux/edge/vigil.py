@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -25,11 +26,13 @@ from edgemux.multiplexer.audits import Calibration, log_odds, risk_interval
 from edgemux.multiplexer.bundle import Certificate, Manifest
 from edgemux.multiplexer.certify import KEEP_ALL
 from edgemux.multiplexer.domain import Prediction
-from edgemux.multiplexer.drift import Detector, References, Stream, against_risk, levels_of_light
+from edgemux.multiplexer.drift import Detector, References, Stream, against_risk, light_of, numbers_of
 from edgemux.multiplexer.usual import skipped
 
 # What waits for the next step; when more comes in between, the oldest is lost.
 QUEUE = 4096
+# Some hundred numbers of each input wait with it.
+INPUT_QUEUE = 1024
 # Where a bundle has no certificate, intervals are shown at this confidence.
 DELTA = 0.1
 INPUT_STREAMS = ("pre_gate_gain", "brightness", "contrast")
@@ -116,7 +119,7 @@ class Vigil:
             Ledger(price, alpha, self._delta / levels, self._chance)
             for price, alpha in zip(manifest.multiplexer.defer, _alphas(certificate, levels), strict=True)
         ]
-        self._inputs: deque[tuple[float, ...]] = deque(maxlen=QUEUE)
+        self._inputs: deque[tuple[NDArray[Any], NDArray[Any]]] = deque(maxlen=INPUT_QUEUE)
         self._scores: deque[tuple[int, int, float | None]] = deque(maxlen=QUEUE)
         self._comparisons: deque[Comparison] = deque(maxlen=QUEUE)
         self._standing = Standing.NONE if certificate is None else Standing.IN_FORCE
@@ -158,8 +161,14 @@ class Vigil:
         """Inputs have come in: arrays [n, ...] by name, and the pre-gate's scores [n, routes]."""
         if not self._settings.enabled:
             return
-        for row, seen in zip(scores.tolist(), levels_of_light(tensors[self._light]), strict=True):
-            self._inputs.append((row[-1] - max(row[:-1]), *seen))
+        numbers = numbers_of(tensors[self._light])
+        for i in range(len(scores)):
+            if self._looks():
+                self._inputs.append((scores[i], numbers[i]))
+
+    def _looks(self) -> bool:
+        """Whether this one is among those looked at: by chance, so that nothing about it matters."""
+        return self._settings.every == 1 or self._chance.random() * self._settings.every < 1.0
 
     def answered(self, prediction: Prediction, sample: Sample, scores: NDArray[Any], terms: Terms) -> None:
         """A level has answered, and was scored [1, routes] on these terms; ``sample`` keeps the answer.
@@ -173,7 +182,7 @@ class Vigil:
         level = prediction.route.level
         before = sample.scores[0].tolist()
         value: float | None = None
-        if not first or skipped(before, level, terms.offload_first):
+        if not first or not self._looks() or skipped(before, level, terms.offload_first):
             pass
         elif terms.calibrations:  # a scale that stays when the calibration is fitted again
             value = -log_odds(float(prediction.probabilities[prediction.label]))
@@ -213,9 +222,12 @@ class Vigil:
         self.state = self._state()
 
     def _watch_streams(self) -> None:
-        inputs = np.array(drain(self._inputs), dtype=np.float64).reshape(-1, len(INPUT_STREAMS))
-        for stream, values in zip(self._input_streams, inputs.T, strict=True):
-            stream.observe(values)
+        # Where an input may be of any size, as many numbers of it are looked at as there are.
+        for _, alike in groupby(drain(self._inputs), lambda seen: seen[1].shape):
+            before, numbers = (np.stack(column) for column in zip(*alike, strict=True))
+            gain = before[:, -1].astype(np.float64) - before[:, :-1].max(axis=1)
+            for stream, values in zip(self._input_streams, (gain, *light_of(numbers).T), strict=True):
+                stream.observe(values)
         scores = [(level, value) for epoch, level, value in drain(self._scores) if epoch == self.terms.epoch]
         for number, (stream, ledger) in enumerate(zip(self._score_streams, self._ledgers, strict=True), start=1):
             own = [value for level, value in scores if level == number]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgemux.multiplexer.bundle import Bundle, Manifest, seal
 from edgemux.multiplexer.chain import Activations, Chain
-from edgemux.multiplexer.drift import References, levels_of_light, reference_of
+from edgemux.multiplexer.drift import References, light_of, numbers_of, reference_of
 from edgemux.multiplexer.gates import Gates, Scores
 from edgemux.multiplexer.onnx_model import OnnxModel
 
@@ -54,13 +54,13 @@ def add_references(folder: Path, placing: Tensors, counted: Tensors) -> Manifest
 
 def look(manifest: Manifest, gates: Gates, chain: Chain, tensors: Tensors) -> Seen:
     """What the agent would see of these inputs, every level's answer to each of them."""
-    light: list[tuple[float, float]] = []
+    light: list[Floats] = []
     before: list[Scores] = []
     gains: list[list[float]] = [[] for _ in manifest.levels]
     image = manifest.inputs[0].name
     for start in range(0, len(tensors[image]), ROWS):
         rows = {name: tensor[start : start + ROWS] for name, tensor in tensors.items()}
-        light += levels_of_light(rows[image])
+        light.append(light_of(numbers_of(rows[image])))
         before.append(gates.before(rows))
         activations = Activations(rows)
         for level in range(1, len(gains) + 1):
@@ -70,7 +70,7 @@ def look(manifest: Manifest, gates: Gates, chain: Chain, tensors: Tensors) -> Se
                     after = gates.after(answers[number : number + 1], level, scores[None])[0].tolist()
                     gains[level - 1].append(after[-1] - after[level - 1])
     scores = np.concatenate(before).astype(np.float64)
-    brightness, contrast = np.array(light).T
+    brightness, contrast = np.concatenate(light).T
     return Seen(
         pre_gate_gain=scores[:, -1] - scores[:, :-1].max(axis=1),
         brightness=brightness,

@@ -110,19 +110,27 @@ def test_parameters_and_work_are_those_of_the_net(cloud: Any, torch: Any) -> Non
 
 def test_the_gates_in_onnx_score_as_they_were_fitted(images: Any) -> None:
     from edgemux.compression.gates import TILE_PX, post_gate_graph, pre_gate_graph
-    from edgemux.multiplexer.training.fit import Layers, post_features
+    from edgemux.multiplexer.training.fit import post_features, post_scores, pre_scores
     from edgemux.multiplexer.training.labels import one_hot, pooled
+    from edgemux.multiplexer.training.net import Net
 
     rng = np.random.default_rng(4)
-    pre = Layers(rng.normal(size=(6, 49)) / 255, rng.normal(size=6), rng.normal(size=(5, 6)), rng.normal(size=5))
-    tiles = pooled(images, TILE_PX)
+
+    def net(width: int, outputs: int, scale: float) -> Net:
+        return Net(
+            rng.normal(size=(6, width)) * scale,
+            rng.normal(size=6),
+            rng.normal(size=(outputs, 6)),
+            rng.normal(size=outputs),
+        )
+
+    pre = net(49, 5, 1 / 255)
     scores = answers_of(OnnxModel(pre_gate_graph(pre).SerializeToString(), "pre"), images)
-    assert np.abs(scores - pre.scores(tiles)).max() < 1e-5
-    p = rng.dirichlet(np.ones(10), len(images)).astype(np.float32)
+    assert np.abs(scores - pre_scores(pre, pooled(images, TILE_PX))).max() < 1e-5
     level = one_hot(3, 4, len(images))
-    features = post_features(p, level, scores)
-    width = features.shape[1]
-    post = Layers(rng.normal(size=(7, width)), rng.normal(size=7), rng.normal(size=(5, 7)), rng.normal(size=5))
-    gate = OnnxModel(post_gate_graph(post, levels=4).SerializeToString(), "post")
-    (after,) = gate.run({"probabilities": p, "level": level, "scores": scores})
-    assert np.abs(after - post.scores(features)).max() < 1e-4
+    for classes in (2, 10, 200):
+        p = rng.dirichlet(np.ones(classes), len(images)).astype(np.float32)
+        post = net(post_features(p, level, scores).shape[1], 8, 0.2)
+        gate = OnnxModel(post_gate_graph(post, 4, classes).SerializeToString(), "post")
+        (after,) = gate.run({"probabilities": p, "level": level, "scores": scores})
+        assert np.abs(after - post_scores(post, p, level, scores)).max() < 1e-4

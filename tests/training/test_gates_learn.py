@@ -7,12 +7,14 @@ import pytest
 
 pytest.importorskip("torch")
 
-from edgemux.multiplexer.training.calibrate import expected_calibration_error, platt, temperature
-from edgemux.multiplexer.training.fit import How, fit_post, fit_pre, post_features
+from edgemux.multiplexer.training.calibrate import platt, temperature
+from edgemux.multiplexer.training.fit import fit_post, fit_pre, post_scores, pre_scores, targets_of
 from edgemux.multiplexer.training.labels import Answers, one_hot, pooled
+from edgemux.multiplexer.training.net import How
+from edgemux.multiplexer.training.outcomes import BOTH, CLOUD
 from edgemux.multiplexer.training.report import calibration, deferral_area, routed
 
-HOW = How(hidden=8, steps=300, rate=0.01, weight_decay=0.01, seed=0)
+HOW = How(hidden=16, steps=400, members=1)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -54,39 +56,72 @@ def test_platt_scaling_recovers_the_chances_it_was_given() -> None:
     assert found.offset[0] == pytest.approx(0.5, abs=0.1)
 
 
-def test_calibration_error_is_zero_for_an_honest_score_and_large_for_a_boaster() -> None:
-    rng = np.random.default_rng(10)
-    scores = rng.random(50000)
-    right = rng.random(50000) < scores
-    assert expected_calibration_error(scores, right) < 0.01
-    assert expected_calibration_error(np.full(50000, 0.99), right) > 0.4
-
-
 def test_tiles_are_the_means_of_their_pixels() -> None:
     image = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
     assert pooled(image, 4).tolist() == [[13.5, 17.5, 45.5, 49.5]]
 
 
-def test_the_pre_gate_learns_what_the_input_tells() -> None:
-    rng = np.random.default_rng(1)
-    features = rng.normal(size=(3000, 5)).astype(np.float32)
-    right = (rng.random((3000, 2)) < 1 / (1 + np.exp(-2 * features[:, :2]))).astype(np.float32)
-    gate = fit_pre(features, right, np.arange(3000), HOW)
-    scores = gate.scores(features)
-    assert np.corrcoef(scores[:, 0], features[:, 0])[0, 1] > 0.8
-    assert abs(scores.mean(0) - right.mean(0)).max() < 0.06  # calibrated on 600 rows
+def every_fifth(count: int) -> np.ndarray:
+    return np.arange(count) % 5 == 0
+
+
+def test_targets_follow_from_a_posterior_that_is_calibrated(answers: Answers) -> None:
+    targets = targets_of(answers)
+    assert np.allclose(targets.outcomes.sum(axis=2), 1.0, atol=1e-5)
+    assert abs(targets.right.mean(axis=0) - answers.right().mean(axis=0)).max() < 0.02
+    # Two answers are never both right; one answer is never right in the cloud alone.
+    differs = answers.differs(1)
+    assert (targets.outcomes[0][differs, BOTH] == 0.0).all()
+    assert (targets.outcomes[0][~differs, CLOUD] == 0.0).all()
+
+
+def test_the_pre_gate_learns_what_the_input_tells(answers: Answers) -> None:
+    features = np.log(answers.levels[0] + 1e-3).astype(np.float32)
+    gate = fit_pre(features, answers, every_fifth(4000), HOW, seed=0)
+    scores = pre_scores(gate, features)
+    right = answers.right()
+    assert np.corrcoef(scores[:, 0], right[:, 0])[0, 1] > 0.2
+    assert abs(scores.mean(0) - right.mean(0)).max() < 0.06  # calibrated on 800 rows
+
+
+def split(answers: Answers) -> tuple[Answers, Answers]:
+    return answers.take(np.arange(2000)), answers.take(np.arange(2000, 4000))
 
 
 def test_the_post_gate_is_calibrated_and_beats_no_gate(answers: Answers) -> None:
-    scores = np.full((4000, 3), 0.7, np.float32)
-    half = Answers(answers.levels[:, :2000], answers.cloud[:2000], answers.labels[:2000])
-    rest = Answers(answers.levels[:, 2000:], answers.cloud[2000:], answers.labels[2000:])
-    gate = fit_post(half, scores[:2000], np.arange(2000), HOW)
-    after = gate.scores(post_features(rest.levels[0], one_hot(1, 2, 2000), scores[2000:]))
+    half, rest = split(answers)
+    scores = np.full((2000, 3), 0.7, np.float32)
+    gate, _ = fit_post(half, scores, every_fifth(2000), HOW, seed=0)
+    after = post_scores(gate, rest.levels[0], one_hot(1, 2, 2000), scores)
     assert max(calibration(rest, 1, after)) < 0.06
-    gain = after[:, -1] - after[:, 0]
     chance = np.random.default_rng(0).random(2000)
-    assert deferral_area(rest, 1, gain) > deferral_area(rest, 1, chance) + 0.02
+    assert deferral_area(rest, 1, after[:, -1] - after[:, 0]) > deferral_area(rest, 1, chance) + 0.02
+
+
+def test_the_post_gate_sees_through_a_cloud_with_blind_spots(answers: Answers) -> None:
+    blind = answers.cloud.copy()
+    blind[:, [3, 4]] *= 1e-4
+    half, rest = split(Answers(answers.levels, blind / blind.sum(axis=1, keepdims=True), answers.labels))
+    scores = np.full((2000, 3), 0.7, np.float32)
+    gate, better = fit_post(half, scores, every_fifth(2000), HOW, seed=0)
+    assert better
+    after = post_scores(gate, rest.levels[1], one_hot(2, 2, 2000), scores)
+    confident = deferral_area(rest, 2, -rest.levels[1].max(axis=1))
+    assert deferral_area(rest, 2, after[:, -1] - after[:, 1]) > confident + 0.02
+
+
+def test_where_nothing_but_confidence_tells_the_gate_falls_back_to_it(answers: Answers) -> None:
+    untrained = How(hidden=2, steps=1, members=1)
+    scores = np.full((4000, 3), 0.7, np.float32)
+    gate, better = fit_post(answers, scores, every_fifth(4000), untrained, seed=0)
+    assert not better
+    for level in (1, 2):
+        after = post_scores(gate, answers.levels[level - 1], one_hot(level, 2, 4000), scores).astype(np.float64)
+        confidence = answers.levels[level - 1].max(axis=1)
+        gain = after[:, -1] - after[:, level - 1]
+        order = np.argsort(confidence)
+        assert (np.diff(gain[order]) <= 1e-6).all()
+        assert max(calibration(answers, level, after)) < 0.05
 
 
 def test_routing_with_extreme_prices_is_one_model_alone(answers: Answers) -> None:

@@ -36,9 +36,9 @@ class About(msgspec.Struct, frozen=True):
     delta: float
 
 
-def by_recipe(recipe: Path, run: Run) -> Path:
-    """Build what a recipe says; the bundle's folder."""
-    return build(recipe, run.out, run.quick, run.work, run.progress, run.tell)
+def by_recipe(recipe: Path, models_of: Path | None, run: Run) -> Path:
+    """Build what a recipe says, with the models of a bundle if one is given; the bundle's folder."""
+    return build(recipe, run.out, run.quick, run.work, run.progress, run.tell, models_of)
 
 
 def of_yours(paths: Mapping[str, Path | None], about: About, run: Run) -> Path:

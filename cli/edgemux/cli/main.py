@@ -180,6 +180,9 @@ def build(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the bundle goes.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small one in minutes, to see that it works.")] = False,
     work: Annotated[Path | None, typer.Option(metavar="DIR", help="Where stages are kept, to go on later.")] = None,
+    models: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A bundle whose models are kept: only fit and certify again.")
+    ] = None,
     edge: Annotated[Path | None, typer.Option(metavar="ONNX", help="Instead of a recipe: the device's model.")] = None,
     cloud: Annotated[Path | None, typer.Option(metavar="ONNX", help="And the cloud's model.")] = None,
     inputs: Annotated[
@@ -199,6 +202,8 @@ def build(
         raise ConfigError("build: give either RECIPE.toml or --edge, --cloud and --inputs")
     if recipe is not None and not recipe.is_file():
         raise ConfigError(f"{recipe}: no such recipe")
+    if recipe is None and models is not None:
+        raise ConfigError("build: --models needs the RECIPE.toml of that bundle")
     with extra("train"):
         from edgemux.cli import builder
     from rich.progress import Progress
@@ -206,7 +211,7 @@ def build(
     with Progress(console=_console(stderr=True)) as progress:
         done = builder.Run(out, quick, work, progress)
         if recipe is not None:
-            made = builder.by_recipe(recipe, done)
+            made = builder.by_recipe(recipe, models, done)
         else:
             made = builder.of_yours(of_yours, builder.About(labels, name, version, alpha, delta), done)
     typer.echo(str(made))

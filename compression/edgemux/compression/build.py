@@ -18,6 +18,8 @@ from edgemux.compression.distill import family, teacher
 from edgemux.compression.own import plan as plans
 from edgemux.compression.recipe import Recipe
 from edgemux.compression.workshop import Workshop
+from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.errors import ConfigError
 
 
 def build(
@@ -27,19 +29,24 @@ def build(
     work: Path | None = None,
     progress: Progress | None = None,
     tell: Callable[[str], None] = lambda line: None,
+    models_of: Path | None = None,
 ) -> Path:
     """Build the bundle of a recipe and return its directory. A recipe with ``[models]`` is for models that are there.
 
     out: where the bundle goes, by default a folder named like the recipe; an older bundle there is replaced.
     quick: a few images and epochs, every stage for real. work: where stages are kept, by default the user's cache;
     a build that was interrupted, or whose recipe changed in part, does again only what it must. tell: is called with
-    what a reader should know about the result.
+    what a reader should know about the result. models_of: a bundle whose models are taken as they are, so that only
+    the multiplexer is fitted and certified again.
 
-    Raises ConfigError for the recipe or ``out``, ArtifactError for the data, PassError when a file fails its check.
+    Raises ConfigError for the recipe, ``out`` or ``models_of``, ArtifactError for the data or a damaged bundle,
+    PassError when a file fails its check.
     """
     sha256 = hashlib.sha256(recipes.read(recipe_path)).hexdigest()
     name = f"{recipe_path.name}{' (quick)' if quick else ''}"
     if plans.is_plan(recipe_path):
+        if models_of is not None:
+            raise ConfigError(f"--models: {recipe_path.name} names its models itself")
         own = plans.load(recipe_path)
         return _of_own(own, recipe_path.parent, name, sha256, out, quick, work, progress, tell)
     plan = recipes.load(recipe_path)
@@ -49,7 +56,8 @@ def build(
         plan = recipes.quick(plan)
     workshop = Workshop(work if work is not None else default_work(), progress)
     images = data.load(plan.data.set, plan.data.held_out, plan.seed, plan.data.limit)
-    parts = _multiplexer(workshop, plan, images, _models(workshop, plan, images))
+    at_models = _models(workshop, plan, images) if models_of is None else _taken(workshop, plan, models_of)
+    parts = _multiplexer(workshop, plan, images, at_models)
     return pack.write(plan, name, sha256, images, parts, sum(workshop.seconds.values()), target)
 
 
@@ -89,6 +97,14 @@ def _of_own(
 def default_work() -> Path:
     """Where stages are kept between builds."""
     return places.cache("build")
+
+
+def _taken(workshop: Workshop, plan: Recipe, models_of: Path) -> Path:
+    """The models of a bundle that is there already."""
+    source = Bundle.open(models_of)
+    if len(source.manifest.levels) != plan.family.levels:
+        raise ConfigError(f"--models: has {len(source.manifest.levels)} levels, the recipe {plan.family.levels}")
+    return workshop.stage("models", lambda folder, _: models.take(source, folder), source.manifest.digest)
 
 
 def _models(workshop: Workshop, plan: Recipe, images: DataSet) -> Path:

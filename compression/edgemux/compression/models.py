@@ -21,6 +21,7 @@ from edgemux.compression.profile import medians_ms
 from edgemux.compression.quantize.static import static_int8
 from edgemux.compression.recipe import Quantise
 from edgemux.compression.verify import same_answers, self_contained
+from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.multiplexer.training.calibrate import temperature
 
@@ -82,6 +83,23 @@ def write(cloud: CloudNet, family: NestedNet, gate: Split, how: Quantise, folder
         verdicts=level_verdicts | cloud_verdicts,
         measured={"cloud_temperature": cloud_t}
         | {f"level{k}_temperature": value for k, value in enumerate(level_t, start=1)},
+    )
+    (folder / REPORT).write_bytes(msgspec.json.encode(report))
+
+
+def take(source: Bundle, folder: Path) -> None:
+    """Write the models of a bundle as ``write`` would have. Raises ArtifactError naming a damaged file."""
+    manifest = source.manifest
+    for level in manifest.levels:
+        (folder / level_file(level.level)).write_bytes(source.read(level.files[-1]))
+    (folder / CLOUD).write_bytes(source.read(manifest.cloud.files[0]))
+    made = manifest.provenance
+    report = Exported(
+        temperatures=(),
+        level_storage=manifest.levels[-1].storage,
+        cloud_storage=manifest.cloud.storage,
+        verdicts=made.verdicts,
+        measured={name: value for name, value in made.measured.items() if name.endswith("_temperature")},
     )
     (folder / REPORT).write_bytes(msgspec.json.encode(report))
 

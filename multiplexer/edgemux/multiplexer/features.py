@@ -38,9 +38,10 @@ def ranks_read(classes: int) -> int:
     return min(classes, TOP_OF_FEW if classes <= FEW_CLASSES else TOP)
 
 
-def place_of_largest(classes: int) -> int:
-    """The column of the features that is the largest log-probability."""
-    return 2 * classes if classes <= FEW_CLASSES else 0
+def place_of_largest(classes: int) -> tuple[int, int]:
+    """The columns of the features that are the largest log-probability, and the largest probability."""
+    first = 2 * classes if classes <= FEW_CLASSES else 0
+    return first, first + ranks_read(classes)
 
 
 def largest(values: NDArray[Any], count: int) -> NDArray[Any]:

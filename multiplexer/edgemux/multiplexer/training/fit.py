@@ -131,23 +131,35 @@ def _loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 
 def _calibrated(net: Net, features: Floats, answers: Answers, back: Rows) -> Net:
-    """Scale and shift the logits by what the labels of the rows kept back say: vector scaling with one slope."""
-    logits = net.logits(_rows(features, back))
-    seen = _rows(_seen(answers), back)
-    right = np.tile(answers.right()[back, :-1], (len(answers.levels), 1))
-    x, y = torch.from_numpy(logits[:, :OUTCOMES].copy()), torch.from_numpy(seen).double()
-    slope = torch.ones(1, dtype=torch.float64, requires_grad=True)
-    offset = torch.zeros(OUTCOMES, dtype=torch.float64, requires_grad=True)
+    """Scale all logits and shift them per level by what the labels of the rows kept back say.
+
+    The shifts ride on one more hidden unit a level, relu([level is k]).
+    """
+    levels = len(answers.levels)
+    logits = net.logits(_rows(features, back)).reshape(levels, -1, OUTCOMES + levels)
+    x, seen = torch.from_numpy(logits), torch.from_numpy(_seen(answers.take(back))).double()
+    right = torch.from_numpy(answers.right()[back, :-1]).double().expand(levels, -1, -1)
+    slope = torch.ones(OUTCOMES + levels, dtype=torch.float64, requires_grad=True)
+    shift = torch.zeros(levels, 1, OUTCOMES + levels, dtype=torch.float64, requires_grad=True)
 
     def loss() -> torch.Tensor:
-        ridge = RIDGE * (((slope - 1.0) ** 2).sum() + (offset**2).sum())
-        return functional.cross_entropy(slope * x + offset, y) + ridge
+        scaled = torch.cat([slope[:1].expand(OUTCOMES), slope[OUTCOMES:]]) * x + shift
+        outcomes = functional.cross_entropy(scaled[..., :OUTCOMES].flatten(0, 1), seen.flatten(0, 1))
+        of_levels = functional.binary_cross_entropy_with_logits(scaled[..., OUTCOMES:], right)
+        return outcomes + of_levels + RIDGE * (((slope - 1.0) ** 2).sum() + (shift**2).sum())
 
-    _minimise(loss, [slope, offset])
-    scaling = platt(logits[:, OUTCOMES:], right)
-    factor = np.concatenate([np.full(OUTCOMES, float(slope.detach())), scaling.slope])
-    shift = np.concatenate([offset.detach().numpy(), scaling.offset])
-    return replace(net, w2=net.w2 * factor[:, None], b2=net.b2 * factor + shift)
+    _minimise(loss, [slope, shift])
+    factor = slope.detach().numpy().copy()
+    factor[:OUTCOMES] = factor[0]
+    place = np.zeros((levels, net.w1.shape[1]))
+    first = net.w1.shape[1] - (levels + 1) - levels
+    place[:, first : first + levels] = np.eye(levels)
+    return Net(
+        w1=np.concatenate([net.w1, place]),
+        b1=np.concatenate([net.b1, np.zeros(levels)]),
+        w2=np.concatenate([net.w2 * factor[:, None], shift.detach().numpy()[:, 0].T], axis=1),
+        b2=net.b2 * factor,
+    )
 
 
 def _seen(answers: Answers) -> Floats:
@@ -157,38 +169,41 @@ def _seen(answers: Answers) -> Floats:
 
 
 def _confidence(answers: Answers, back: Rows) -> Net:
-    """Calibrated confidence in the shape of a net: per level a slope and an offset on the largest log-probability.
+    """Calibrated confidence in the shape of a net: P(right) = sigmoid(a log p + c (p - 1) + offset), per level.
 
-    The hidden unit of level k is relu(slope_k * log p + room_k * [level is k]): linear for its own level, 0 for the
-    others, since log p <= 0 and room_k is more than it can lose. Gains fall with confidence, whatever was fitted.
+    p is the largest probability; a and c are not negative, so gains fall with it, whatever was fitted. The hidden unit
+    of level k is relu(a_k log p + c_k (p - 1) + room_k * [level is k]): its own level's room is more than it can lose,
+    and for the others it is 0.
     """
     levels, classes = answers.levels.shape[0], answers.levels.shape[2]
     rows = answers.take(back)
-    x = torch.from_numpy(np.log(rows.levels.max(axis=2) + LOG_FLOOR).astype(np.float64))
+    p = rows.levels.max(axis=2).astype(np.float64)
+    x = torch.from_numpy(np.stack([np.log(p + LOG_FLOOR), p - 1.0], axis=-1))
     seen, right = torch.from_numpy(_seen(rows)).double(), torch.from_numpy(rows.right()[:, :-1]).double()
-    steep, offset, of_outcome, of_level = (
-        torch.zeros(width, dtype=torch.float64, requires_grad=True) for width in (levels, levels, OUTCOMES, levels)
-    )
+    steep = torch.zeros(levels, 2, dtype=torch.float64, requires_grad=True)
+    offset, of_level = (torch.zeros(levels, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    of_outcome = torch.zeros(OUTCOMES, dtype=torch.float64, requires_grad=True)
     lift = torch.zeros(OUTCOMES, dtype=torch.float64)
     lift[[BOTH, DEVICE]] = 1.0
 
     def loss() -> torch.Tensor:
-        sure = (functional.softplus(steep)[:, None] * x + offset[:, None])[..., None]
+        sure = ((functional.softplus(steep)[:, None] * x).sum(-1) + offset[:, None])[..., None]
         outcomes = functional.cross_entropy((sure * lift + of_outcome).flatten(0, 1), seen.flatten(0, 1))
-        ridge = RIDGE * ((of_outcome**2).sum() + (offset**2).sum() + (of_level**2).sum())
-        levels_right = functional.binary_cross_entropy_with_logits(sure + of_level, right.expand(levels, *right.shape))
-        return outcomes + levels_right + ridge
+        # Other levels get what the slope of the level at hand allows, and have no say in it.
+        others = sure.detach() + of_level
+        levels_right = functional.binary_cross_entropy_with_logits(others, right.expand(levels, -1, -1))
+        return outcomes + levels_right + RIDGE * ((of_outcome**2).sum() + (offset**2).sum() + (of_level**2).sum())
 
     _minimise(loss, [steep, offset, of_outcome, of_level])
     slope, shift = functional.softplus(steep).detach().numpy(), offset.detach().numpy()
-    least = float(slope.max() * -np.log(LOG_FLOOR) - shift.min()) + 1.0
+    room = float((slope @ [-np.log(LOG_FLOOR), 1.0]).max() - shift.min()) + 1.0
     width = device_features(rows.levels[0][:1]).shape[1]
     w1 = np.zeros((levels, width + 2 * levels + 1))
-    w1[:, place_of_largest(classes)] = slope
-    w1[:, width : width + levels] = np.diag(least + shift)
+    w1[:, list(place_of_largest(classes))] = slope
+    w1[:, width : width + levels] = np.diag(room + shift)
     raised = np.concatenate([lift.numpy(), np.ones(levels)])
     constant = np.concatenate([of_outcome.detach().numpy(), of_level.detach().numpy()])
-    return Net(w1, np.zeros(levels), np.tile(raised[:, None], (1, levels)), constant - raised * least)
+    return Net(w1, -slope[:, 1], np.tile(raised[:, None], (1, levels)), constant - raised * room)
 
 
 def _minimise(loss: Callable[[], torch.Tensor], weights: list[torch.Tensor]) -> None:

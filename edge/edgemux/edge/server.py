@@ -21,6 +21,7 @@ from edgemux.multiplexer import plugins
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.chain import Golden
 from edgemux.multiplexer.gates import Gates
+from edgemux.multiplexer.toll import TolledBudget
 from edgemux.wire.channel import open_channel
 from edgemux.wire.process import Serving, run
 
@@ -73,9 +74,9 @@ def _cloud(config: EdgeConfig, bundle: Bundle, channel: Any, metrics: EdgeMetric
         channel,
         peer,
         Breaker(config.breaker),
-        limits.bucket(limits.offloads_per_s, least=1.0),
+        TolledBudget(limits.bucket(limits.offloads_per_s, least=1.0)),
         # Twice what a call is estimated to take: names can be longer, and it must fit whole.
-        limits.bucket(limits.bytes_per_s, least=2.0 * peer.call_bytes),
+        TolledBudget(limits.bucket(limits.bytes_per_s, least=2.0 * peer.call_bytes), unit=peer.call_bytes),
         metrics,
         time.monotonic,
     )

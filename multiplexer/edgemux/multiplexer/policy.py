@@ -7,8 +7,8 @@ value is the z for which E[(V - z)+] is its price, V being the confidence that i
 
 A certificate is about gains: an answer is kept while the cloud's ``score`` exceeds it by at most the certified price.
 A route that nobody looks at again (``sure`` is None) has the reservation value ``score - price``, so that opening the
-cloud is exactly that comparison. The agent gives no ``sure``: the price of skipping the device is fitted with the second
-look in the loop, and would count it twice; and levels that follow the input are what its certificate excludes.
+cloud is exactly that comparison. The agent gives no ``sure``: the price of skipping the device is fitted with the
+second look in the loop, and would count it twice; and levels that follow the input are what its certificate excludes.
 """
 
 from __future__ import annotations

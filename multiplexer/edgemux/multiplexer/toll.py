@@ -20,6 +20,8 @@ BURST_SHARE = 0.5
 # by at most SPILL_MOST units' worth. Simulated: without it a burst of 5 tokens spends 92 % of its rate, with it 98 %.
 SPILL_WEIGHT = 20.0
 SPILL_MOST = 2.0
+# The toll is due in full once a third of the bucket is gone.
+RELIEF = 3.0
 
 
 class Toll:
@@ -50,10 +52,17 @@ class TolledBudget:
         self.available = bucket.available
         self.take = bucket.take
 
-    @property
-    def price(self) -> float:
-        """What an offload must bring beside its own price, in P(correct); 0 where there is no limit."""
-        return self._toll.price
+    def price(self, now_s: float) -> float:
+        """What an offload must bring beside its own price, in P(correct); 0 where there is no limit.
+
+        The toll, or the less of it the fuller the bucket would still be afterwards: nothing is saved for others that
+        the bucket could give them all the same.
+        """
+        if self._bucket.unlimited or self._toll.price == 0.0:
+            return 0.0
+        burst = self._bucket.burst
+        emptiness = 1.0 - (self._bucket.available(now_s) - self._unit) / burst if burst > 0 else 1.0
+        return self._toll.price * min(1.0, RELIEF * emptiness)
 
     def settle(self, lacked: bool, now_s: float) -> None:
         """One input is done with. ``lacked``: it was worth an offload at this price, and the tokens were not there.

@@ -124,7 +124,7 @@ class RequestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file. ``policy`` names a plug-in of ``edgemux.policies``."""
+    """The whole file. ``policy`` names a plug-in of ``edgemux.policies``, with its parameters if it has any."""
 
     bundle: Path
     cloud: CloudSettings = CloudSettings()

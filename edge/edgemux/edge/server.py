@@ -35,6 +35,7 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
 
     Raises ArtifactError naming a bad file, ConfigError naming a bad setting.
     """
+    policy = plugins.make("edgemux.policies", config.policy, "policy")
     bundle = Bundle.open(config.bundle)
     manifest = bundle.manifest
     family = Family(bundle)
@@ -47,7 +48,6 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
         metrics.level_switch.observe(seconds)
     device = DeviceExecutor(family, tuple(level.median_ms / 1000 for level in manifest.levels), metrics)
     sampler = Sampler([plugins.load("edgemux.sensors", name)() for name in config.sensors], config.sensor_interval_s)
-    policy = plugins.load("edgemux.policies", config.policy)
     channel = open_channel(config.cloud.address, MAX_ANSWER_BYTES) if config.cloud.address else None
     cloud = _cloud(config, bundle, channel, metrics) if channel is not None else None
     if manifest.certificate is not None:

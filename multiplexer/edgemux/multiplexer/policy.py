@@ -141,23 +141,3 @@ def lacks_tokens(case: Case) -> bool:
         worth(candidate) > held.confidence and obstacle(candidate, case.budget, held) is Reason.BUDGET
         for candidate in case.candidates
     )
-
-
-def device_only(case: Case) -> Decision:
-    """Baseline: the best affordable level, whatever it says."""
-    return decide(_without(case, Placement.CLOUD, Placement.SPLIT))
-
-
-def cloud_only(case: Case) -> Decision:
-    """Baseline: the cloud whenever it can be had, the device otherwise."""
-    if case.held is not None or case.failure is not None:
-        return decide(case)
-    cloud = [other for other in case.candidates if other.route.placement is Placement.CLOUD]
-    if cloud and obstacle(cloud[0], case.budget, None) is None:
-        return Run(cloud[0].route, time_for(cloud[0], case.budget, None), Reason.OFFLOADED)
-    return device_only(case)
-
-
-def _without(case: Case, *placements: Placement) -> Case:
-    rest = tuple(candidate for candidate in case.candidates if candidate.route.placement not in placements)
-    return Case(case.budget, rest, case.held, case.chosen, case.failure)

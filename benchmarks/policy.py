@@ -5,6 +5,8 @@
 Decisions: microseconds of one call, over five routes, before and after a device answer, with open and spent budgets.
 Streams: inputs at random times whose cloud gains a random amount, 100 a second, 5 offloads a second allowed: share of
 the budget spent, and what was gained, with the toll, first come first served, and by the best choice in hindsight.
+Bundle: the same with the starter bundle's 1,000 test images, its gates and its certified price at the highest level;
+accuracy is by their labels, over many shuffled passes.
 """
 
 from __future__ import annotations
@@ -15,16 +17,23 @@ import json
 import random
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgemux.compression.hardware import hardware
+from edgemux.edge.variants import Family
 from edgemux.multiplexer import plugins
+from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.chain import Activations
 from edgemux.multiplexer.domain import Budget, Candidate, Case, Cost, Placement, Prediction, Reason, Route
+from edgemux.multiplexer.gates import Gates
 from edgemux.multiplexer.limits import TokenBucket
+from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.multiplexer.toll import TolledBudget
 
+BUNDLE = Path(__file__).parents[1] / "deploy" / "bundles" / "fashion-mnist"
 GOAL_US = 50
 LEVELS = tuple(
     Candidate(Route(f"level-{n}", Placement.EDGE, n), 0.5 + n / 10, Cost(0.001, 0.001 * n, 1e5 * n))
@@ -107,15 +116,58 @@ def spend(stream: list[tuple[float, float]], budget: TolledBudget, tolled: bool)
     return offloads, gained
 
 
+def bundle_accuracy(passes: int = 30, per_s: float = 100.0, burst_s: float = 10.0) -> list[dict[str, Any]]:
+    """Accuracy and share of inputs offloaded by allowed share, for each way to spend it."""
+    gains, device, cloud, price = answers()
+    order = np.concatenate([np.random.default_rng(seed).permutation(len(gains)) for seed in range(passes)])
+    rows: list[dict[str, Any]] = []
+    ways = {"first come, needed": (price, False), "toll, needed": (price, True), "toll, fully": (0.0, True)}
+    for share in (0.01, 0.02, 0.05, 0.1, 0.2):
+        row: dict[str, Any] = {"allowed": share}
+        for way, (least, tolled) in ways.items():
+            r, now = random.Random(1), 0.0
+            budget = TolledBudget(TokenBucket(share * per_s, share * per_s * burst_s))
+            budget.available(0.0)
+            right = offloads = 0
+            for i in order:
+                now += r.expovariate(per_s)
+                worth = gains[i] > least + (budget.price(now) if tolled else 0.0)
+                took = worth and budget.take(1.0, now)
+                offloads += took
+                right += cloud[i] if took else device[i]
+                budget.settle(worth and not took, now)
+            row[way] = {"accuracy": right / len(order), "offloaded": offloads / len(order)}
+        rows.append(row)
+    return rows
+
+
+def answers() -> tuple[Any, Any, Any, float]:
+    """Of the starter bundle's samples: gains, whether the highest level and the cloud are right; its price."""
+    bundle = Bundle.open(BUNDLE)
+    manifest = bundle.manifest
+    assert manifest.samples is not None
+    samples, gates, family = bundle.arrays(manifest.samples), Gates(bundle), Family(bundle)
+    top = len(manifest.levels)
+    model = OnnxModel(bundle.read(manifest.cloud.files[0]), "cloud")
+    gains, device, cloud = [], [], []
+    for image, label in zip(samples["images"][:, None], samples["labels"], strict=True):
+        answer = family.run(top, Activations({"image": image}))
+        after = gates.after(answer, top, gates.before({"image": image}))
+        gains.append(float(after[0, -1] - after[0, top - 1]))
+        device.append(bool(answer.argmax() == label))
+        cloud.append(bool(model.run({"image": image}, ["probabilities"])[0].argmax() == label))
+    return gains, device, cloud, manifest.multiplexer.defer[top - 1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--repeats", type=int, default=20_000)
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    timed, spent = decisions(options.repeats), streams(options.inputs)
+    timed, spent, on_bundle = decisions(options.repeats), streams(options.inputs), bundle_accuracy()
     if options.json:
-        print(json.dumps({"hardware": hardware(), "decisions": timed, "streams": spent}))
+        print(json.dumps({"hardware": hardware(), "decisions": timed, "streams": spent, "bundle": on_bundle}))
         return
     print(f"hardware: {hardware()}")
     print(f"{'policy':<24}{'case':<38}{'p50 us':>8}{'p99 us':>8}")
@@ -129,6 +181,10 @@ def main() -> None:
             f"{row['gains']:<10}{row['burst_s']:>5.0f} s{row['toll_spent']:>9.1%}{row['first_come_spent']:>12.1%}"
             f"{row['toll_points']:>9.2f}{row['first_come_points']:>12.2f}{row['best_points']:>11.2f}"
         )
+    print(f"{'allowed':<10}" + "".join(f"{way:>26}" for way in on_bundle[0] if way != "allowed"))
+    for row in on_bundle:
+        cells = [f"{v['accuracy']:.2%} at {v['offloaded']:.1%}" for k, v in row.items() if k != "allowed"]
+        print(f"{row['allowed']:<10.0%}" + "".join(f"{cell:>26}" for cell in cells))
 
 
 if __name__ == "__main__":

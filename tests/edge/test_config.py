@@ -45,6 +45,7 @@ WRONG = [
     ("limits.burst_s", 0),
     ("limits.burst_s", NAN),
     ("limits.burst_s", INF),
+    ("limits.spend", "all"),
     ("limits.compute_share", 0),
     ("limits.compute_share", 1.1),
     ("limits.compute_share", NAN),

@@ -6,7 +6,12 @@ import math
 import time
 from typing import Any
 
+import pytest
+
 from edgemux.edge.config import LimitSettings
+from edgemux.edge.status import status_of
+from edgemux.edge.watch import export
+from edgemux.multiplexer.domain import Placement, Reason
 
 
 async def test_a_low_rate_still_lets_one_call_through(cloud: Any, agent_of: Any) -> None:
@@ -20,3 +25,56 @@ async def test_a_rate_of_nothing_lets_nothing_through(cloud: Any, agent_of: Any)
     async with agent_of(cloud.address, limits=LimitSettings(offloads_per_s=0.0, bytes_per_s=0.0)) as agent:
         allowance = agent.allowance(time.monotonic())
         assert (allowance.offloads, allowance.sent_bytes) == (0.0, 0.0)
+
+
+async def served(agent: Any, images: Any) -> list[Any]:
+    """Answers to pictures, one after the other, with as much time as they need."""
+    return [(await agent.infer({"image": images[i : i + 1]}, 20.0))[0] for i in range(len(images))]
+
+
+def offloads(answers: list[Any]) -> int:
+    return sum(answer.prediction.route.placement is Placement.CLOUD for answer in answers)
+
+
+async def test_without_a_limit_nothing_has_a_toll(cloud: Any, agent_of: Any, pictures: Any) -> None:
+    async with agent_of(cloud.address) as agent:
+        await served(agent, pictures(60, 1)[0])
+        assert agent.cloud.toll(time.monotonic()) == 0.0
+
+
+async def test_scarce_tokens_have_a_toll_and_what_is_kept_for_it_is_degraded(
+    cloud: Any, agent_of: Any, pictures: Any
+) -> None:
+    limits = LimitSettings(offloads_per_s=1e-3, burst_s=5e3)
+    async with agent_of(cloud.address, limits=limits) as agent:
+        answers = await served(agent, pictures(120, 1)[0])
+        assert offloads(answers) == cloud.seen <= 5
+        assert agent.cloud.offloads.price(time.monotonic()) > 0.0
+        assert agent.cloud.sent_bytes.price(time.monotonic()) == 0.0
+    kept = [answer for answer in answers if answer.reason is Reason.BUDGET]
+    assert kept
+    assert all(answer.degraded for answer in kept)
+
+
+async def test_spending_fully_offloads_more_than_is_certified(cloud: Any, agent_of: Any, pictures: Any) -> None:
+    images = pictures(120, 1)[0]
+    counts = []
+    for spend in ("needed", "fully"):
+        limits = LimitSettings(offloads_per_s=100.0, burst_s=10.0, spend=spend)  # type: ignore[arg-type]
+        async with agent_of(cloud.address, limits=limits) as agent:
+            answers = await served(agent, images)
+            assert not any(answer.degraded for answer in answers)
+            counts.append(offloads(answers))
+    assert counts[1] > counts[0]
+
+
+async def test_the_status_page_and_the_metrics_show_the_tolls(cloud: Any, agent_of: Any, pictures: Any) -> None:
+    async with agent_of(cloud.address, limits=LimitSettings(offloads_per_s=1e-3)) as agent:
+        await served(agent, pictures(60, 1)[0])
+        export(agent, time.monotonic())
+        shown = status_of(agent)["budget_prices"]
+        gauge = agent.metrics.registry.get_sample_value("edgemux_budget_price", {"budget": "offloads"})
+        assert shown["offloads"] == pytest.approx(gauge, abs=1e-3)
+        assert gauge > 0
+    async with agent_of(None) as agent:
+        assert status_of(agent)["budget_prices"] is None

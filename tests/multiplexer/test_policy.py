@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemux.multiplexer import policy
+from edgemux.multiplexer import baselines, policy
 from edgemux.multiplexer.domain import (
     Accept,
     Budget,
@@ -168,15 +168,15 @@ def test_after_every_route_failed_the_request_is_shed_with_the_last_cause() -> N
 
 @given(cases())
 def test_the_device_only_baseline_never_runs_the_cloud(case: Case) -> None:
-    decision = policy.device_only(case)
+    decision = baselines.device_only(case)
     assert not (isinstance(decision, Run) and decision.route == CLOUD)
 
 
 def test_the_cloud_only_baseline_asks_the_cloud_first_and_the_device_after_a_failure() -> None:
     case = Case(Budget(latency_s=0.2), (edge(1, 0.99), cloud(0.1)))
-    first = policy.cloud_only(case)
+    first = baselines.cloud_only(case)
     assert isinstance(first, Run)
     assert first.route == CLOUD
-    second = policy.cloud_only(case.failed(CLOUD, Reason.CLOUD_UNREACHABLE))
+    second = baselines.cloud_only(case.failed(CLOUD, Reason.CLOUD_UNREACHABLE))
     assert isinstance(second, Run)
     assert second.route == level(1)

@@ -515,3 +515,20 @@ def test_a_message_size_that_is_too_small_ends_it_with_status_2_naming_the_setti
     assert done.returncode == 2
     assert "max_message_bytes" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [("max-sofmax(0.9)", "installed: "), ("max-softmax", "needs threshold"), ("entropy(level=1)", "it has threshold")],
+)
+def test_a_wrong_policy_ends_it_with_status_2_and_says_what_there_is(
+    tiny_bundle: Path, tmp_path: Path, policy: str, reason: str
+) -> None:
+    config = tmp_path / "edge.toml"
+    config.write_text(f'policy = "{policy}"\n')
+    command = [sys.executable, "-m", "edgemux.cli.main", "edge", "--bundle", str(tiny_bundle), "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "policy: " in done.stderr
+    assert reason in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -6,7 +6,6 @@ after a pass keeps it even when measurement speaks against it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,7 @@ import msgspec
 from edgemux.compression import passes
 from edgemux.compression.passes import Pass
 from edgemux.multiplexer.errors import ConfigError
-
-STEP = re.compile(r"\s*([A-Za-z][A-Za-z0-9_-]*)\s*(?:\((.*)\))?\s*(!?)\s*", re.DOTALL)
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+from edgemux.multiplexer.written import WORD, read, split_outside
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -86,52 +82,10 @@ def _step(item: Any) -> Step:
 
 
 def _parsed(text: str) -> Step:
-    match = STEP.fullmatch(text)
-    if match is None:
-        raise ConfigError(f"recipe: {text.strip()!r} is not a pass; write it like prune(lasso, 0.5)")
-    name, inside, mark = match.groups()
-    positional: list[Any] = []
-    named: dict[str, Any] = {}
-    for part in split_outside(inside, ",") if inside and inside.strip() else []:
-        key, equals, value = part.partition("=")
-        if not equals:
-            if named:
-                raise ConfigError(f"recipe: {name}: {part.strip()!r} must come before the named parameters")
-            positional.append(_value(name, part))
-        elif key.strip() in named:
-            raise ConfigError(f"recipe: {name} gets {key.strip()!r} twice")
-        else:
-            named[key.strip()] = _value(name, value)
-    return Step(passes.make(name, tuple(positional), named), mark == "!")
-
-
-def split_outside(text: str, separator: str) -> list[str]:
-    """Split at separators that are in no brackets and no quotes."""
-    parts, depth, quote, start = [], 0, "", 0
-    for at, sign in enumerate(text):
-        if quote:
-            quote = "" if sign == quote else quote
-        elif sign in "\"'":
-            quote = sign
-        elif sign in "()":
-            depth += 1 if sign == "(" else -1
-        elif sign == separator and depth == 0:
-            parts.append(text[start:at])
-            start = at + 1
-    return [*parts, text[start:]]
-
-
-def _value(name: str, text: str) -> Any:
-    text = text.strip()
-    if text in ("true", "false"):
-        return text == "true"
-    if NUMBER.fullmatch(text):
-        return float(text) if any(sign in text for sign in ".eE") else int(text)
-    if WORD.fullmatch(text):
-        return text
-    if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'" and text[0] not in text[1:-1]:
-        return text[1:-1]
-    raise ConfigError(f"recipe: {name}: {text!r} is no number, word, true, false or quoted text")
+    bare = text.rstrip()
+    forced = bare.endswith("!")
+    call = read(bare[:-1] if forced else bare, "recipe", "pass", "prune(lasso, 0.5)")
+    return Step(passes.make(call.name, call.positional, call.named), forced)
 
 
 def _printed(value: Any) -> str:

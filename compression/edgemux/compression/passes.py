@@ -15,8 +15,10 @@ import onnx
 from torch import nn
 
 from edgemux.compression.samples import Samples
+from edgemux.multiplexer import written
 from edgemux.multiplexer.errors import ConfigError, PassError
 from edgemux.multiplexer.plugins import load, names
+from edgemux.multiplexer.written import Written
 
 GROUP = "edgemux.passes"
 Gain = Literal["speed", "storage", "accuracy"]
@@ -110,20 +112,7 @@ def make(name: str, positional: tuple[Any, ...], named: Mapping[str, Any]) -> Pa
     Raises ConfigError that says which name or parameter is unknown or out of range, and what is allowed.
     """
     kind = kind_of(name)
-    allowed = parameters_of(kind)
-    if len(positional) > len(allowed):
-        raise ConfigError(f"recipe: {name} takes at most {len(allowed)} parameters: {', '.join(allowed) or 'none'}")
-    values = dict(zip(allowed, positional, strict=False))
-    for key in named:
-        if key not in allowed:
-            raise ConfigError(f"recipe: {name} has no parameter {key!r}; it has {', '.join(allowed) or 'none'}")
-        if key in values:
-            raise ConfigError(f"recipe: {name} gets {key!r} twice")
-    try:
-        made: Pass = msgspec.convert({**values, **named}, type=kind)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"recipe: {name}: {error}") from error
-    return made
+    return written.make(kind, Written(name, positional, named), "recipe", parameters_of(kind), [])
 
 
 def net_of(subject: Subject, label: str) -> nn.Module:

@@ -43,7 +43,7 @@ from edgemux.multiplexer.errors import (
 )
 from edgemux.multiplexer.estimate import RateEstimate
 from edgemux.multiplexer.gates import Gates
-from edgemux.multiplexer.policy import Policy
+from edgemux.multiplexer.policy import Policy, lacks_tokens
 
 # A higher level must promise at least this much more P(correct) than the answer at hand.
 REFINE_PRICE = 0.02
@@ -150,8 +150,11 @@ class Agent:
                 case Run():
                     case = await self._attempt(case, decision, sample)
                 case Accept(prediction, reason, degraded):
-                    elapsed = self._clock() - arrived
+                    now = self._clock()
+                    elapsed = now - arrived
                     route = prediction.route
+                    if self.cloud is not None:
+                        self.cloud.settle(lacks_tokens(case), now)
                     self.metrics.answered(route.placement, route.variant, reason, prediction.confidence, elapsed)
                     drawn = self._draws()
                     if route.placement is Placement.EDGE:
@@ -211,7 +214,10 @@ class Agent:
         else:
             now = self._clock()
             cost = Cost(self.cloud.predict_s(now), sent_bytes=self.cloud.request_bytes, offloads=1)
-            found.append(Candidate(self._cloud_route, row[-1], cost, price, self.cloud.blocked(now)))
+            toll = self.cloud.toll(now)
+            if above and self._config.limits.spend == "fully":
+                toll -= max(0.0, price)  # the toll alone is the price, but what is certified to be sent is still sent
+            found.append(Candidate(self._cloud_route, row[-1], cost, price, self.cloud.blocked(now), toll))
         return tuple(found)
 
     def _budget(self, sample: Sample) -> Budget:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -78,12 +78,15 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Hard limits. Rates are long-run, with a burst of ``burst_s`` seconds' worth; infinite means no limit.
 
     A burst holds at least one offload: a rate that is low but not 0 allows one now and then.
+    spend: "needed" offloads what the certificate asks for, and no more; "fully" spends the whole of a limited rate on
+    the inputs that gain most, as long as there is any gain: without a limit that is every input with a gain.
     compute_share: how much of the free CPU the device models may use. memory_bytes: for the levels' weights.
     """
 
     offloads_per_s: float = math.inf
     bytes_per_s: float = math.inf
     burst_s: float = 10.0
+    spend: Literal["needed", "fully"] = "needed"
     compute_share: float = 0.5
     memory_bytes: float = math.inf
 
@@ -148,7 +151,7 @@ class DriftSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file. ``policy`` names a plug-in of ``edgemux.policies``."""
+    """The whole file. ``policy`` names a plug-in of ``edgemux.policies``, with its parameters if it has any."""
 
     bundle: Path
     cloud: CloudSettings = CloudSettings()

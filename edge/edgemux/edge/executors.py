@@ -32,7 +32,7 @@ from edgemux.multiplexer.errors import (
     Unreachable,
 )
 from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, DurationEstimate, LinkEstimate, RecentMean
-from edgemux.multiplexer.limits import TokenBucket
+from edgemux.multiplexer.toll import TolledBudget
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import DTYPES, get_parameters, make_request, read_outputs
 from edgemux.wire.service import Stub
@@ -140,8 +140,8 @@ class CloudExecutor:
         channel: grpc.aio.Channel,
         peer: Peer,
         breaker: Breaker,
-        offloads: TokenBucket,
-        sent_bytes: TokenBucket,
+        offloads: TolledBudget,
+        sent_bytes: TolledBudget,
         metrics: EdgeMetrics,
         clock: Clock,
     ) -> None:
@@ -181,6 +181,15 @@ class CloudExecutor:
         """Seconds an offload is expected to take; 0 when nothing is known, so that somebody finds out."""
         network = self.link.predict_s(now_s)
         return 0.0 if network is None else network + (self.server.mean(now_s) or 0.0)
+
+    def toll(self, now_s: float) -> float:
+        """What an offload must gain beside its own price while budgets are scarce, in P(correct)."""
+        return self.offloads.price(now_s) + self.sent_bytes.price(now_s)
+
+    def settle(self, lacked: bool, now_s: float) -> None:
+        """An input is done with; ``lacked``: only tokens kept it from being sent. The tolls learn from every input."""
+        self.offloads.settle(lacked and self.offloads.available(now_s) < 1, now_s)
+        self.sent_bytes.settle(lacked and self.sent_bytes.available(now_s) < self.request_bytes, now_s)
 
     async def run(self, route: Route, sample: Sample, timeout_s: float) -> Prediction:
         """Answer in the cloud. Raises ExecutionError; the breaker and the estimates learn from every outcome."""

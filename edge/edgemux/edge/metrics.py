@@ -52,6 +52,7 @@ class EdgeMetrics:
         )
         joules = self._counter("edgemux_energy_joules", "Energy by the proxy in the configuration.", "model", "route")
         self.budget = self._gauge("edgemux_budget_remaining", "What is left of a long-run budget.", "budget")
+        self.toll = self._gauge("edgemux_budget_price", "P(correct) that an offload must gain for it.", "budget")
         self._resource = self._gauge("edgemux_resource", "Sensor readings; absent when unknown.", "sensor")
         self._sensed: set[str] = set()
         self.level = self._gauge("edgemux_level", "The highest level that the device affords.", "model").labels(model)

@@ -22,6 +22,7 @@ from edgemux.multiplexer import plugins
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.chain import Golden
 from edgemux.multiplexer.gates import Gates
+from edgemux.multiplexer.toll import TolledBudget
 from edgemux.wire.channel import open_channel
 from edgemux.wire.process import Serving, run
 
@@ -35,6 +36,7 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
 
     Raises ArtifactError naming a bad file, ConfigError naming a bad setting.
     """
+    policy = plugins.make("edgemux.policies", config.policy, "policy")
     bundle = Bundle.open(config.bundle)
     manifest = bundle.manifest
     family = Family(bundle)
@@ -47,7 +49,6 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
         metrics.level_switch.observe(seconds)
     device = DeviceExecutor(family, tuple(level.median_ms / 1000 for level in manifest.levels), metrics)
     sampler = Sampler([plugins.load("edgemux.sensors", name)() for name in config.sensors], config.sensor_interval_s)
-    policy = plugins.load("edgemux.policies", config.policy)
     channel = open_channel(config.cloud.address, MAX_ANSWER_BYTES) if config.cloud.address else None
     cloud = _cloud(config, bundle, channel, metrics) if channel is not None else None
     vigil = Vigil(manifest, config.drift, config.audit_share)
@@ -73,9 +74,9 @@ def _cloud(config: EdgeConfig, bundle: Bundle, channel: Any, metrics: EdgeMetric
         channel,
         peer,
         Breaker(config.breaker),
-        limits.bucket(limits.offloads_per_s, least=1.0),
+        TolledBudget(limits.bucket(limits.offloads_per_s, least=1.0)),
         # Twice what a call is estimated to take: names can be longer, and it must fit whole.
-        limits.bucket(limits.bytes_per_s, least=2.0 * peer.call_bytes),
+        TolledBudget(limits.bucket(limits.bytes_per_s, least=2.0 * peer.call_bytes), unit=peer.call_bytes),
         metrics,
         time.monotonic,
     )

@@ -25,6 +25,9 @@ def status_of(agent: Agent) -> dict[str, Any]:
         "loop_lag_seconds": round(agent.loop_lag_s, 6),
         "readings": msgspec.to_builtins(readings),
         "budgets": {"offloads": _number(allowance.offloads), "bytes": _number(allowance.sent_bytes)},
+        "budget_prices": None
+        if cloud is None
+        else {"offloads": round(cloud.offloads.price(now), 6), "bytes": round(cloud.sent_bytes.price(now), 6)},
         "cloud": None
         if cloud is None
         else {

@@ -71,6 +71,8 @@ def export(agent: Agent, now_s: float) -> None:
         values["link_rtt_seconds"] = agent.cloud.link.rtt_s(now_s)
         values["link_bytes_per_second"] = agent.cloud.link.bytes_per_s(now_s)
         metrics.breaker.set(agent.cloud.breaker.state(now_s))
+        metrics.toll.labels("offloads").set(agent.cloud.offloads.price(now_s))
+        metrics.toll.labels("bytes").set(agent.cloud.sent_bytes.price(now_s))
     metrics.sensed(values)
     allowance = agent.allowance(now_s)
     metrics.budget.labels("offloads").set(allowance.offloads)

@@ -28,7 +28,7 @@ class Reason(StrEnum):
     OFFLOADED = "offloaded"  # the cloud by first choice
     DEFERRED = "deferred"  # the cloud after a device answer
     DEVICE_BUSY = "device_busy"  # the device could not afford the level that was wanted, or any
-    BUDGET = "budget"  # the device, because the offload or byte budget was spent
+    BUDGET = "budget"  # the device, because the offload or byte budget was spent, or is kept for others
     LINK = "link"  # the device, because the cloud could not answer in the time left
     BREAKER = "breaker"  # the device, because the cloud failed too often to be asked now
     NO_CLOUD = "no_cloud"  # the device, because no cloud is configured
@@ -80,8 +80,10 @@ class Budget(msgspec.Struct, frozen=True):
 class Candidate(msgspec.Struct, frozen=True):
     """A route that could run next, its P(correct), its cost, and the price of choosing it.
 
-    ``price`` is in units of P(correct): the gain that the route must bring over what is at hand. ``blocked`` says why
-    it must not run at all, None when it may.
+    ``price`` and ``toll`` are in units of P(correct): the gain that the route must bring over what is at hand. The
+    price is what is wanted (a certificate's, where there is one); the toll is what a scarce budget adds to it now, or
+    takes off it. ``blocked`` says why the route must not run at all, None when it may. ``sure`` is the confidence that
+    its answer will have if it looks right, None when nobody looks again and the answer is taken as it comes.
     """
 
     route: Route
@@ -89,6 +91,8 @@ class Candidate(msgspec.Struct, frozen=True):
     cost: Cost
     price: float = 0.0
     blocked: Reason | None = None
+    toll: float = 0.0
+    sure: float | None = None
 
 
 class Prediction(msgspec.Struct, frozen=True):

@@ -20,9 +20,11 @@ def device_features(probabilities: NDArray[Any]) -> NDArray[np.float32]:
 
     In order: of up to FEW_CLASSES classes all log-probabilities, and 1 for the class answered; the largest
     log-probabilities, falling (5 of few classes, 10 of many); the two largest probabilities, whose difference is the
-    margin; minus the entropy in nats.
+    margin; minus the entropy in nats. Raises ValueError for what is no such table.
     """
     p = np.asarray(probabilities, np.float32)
+    if p.ndim != 2 or p.shape[1] < 2 or not np.isfinite(p).all():
+        raise ValueError("probabilities must be finite, of shape [n, classes] with 2 classes or more")
     few = p.shape[1] <= FEW_CLASSES
     logs = np.log(p + np.float32(LOG_FLOOR))
     ranked = largest(p, ranks_read(p.shape[1]))
@@ -31,6 +33,19 @@ def device_features(probabilities: NDArray[Any]) -> NDArray[np.float32]:
     if few:
         parts = [logs, (p == ranked[:, :1]).astype(np.float32), *parts]
     return np.concatenate(parts, axis=1)
+
+
+def feature_count(classes: int) -> int:
+    """How many features there are of so many classes."""
+    return ranks_read(classes) + 3 + (2 * classes if classes <= FEW_CLASSES else 0)
+
+
+def entropy(probabilities: NDArray[Any]) -> NDArray[np.float64]:
+    """Entropy [...] of distributions [..., classes] as a share of its most, log classes: 1 knows nothing."""
+    p = np.asarray(probabilities, np.float64)
+    if p.shape[-1] < 2:
+        return np.zeros(p.shape[:-1])
+    return np.asarray(-(p * np.log(np.maximum(p, 1e-12))).sum(axis=-1) / np.log(p.shape[-1]))
 
 
 def ranks_read(classes: int) -> int:

@@ -14,26 +14,33 @@ class TokenBucket:
     """A bucket of tokens filled at ``rate_per_s`` up to ``burst``; starts full. Infinite rate: no limit.
 
     Over any window of t seconds at most ``burst + rate_per_s * t`` tokens are taken. Time is passed in, monotonic;
-    a clock that steps back adds nothing.
+    a clock that steps back adds nothing. ``taken``, ``accrued`` and ``spilled`` are totals; what is accrued while the
+    bucket is full is spilled.
     """
 
     def __init__(self, rate_per_s: float, burst: float) -> None:
         if not rate_per_s >= 0 or not burst >= 0:
             raise ValueError("rate and burst must not be negative")
         self._rate = rate_per_s
-        self._burst = burst
+        self.burst = burst
+        self.unlimited = math.isinf(rate_per_s)
+        self.taken = self.accrued = self.spilled = 0.0
         self._tokens = burst
         self._at_s: float | None = None
 
     def available(self, now_s: float) -> float:
         """Tokens that could be taken now."""
-        if math.isinf(self._rate):
+        if self.unlimited:
             return math.inf
         if self._at_s is None:
             self._at_s = now_s
         elapsed = now_s - self._at_s
         if elapsed > 0:
-            self._tokens = min(self._burst, self._tokens + elapsed * self._rate)
+            accrued = elapsed * self._rate
+            spilled = max(0.0, self._tokens + accrued - self.burst)
+            self._tokens = min(self.burst, self._tokens + accrued)
+            self.accrued += accrued
+            self.spilled += spilled
             self._at_s = now_s
         return self._tokens
 
@@ -41,6 +48,7 @@ class TokenBucket:
         """Take ``count`` tokens if they are there; False, and nothing taken, if not."""
         if count > self.available(now_s):
             return False
-        if not math.isinf(self._rate):
+        if not self.unlimited:
             self._tokens -= count
+            self.taken += count
         return True

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from inspect import Parameter, signature
 from typing import Any
 
+from edgemux.multiplexer import written
 from edgemux.multiplexer.errors import ConfigError
+from edgemux.multiplexer.written import read
 
 
 @cache
@@ -29,3 +32,20 @@ def load(group: str, name: str) -> Any:
             except (ImportError, AttributeError) as error:
                 raise ConfigError(f"plug-in {name!r} of {group} cannot be imported") from error
     raise ConfigError(f"{group}: no plug-in {name!r}, installed: {', '.join(names(group)) or 'none'}")
+
+
+def make(group: str, text: str, where: str) -> Any:
+    """The plug-in that ``text`` names, with the parameters it gives: ``max-softmax(threshold=0.9)``.
+
+    A class is made with them; anything else is the plug-in itself and takes none. ``where`` opens every message.
+    Raises ConfigError that names the plug-in or the parameter that is wrong, and what is there.
+    """
+    call = read(text, where, "plug-in", "name or name(parameter=1)")
+    if call.name not in names(group):
+        raise ConfigError(f"{where}: no {call.name!r} in {group}; installed: {', '.join(names(group)) or 'none'}")
+    found = load(group, call.name)
+    if not isinstance(found, type):
+        return written.make(lambda: found, call, where, [], [])
+    parameters = signature(found).parameters
+    needed = [name for name, parameter in parameters.items() if parameter.default is Parameter.empty]
+    return written.make(found, call, where, list(parameters), needed)

@@ -1,12 +1,19 @@
-"""Case -> decision: the pure chooser, and the baselines it is judged against.
+"""Case -> decision: the pure chooser.
 
-The policy maximises expected correctness under hard budgets, with a price on each candidate. A route is worth
-``score - price``; the best affordable one is run if it is worth more than the answer at hand. With the price that a
-bundle's certificate carries, "worth more" is exactly "gain of at least the certified threshold".
+The policy maximises expected correctness less the price of what is run, under hard budgets. It opens routes in the
+order of their reservation values and stops when none exceeds the answer at hand: optimal where the routes' answers are
+independent and one of them is taken (Weitzman 1979, "Optimal search for the best alternative"). A route's reservation
+value is the z for which E[(V - z)+] is its price, V being the confidence that its answer will have.
+
+A certificate is about gains: an answer is kept while the cloud's ``score`` exceeds it by at most the certified price.
+A route that nobody looks at again (``sure`` is None) has the reservation value ``score - price``, so that opening the
+cloud is exactly that comparison. The agent gives no ``sure``: the price of skipping the device is fitted with the
+second look in the loop, and would count it twice; and levels that follow the input are what its certificate excludes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from edgemux.multiplexer.domain import (
@@ -31,23 +38,30 @@ def decide(case: Case) -> Decision:
     if held is not None and held.route.placement is not Placement.EDGE:
         return Accept(held, case.chosen or Reason.OFFLOADED)
     best: Candidate | None = None
-    wanted: Candidate | None = None
+    most = held.confidence if held is not None else -math.inf
     for candidate in case.candidates:
-        if wanted is None or worth(candidate) > worth(wanted):
-            wanted = candidate
-        if (best is None or worth(candidate) > worth(best)) and obstacle(candidate, case.budget, held) is None:
-            best = candidate
-    at_hand = held.confidence if held is not None else float("-inf")
-    if best is not None and worth(best) > at_hand:
+        value = worth(candidate)
+        if value > most and obstacle(candidate, case.budget, held) is None:
+            best, most = candidate, value
+    if best is not None:
         return _run(best, case)
     if held is None:
         return _last_resort(case)
-    return _accept(held, wanted, case)
+    return _accept(held, case)
 
 
 def worth(candidate: Candidate) -> float:
-    """What a route is expected to bring, in P(correct), after its price."""
-    return candidate.score - candidate.price
+    """The reservation value of a route, in P(correct), after its price and toll.
+
+    With ``sure`` the answer will look right with probability ``score / sure`` and be worth that much, and nothing
+    otherwise: z solves ``score / sure * (sure - z) = price``, or ``score - z = price`` where that is below 0. Without
+    it the answer is worth ``score`` whatever it says, and z is ``score - price``.
+    """
+    price = candidate.price + candidate.toll
+    plain = candidate.score - price
+    if candidate.sure is None or plain <= 0:
+        return plain
+    return max(plain, candidate.sure * plain / candidate.score)
 
 
 def obstacle(candidate: Candidate, budget: Budget, held: Prediction | None) -> Reason | None:
@@ -100,30 +114,30 @@ def _last_resort(case: Case) -> Decision:
     return Shed(case.failure or Reason.NO_ROUTE)
 
 
-def _accept(held: Prediction, wanted: Candidate | None, case: Case) -> Accept:
-    """Keep a device answer, and say whether something better was wanted and why it was not had."""
+def _accept(held: Prediction, case: Case) -> Accept:
+    """Keep a device answer, and say whether something better was wanted and why it was not had.
+
+    What is wanted is without its toll: an answer that is kept only because a budget is kept for other inputs is outside
+    of the certificate, like one that is kept because the budget is spent.
+    """
     if case.failure is not None:
         return Accept(held, case.failure, degraded=True)
-    if wanted is not None and worth(wanted) > held.confidence:
-        return Accept(held, obstacle(wanted, case.budget, held) or Reason.CONFIDENT, degraded=True)
+    wanted = max(case.candidates, key=_untolled, default=None)
+    if wanted is not None and _untolled(wanted) > held.confidence:
+        return Accept(held, obstacle(wanted, case.budget, held) or Reason.BUDGET, degraded=True)
     return Accept(held, Reason.CONFIDENT)
 
 
-def device_only(case: Case) -> Decision:
-    """Baseline: the best affordable level, whatever it says."""
-    return decide(_without(case, Placement.CLOUD, Placement.SPLIT))
+def _untolled(candidate: Candidate) -> float:
+    return candidate.score - candidate.price
 
 
-def cloud_only(case: Case) -> Decision:
-    """Baseline: the cloud whenever it can be had, the device otherwise."""
-    if case.held is not None or case.failure is not None:
-        return decide(case)
-    cloud = [other for other in case.candidates if other.route.placement is Placement.CLOUD]
-    if cloud and obstacle(cloud[0], case.budget, None) is None:
-        return Run(cloud[0].route, time_for(cloud[0], case.budget, None), Reason.OFFLOADED)
-    return device_only(case)
-
-
-def _without(case: Case, *placements: Placement) -> Case:
-    rest = tuple(candidate for candidate in case.candidates if candidate.route.placement not in placements)
-    return Case(case.budget, rest, case.held, case.chosen, case.failure)
+def lacks_tokens(case: Case) -> bool:
+    """Whether an input whose device answer is kept was worth an offload at today's toll, but for the tokens."""
+    held = case.held
+    if held is None or case.failure is not None:
+        return False
+    return any(
+        worth(candidate) > held.confidence and obstacle(candidate, case.budget, held) is Reason.BUDGET
+        for candidate in case.candidates
+    )

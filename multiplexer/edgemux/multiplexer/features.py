@@ -16,28 +16,27 @@ TOP_OF_FEW = 5
 
 
 def device_features(probabilities: NDArray[Any]) -> NDArray[np.float32]:
-    """Features float32 [n, f] of a device model's probabilities [n, classes].
+    """Features float32 [n, f] of a device model's probabilities [n, classes], at least 2 classes.
 
-    In order: of up to FEW_CLASSES classes all log-probabilities, and 1 for the class answered; the largest
-    log-probabilities, falling (5 of few classes, 10 of many); the two largest probabilities, whose difference is the
-    margin; minus the entropy in nats. Raises ValueError for what is no such table.
+    Of up to FEW_CLASSES classes: all log-probabilities, 1 for the class answered, the 5 largest log-probabilities,
+    falling. Of more: the 10 largest log-probabilities, falling, and minus the entropy in nats. Margins are differences
+    of these; the entropy of few classes, and probabilities beside their logarithms, added nothing where measured.
+    Raises ValueError for what is no such table.
     """
     p = np.asarray(probabilities, np.float32)
     if p.ndim != 2 or p.shape[1] < 2 or not np.isfinite(p).all():
         raise ValueError("probabilities must be finite, of shape [n, classes] with 2 classes or more")
-    few = p.shape[1] <= FEW_CLASSES
     logs = np.log(p + np.float32(LOG_FLOOR))
-    ranked = largest(p, ranks_read(p.shape[1]))
-    entropy = (p * logs).sum(axis=1, keepdims=True)
-    parts = [np.log(ranked + np.float32(LOG_FLOOR)), ranked[:, :2], entropy]
-    if few:
-        parts = [logs, (p == ranked[:, :1]).astype(np.float32), *parts]
-    return np.concatenate(parts, axis=1)
+    ranked = largest(logs, ranks_read(p.shape[1]))
+    if p.shape[1] > FEW_CLASSES:
+        return np.concatenate([ranked, (p * logs).sum(axis=1, keepdims=True)], axis=1)
+    answered = np.eye(p.shape[1], dtype=np.float32)[p.argmax(axis=1)]
+    return np.concatenate([logs, answered, ranked], axis=1)
 
 
 def feature_count(classes: int) -> int:
     """How many features there are of so many classes."""
-    return ranks_read(classes) + 3 + (2 * classes if classes <= FEW_CLASSES else 0)
+    return ranks_read(classes) + (2 * classes if classes <= FEW_CLASSES else 1)
 
 
 def entropy(probabilities: NDArray[Any]) -> NDArray[np.float64]:
@@ -53,10 +52,9 @@ def ranks_read(classes: int) -> int:
     return min(classes, TOP_OF_FEW if classes <= FEW_CLASSES else TOP)
 
 
-def place_of_largest(classes: int) -> tuple[int, int]:
-    """The columns of the features that are the largest log-probability, and the largest probability."""
-    first = 2 * classes if classes <= FEW_CLASSES else 0
-    return first, first + ranks_read(classes)
+def place_of_largest(classes: int) -> int:
+    """The column of the features that is the largest log-probability."""
+    return 2 * classes if classes <= FEW_CLASSES else 0
 
 
 def largest(values: NDArray[Any], count: int) -> NDArray[Any]:

@@ -14,7 +14,8 @@ from edgemux.compression.multiplex import (
     Prices,
     Scored,
     gains,
-    how_to_fit,
+    post_gate_fit,
+    pre_gate_fit,
     priced,
     save_prices,
     stated,
@@ -35,14 +36,14 @@ def write_gates(answers: Path, feed: Feed, dealt: Splits, how: Gates, seed: int,
     """Fit both gates on the gate split, write their graphs, and score every split with the graph that ships."""
     features, right = read(answers, "gate")
     back = np.arange(right.count) % KEPT_BACK == 0
-    pre = fit_pre(features, right, back, how_to_fit(how, how.pre_hidden), seed)
+    pre = fit_pre(features, right, back, pre_gate_fit(how), seed)
     (folder / PRE_GATE).write_bytes(gates.pre_gate_graph(pre, feed.tensor).SerializeToString(deterministic=True))
     tick(0.3)
     gate = OnnxModel.read(folder / PRE_GATE)
     before = {name: feed.answers(gate, getattr(dealt, name)) for name in SPLITS}
     np.savez(folder / SCORES, **before)  # type: ignore[arg-type]
     tick(0.6)
-    post, _ = fit_post(right, before["gate"], back, how_to_fit(how, how.post_hidden), seed)
+    post, _ = fit_post(right, before["gate"], back, post_gate_fit(how), seed)
     graph = gates.post_gate_graph(post, len(right.levels), right.cloud.shape[1])
     (folder / POST_GATE).write_bytes(graph.SerializeToString(deterministic=True))
 

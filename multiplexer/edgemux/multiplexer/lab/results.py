@@ -25,8 +25,8 @@ class Options(msgspec.Struct, frozen=True):
 class Judged(msgspec.Struct, frozen=True):
     """A router on the test split. Areas and accuracies are shares of 1; None where a figure is not defined.
 
-    difference: of the area to max-softmax's. ece, brier: of P(only the cloud is right), the router's own or its score
-    after Platt scaling on the fit split; auroc: of that event. recovered_at: share of the gap between the models. cpt:
+    difference: of the area to max-softmax's. ece, brier: of P(only the cloud is right), which is the score after Platt
+    scaling on the certificate split; auroc: of that event. recovered_at: share of the gap between the models. cpt:
     share deferred at which 50, 80 and 95 % of the gap is recovered; apgr: mean share recovered. ms: one decision.
     """
 

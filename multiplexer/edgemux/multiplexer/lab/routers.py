@@ -20,14 +20,13 @@ from edgemux.multiplexer.training.net import (
     How,
     Net,
     binary,
-    cross_entropy,
     fit_logistic,
     fit_net,
+    gain_loss,
     sigmoid,
-    softmax,
     squared,
 )
-from edgemux.multiplexer.training.outcomes import CLOUD, Posterior, fit_posterior, gain, seen_outcomes
+from edgemux.multiplexer.training.posterior import Posterior, fit_posterior
 
 Scores = NDArray[np.float64]
 Score = Callable[[Rows], Scores]
@@ -46,7 +45,7 @@ REFERENCES = {
     "selective-query": "entropy, top-10 margins, features; 'cloud wrong or device right' (Kag et al. 2023)",
     "gain-regression": "post-hoc estimate of the gain by least squares (Narasimhan et al. 2022)",
     "pre-gate": "the multiplexer's first gate alone: the raw input, before any model has run",
-    "multiplexer": "gain from four outcomes, with the label's posterior given both answers as target",
+    "multiplexer": "P(cloud right) - P(device right); the target is the label's posterior given both answers",
 }
 # AppealNet's price on calling the cloud, its beta; the order it learns hardly depends on it.
 APPEAL_PRICE = 0.1
@@ -56,12 +55,11 @@ PRE_GATE = How(weight_decay=0.1)
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """A fitted router. ``net``: a learned one's weights; ``event``: P(only the cloud is right), where it says so."""
+    """A fitted router; ``net``: the weights of a learned one."""
 
     name: str
     score: Score = field(repr=False)
     net: Net | None = None
-    event: Score | None = field(default=None, repr=False)
 
 
 Fit = Callable[[Rows, int], Scorer]
@@ -191,40 +189,37 @@ def gain_regression(rows: Rows, seed: int) -> Scorer:
 
 def pre_gate(rows: Rows, seed: int) -> Scorer:
     """The gain from the input alone."""
-    net = fit_net(rows.tiles, targets(rows), cross_entropy, 4, seed, PRE_GATE)
-    return _of_outcomes("pre-gate", net, lambda rows: rows.tiles)
+    net = fit_net(rows.tiles, targets(rows), gain_loss, 2, seed, PRE_GATE)
+    return Scorer("pre-gate", lambda rows: gain_of(net, rows.tiles), net)
 
 
 def multiplexer(rows: Rows, seed: int) -> Scorer:
     """Both gates: what the device answered and, where there are inputs, what the pre-gate makes of them."""
     wanted = targets(rows)
     if not has_tiles(rows):
-        net = fit_net(rows.features, wanted, cross_entropy, 4, seed)
-        return _of_outcomes(OURS, net, lambda rows: rows.features)
+        net = fit_net(rows.features, wanted, gain_loss, 2, seed)
+        return Scorer(OURS, lambda rows: gain_of(net, rows.features), net)
 
     def first_gate(tiles: NDArray[Any], wanted: NDArray[Any]) -> Net:
-        return fit_net(tiles, wanted, cross_entropy, 4, seed, PRE_GATE)
+        return fit_net(tiles, wanted, gain_loss, 2, seed, PRE_GATE)
 
     def read(rows: Rows, logits: NDArray[Any]) -> NDArray[np.float32]:
         return np.concatenate([rows.features, logits.astype(np.float32)], axis=1)
 
     # The second gate learns from a first that has not seen the row: elsewhere the first is surer than it is right.
-    unseen = np.empty((rows.count, 4))
+    unseen = np.empty((rows.count, 2))
     for held, rest in folds(rows.count, 3, seed):
         unseen[held] = first_gate(rows.tiles[rest], wanted[rest]).logits(rows.tiles[held])
     first = first_gate(rows.tiles, wanted)
-    second = fit_net(read(rows, unseen), wanted, cross_entropy, 4, seed)
-    return _of_outcomes(OURS, second, lambda rows: read(rows, first.logits(rows.tiles)))
+    second = fit_net(read(rows, unseen), wanted, gain_loss, 2, seed)
+    return Scorer(OURS, lambda rows: gain_of(second, read(rows, first.logits(rows.tiles))), second)
 
 
-def _of_outcomes(name: str, net: Net, read: Callable[[Rows], NDArray[Any]]) -> Scorer:
-    """A router whose net gives the logits of the four outcomes."""
-    return Scorer(
-        name,
-        lambda rows: gain(softmax(net.logits(read(rows)))),
-        net,
-        lambda rows: softmax(net.logits(read(rows)))[:, CLOUD],
-    )
+def gain_of(net: Net, features: NDArray[Any]) -> Scores:
+    """P(cloud right) - P(device right), from the logits of the two."""
+    device, cloud = sigmoid(net.logits(features)).T
+    result: Scores = cloud - device
+    return result
 
 
 def folds(count: int, parts: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -235,12 +230,16 @@ def folds(count: int, parts: int, seed: int) -> list[tuple[NDArray[np.int64], ND
 
 
 def targets(rows: Rows) -> NDArray[np.float32]:
-    """P(each outcome) of fit rows, [n, 4]: by the fitted posterior; without labels, by the cloud's own."""
+    """What ``gain_loss`` wants of fit rows: P(device right), P(cloud right), 1; float32 [n, 3].
+
+    By the fitted posterior of the label; without labels, by the cloud's own probabilities.
+    """
     seen = rows.seen
     if seen is None:
-        return seen_outcomes(rows.device, rows.cloud, rows.label)
+        raise ValueError("these rows are not for fitting")
     posterior = fit_posterior(seen) if rows.labelled else Posterior.trusting(seen.cloud.shape[1])
-    return posterior.outcomes(seen)
+    device, cloud = posterior.right(seen)
+    return np.stack([device, cloud, np.ones_like(device)], axis=1)
 
 
 def has_tiles(rows: Rows) -> bool:
@@ -271,12 +270,10 @@ FITS: dict[str, Fit] = {
 }
 
 
-def foretold(scorer: Scorer, fit: Rows, rows: Rows) -> Scores:
-    """P(only the cloud is right), of rows: the router's own, or its score after Platt scaling on the fit rows."""
-    if scorer.event is not None:
-        return scorer.event(rows)
-    only_cloud = (fit.cloud_right & ~fit.device_right).astype(np.float64)
-    scaling = platt(scorer.score(fit)[:, None], only_cloud[:, None])
+def foretold(scorer: Scorer, known: Rows, rows: Rows) -> Scores:
+    """P(only the cloud is right), of rows: the score after Platt scaling on others that it was not fitted on."""
+    only_cloud = (known.cloud_right & ~known.device_right).astype(np.float64)
+    scaling = platt(scorer.score(known)[:, None], only_cloud[:, None])
     return sigmoid(float(scaling.slope[0]) * scorer.score(rows) + float(scaling.offset[0]))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemux.multiplexer.features import FEW_CLASSES, device_features, largest
-from edgemux.multiplexer.training.outcomes import Evidence, Floats, evidence
+from edgemux.multiplexer.training.posterior import Evidence, Floats, evidence
 
 # Log-probabilities kept for temperature scaling; exact up to that many classes.
 KEPT = FEW_CLASSES

@@ -53,7 +53,7 @@ def study(splits: Splits, options: Options, progress: Progress) -> tuple[Study, 
     chosen, notes = choose(fit, unseen)
     serving = chosen if chosen in fitted else FALLBACK
     certificate, more = certified(splits, fitted[serving], unseen[serving], chosen, options)
-    judged, curves = judge(fit, test, fitted, options)
+    judged, curves = judge(splits.certify, test, fitted, options)
     oracles = {
         name: rank(score, test.device_right, test.cloud_right).curve() for name, score in oracle_scores(test).items()
     }
@@ -114,9 +114,9 @@ def choose(fit: Rows, unseen: dict[str, Scores]) -> tuple[str, list[str]]:
 
 
 def judge(
-    fit: Rows, test: Rows, fitted: dict[str, Scorer], options: Options
+    known: Rows, test: Rows, fitted: dict[str, Scorer], options: Options
 ) -> tuple[dict[str, Judged], dict[str, Curve]]:
-    """Every router on the test rows, those without a score too."""
+    """Every router on the test rows, those without a score too. known: rows to scale scores by."""
     device, cloud = test.device_right, test.cloud_right
     scores = {name: scorer.score(test) for name, scorer in fitted.items()}
     alike = np.zeros(test.count)
@@ -132,7 +132,7 @@ def judge(
     gap = rank(cloud * 1.0 - device, device, cloud).curve().area - curves[RANDOM].area
     judged = {}
     for name, curve in curves.items():
-        said = foretold(fitted[name], fit, test) if name in fitted else None
+        said = foretold(fitted[name], known, test) if name in fitted else None
         judged[name] = Judged(
             auc=curve.area,
             auc_interval=interval(draws[name]),

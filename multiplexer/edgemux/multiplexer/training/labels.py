@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemux.multiplexer.training.curves import rank
+
 Floats = NDArray[np.float32]
 
 
@@ -51,6 +53,11 @@ class Answers:
         """1 where a route is right, float32 [n, levels + 1], the cloud last."""
         answers = np.concatenate([self.labels_of_levels(), self.labels_of_cloud()[None]])
         return np.ascontiguousarray((answers == self.labels).T.astype(np.float32))
+
+    def area(self, level: int, gain: NDArray[Any]) -> float:
+        """Mean accuracy over all shares deferred, by falling gain [n], after a level's answers: the deferral area."""
+        right = self.right()
+        return rank(gain, right[:, level - 1], right[:, -1]).curve().area
 
     def differs(self, level: int) -> NDArray[np.bool_]:
         """Where a level (1 = smallest) and the cloud disagree, bool [n]; needs no labels."""

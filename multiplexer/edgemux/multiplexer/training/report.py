@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemux.multiplexer.training.curves import rank
 from edgemux.multiplexer.training.labels import Answers
 from edgemux.multiplexer.training.reliability import reliability
 
@@ -54,12 +53,6 @@ def routed(
         skipped=float(skipped.mean()),
         disagreement=float((kept & answers.differs(level)).mean()),
     )
-
-
-def deferral_area(answers: Answers, level: int, gain: NDArray[Any]) -> float:
-    """Mean accuracy over all shares deferred, deferring by falling gain: the area under the deferral curve."""
-    right = answers.right()
-    return rank(gain, right[:, level - 1], right[:, -1]).curve().area
 
 
 def calibration(answers: Answers, level: int, after: NDArray[Any]) -> tuple[float, float]:

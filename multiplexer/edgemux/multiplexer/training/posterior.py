@@ -1,10 +1,10 @@
-"""What comes of an input: both models right, only one of them, or neither; and how likely each is given both answers.
+"""How likely an answer is to be right once both models have answered: what the gates learn to foretell.
 
 A router sees the device's answer alone, but its targets may use all that is known at training: the label and both
 models' probabilities. Targets of 0 and 1 are noisy, since one draw of a label says little about a hard input. So
-the label's posterior given both answers is fitted first, and the router learns the outcome probabilities that
-follow from it: distillation with privileged information (Lopez-Paz et al. 2016). Where the cloud has blind spots the
-posterior learns to doubt it, which the cloud's own probabilities never would.
+the label's posterior given both answers is fitted first, and the router learns the chances that follow from it:
+distillation with privileged information (Lopez-Paz et al. 2016). Where the cloud has blind spots the posterior learns
+to doubt it, which the cloud's own probabilities never would.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from edgemux.multiplexer.features import FEW_CLASSES, LOG_FLOOR
 
 Floats = NDArray[np.float32]
 
-# The columns of an outcome array.
-BOTH, DEVICE, CLOUD, NEITHER = range(4)
-OUTCOMES = 4
 # Of many classes only each model's likeliest are looked at one by one; the others count as one.
 LIKELIEST = 8
 # Ridge towards "believe the cloud", in nats per squared weight; a tenth moves a posterior of 1,000 rows by < 1 %.
@@ -106,14 +103,14 @@ class Posterior:
         """The cloud's own probabilities: all there is to go by without labels."""
         return cls(np.ones(k), np.zeros(k), np.zeros(k))
 
-    def outcomes(self, seen: Evidence) -> Floats:
-        """P(each outcome), float32 [n, 4]."""
+    def right(self, seen: Evidence) -> tuple[Floats, Floats]:
+        """P(the device's answer is right) and P(the cloud's is), float32 [n] each."""
         logits = self.of_cloud * seen.cloud + self.of_device * seen.device + self.offset
         logits -= logits.max(axis=1, keepdims=True)
         q = np.exp(logits)
         q /= q.sum(axis=1, keepdims=True)
         rows = np.arange(len(q))
-        return _outcomes(q[rows, seen.device_at], q[rows, seen.cloud_at], seen.device_at == seen.cloud_at)
+        return q[rows, seen.device_at].astype(np.float32), q[rows, seen.cloud_at].astype(np.float32)
 
 
 def fit_posterior(seen: Evidence) -> Posterior:
@@ -141,26 +138,3 @@ def fit_posterior(seen: Evidence) -> Posterior:
     fitted = weights.detach()
     of_cloud, of_device, offset = (fitted[0].expand(k), fitted[1].expand(k), fitted[2] * place)
     return Posterior(of_cloud.numpy().copy(), of_device.numpy().copy(), offset.numpy().copy())
-
-
-def seen_outcomes(device: NDArray[np.int64], cloud: NDArray[np.int64], labels: NDArray[np.int64]) -> Floats:
-    """The outcome that a label decides: 1 in one column of float32 [n, 4]; arguments int64 [n]."""
-    right = (device == labels).astype(np.float32)
-    return _outcomes(right, (cloud == labels).astype(np.float32), device == cloud)
-
-
-def gain(outcomes: NDArray[Any]) -> NDArray[np.float64]:
-    """P(only the cloud is right) - P(only the device is right), [n]: what deferring is worth."""
-    wide = outcomes.astype(np.float64)
-    result: NDArray[np.float64] = wide[:, CLOUD] - wide[:, DEVICE]
-    return result
-
-
-def _outcomes(device: NDArray[Any], cloud: NDArray[Any], same: NDArray[np.bool_]) -> Floats:
-    """From P(device right), P(cloud right) and whether they gave one answer; two answers are never both right."""
-    table = np.empty((len(same), OUTCOMES), np.float32)
-    table[:, BOTH] = np.where(same, device, 0.0)
-    table[:, DEVICE] = np.where(same, 0.0, device)
-    table[:, CLOUD] = np.where(same, 0.0, cloud)
-    table[:, NEITHER] = np.clip(1.0 - table[:, :NEITHER].sum(axis=1), 0.0, 1.0)
-    return table

@@ -150,8 +150,8 @@ def _provenance(
     plan: Recipe, recipe: str, recipe_sha256: str, images: DataSet, parts: Parts, seconds: float
 ) -> Provenance:
     counts = {
-        "for the models": images.train,
-        "for gates and temperatures": images.gate,
+        "for models and gates": images.train,
+        "for temperatures and the calibration of the gates": images.gate,
         "for the certificate": images.certify,
         "of the test set for reports": images.test,
     }

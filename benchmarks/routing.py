@@ -30,9 +30,8 @@ from drift import STEP, Watch
 from edgemux.compression import data, profile
 from edgemux.compression import recipe as recipes
 from edgemux.compression.chain import answers_of, answers_of_levels, top_of
-from edgemux.compression.gates import TILE_PX
 from edgemux.compression.hardware import hardware
-from edgemux.compression.multiplex import post_gate_fit, pre_gate_fit
+from edgemux.compression.multiplex import glances, post_gate_fit, pre_gate_fit
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.certify import certify, grid_of
 from edgemux.multiplexer.chain import Chain
@@ -41,7 +40,7 @@ from edgemux.multiplexer.lab.certificate import naive_threshold
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.multiplexer.training.curves import areas, interval, paired_error, rank
 from edgemux.multiplexer.training.fit import fit_post, fit_pre, post_scores, pre_scores
-from edgemux.multiplexer.training.labels import Answers, one_hot, pooled
+from edgemux.multiplexer.training.labels import Answers, one_hot
 from edgemux.multiplexer.training.report import routed
 from edgemux.multiplexer.usual import look
 
@@ -190,10 +189,10 @@ def _refitted(bench: Bench, fit: Answers, test: Answers) -> Gains:
     """Gains on the test images by gates fitted as a build fits them."""
     images = np.concatenate([bench.images.train.images, bench.images.gate.images])
     back = np.arange(fit.count) >= len(bench.images.train.labels)
-    pre = fit_pre(pooled(images, TILE_PX), fit, back, pre_gate_fit(bench.how), bench.seed)
-    before = pre_scores(pre, pooled(images, TILE_PX))
+    pre = fit_pre(glances(images), fit, back, pre_gate_fit(bench.how), bench.seed)
+    before = pre_scores(pre, glances(images))
     post, _ = fit_post(fit, before, back, post_gate_fit(bench.how), bench.seed)
-    now = pre_scores(pre, pooled(bench.images.test.images, TILE_PX))
+    now = pre_scores(pre, glances(bench.images.test.images))
     levels = len(test.levels)
     return {
         k: gain_of(post_scores(post, test.levels[k - 1], one_hot(k, levels, test.count), now), k)

@@ -43,6 +43,15 @@ def test_no_source_or_test_file_is_longer_than_450_lines() -> None:
     assert not long
 
 
+def test_the_house_listing_of_the_architecture_is_the_tree() -> None:
+    house = (ROOT / "ARCHITECTURE.md").read_text().split("```")[1]
+    listed = set(re.findall(r"(\w+\.py)\b", house))
+    # Folders below the parts are described as a whole.
+    there = {path.name for part in PARTS if part != "cli" for path in (ROOT / part / "edgemux").glob("*/*.py")}
+    assert listed <= there
+    assert there - listed <= {"__init__.py", "oip_pb2.py"}
+
+
 def test_mypy_checks_folders_and_never_a_package_by_name() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
     assert "packages" not in settings

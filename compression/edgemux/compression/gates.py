@@ -13,7 +13,6 @@ from edgemux.multiplexer.bundle import Tensor
 from edgemux.multiplexer.features import FEW_CLASSES, LOG_FLOOR, ranks_read
 from edgemux.multiplexer.training.net import Net
 
-TILE_PX = 4
 PICTURE = Tensor("image", "UINT8", (-1, 28, 28))
 
 

@@ -111,9 +111,9 @@ def test_parameters_and_work_are_those_of_the_net(cloud: Any, torch: Any) -> Non
 def test_the_gates_in_onnx_score_as_they_were_fitted(images: Any) -> None:
     from edgemux.compression.gates import post_gate_graph, pre_gate_graph
     from edgemux.compression.multiplex import glances
+    from edgemux.multiplexer.learned import Net
     from edgemux.multiplexer.training.fit import post_features, post_scores, pre_scores
     from edgemux.multiplexer.training.labels import one_hot
-    from edgemux.multiplexer.training.net import Net
 
     rng = np.random.default_rng(4)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.features import device_features
-from edgemux.multiplexer.lab.certificate import certified
+from edgemux.multiplexer.lab import saved
+from edgemux.multiplexer.lab.certificate import certified, prices
 from edgemux.multiplexer.lab.pairs import Progress, Splits
 from edgemux.multiplexer.lab.pictures import Pictures, pictures
 from edgemux.multiplexer.lab.results import Judged, Options, Study
@@ -39,8 +41,8 @@ PARTS = (0.5, 0.8, 0.95)
 LEAST_GAP = 0.02
 
 
-def study(splits: Splits, options: Options, progress: Progress) -> tuple[Study, Pictures]:
-    """Fit, choose, certify, judge. Raises ConfigError for options that do not fit."""
+def study(splits: Splits, options: Options, progress: Progress, folder: Path | None = None) -> tuple[Study, Pictures]:
+    """Fit, choose, certify, judge; save in ``folder``, if any. Raises ConfigError for options that do not fit."""
     check(options, splits.fit.labelled)
     fit, test = splits.fit, splits.test
     fits = fits_for(fit)
@@ -53,6 +55,10 @@ def study(splits: Splits, options: Options, progress: Progress) -> tuple[Study, 
     chosen, notes = choose(fit, unseen)
     serving = chosen if chosen in fitted else FALLBACK
     certificate, more = certified(splits, fitted[serving], unseen[serving], chosen, options)
+    policies: dict[str, str] = {}
+    if folder is not None:
+        certified_prices = prices(splits, fitted, unseen, options)
+        policies, more = saved.save(fitted, certified_prices, folder), more + saved.notes(certified_prices)
     judged, curves = judge(splits.certify, test, fitted, options)
     oracles = {
         name: rank(score, test.device_right, test.cloud_right).curve() for name, score in oracle_scores(test).items()
@@ -73,6 +79,7 @@ def study(splits: Splits, options: Options, progress: Progress) -> tuple[Study, 
         certificate=certificate,
         chosen=chosen,
         notes=tuple(notes + more),
+        policies=policies,
     )
     return found, pictures(splits, fitted[serving], curves, oracles, options)
 

@@ -56,6 +56,14 @@ async def test_a_learned_router_s_weights_are_a_file(cloud: Any, agent_of: Any, 
         assert set(await places(agent, pictures(60, 4)[0])) == {Placement.EDGE, Placement.CLOUD}
 
 
+async def test_a_net_for_another_number_of_classes_is_refused_before_it_is_asked(agent_of: Any, tmp_path: Path) -> None:
+    net = Net(np.zeros((1, feature_count(3))), np.zeros(1), np.ones((1, 1)), np.zeros(1))
+    Router(net, "answer", 0.5).write(tmp_path / "three.npz")
+    with pytest.raises(ConfigError, match="weights: the net reads 9 numbers, and an answer of 10 classes has 25"):
+        async with agent_of(None, policy=f'learned("{tmp_path / "three.npz"}")'):
+            pass
+
+
 @pytest.mark.parametrize("policy", ["no-such", "max-softmax", "max-softmax(level=1)", "expected-gain(1)", "("])
 async def test_a_wrong_policy_is_refused_before_anything_is_loaded(tmp_path: Path, policy: str) -> None:
     with pytest.raises(ConfigError, match=r"^policy: "):

@@ -180,6 +180,8 @@ def test_a_net_for_another_number_of_classes_says_so(tmp_path: Path) -> None:
     made = policy(f'learned("{saved(tmp_path / "six.npz")}")')
     with pytest.raises(ConfigError, match="weights: the net reads 17 numbers, and an answer of 5 classes has 15"):
         made(answered(np.full(5, 0.2)))
+    with pytest.raises(ConfigError, match="weights: an answer of one class"):
+        made.check(1)
 
 
 def test_a_threshold_beside_the_file_s_own_goes_first(tmp_path: Path) -> None:

@@ -141,6 +141,10 @@ class Learned(msgspec.Struct, forbid_unknown_fields=True, dict=True):
         self._router = Router.read(Path(self.weights))
         self._bound = self._router.threshold if self.threshold is None else self.threshold
 
+    def check(self, classes: int) -> None:
+        """Raises ConfigError when the net is not for answers of so many classes."""
+        self.doubts(np.full(classes, 1.0 / classes, np.float32))
+
     def __call__(self, case: Case) -> Decision:
         """Decide."""
         return cascade(case, self.doubts)

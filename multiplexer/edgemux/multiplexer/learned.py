@@ -73,6 +73,8 @@ class Router:
 
     def score(self, probabilities: NDArray[Any]) -> NDArray[np.float64]:
         """Scores [n] of answers [n, classes]. Raises ConfigError when the net is for another number of classes."""
+        if probabilities.shape[1] < 2:
+            raise ConfigError("weights: an answer of one class leaves nothing to decide")
         features = READS[self.reads](probabilities)
         width = self.net.w1.shape[1]
         if features.shape[1] != width:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemux.multiplexer import plugins
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.features import device_features
 from edgemux.multiplexer.lab import saved
@@ -32,6 +34,7 @@ from edgemux.multiplexer.lab.routers import (
     foretold,
 )
 from edgemux.multiplexer.lab.rows import Rows
+from edgemux.multiplexer.learned import Router
 from edgemux.multiplexer.training.curves import Curve, areas, interval, paired_error, rank
 from edgemux.multiplexer.training.reliability import auroc, brier, reliability
 
@@ -182,17 +185,25 @@ def _number(value: float) -> float | None:
 
 
 def decision_ms(scorer: Scorer, rows: Rows, repeats: int = 50) -> float:
-    """Median time of one decision from a device answer, its features included."""
-    one = rows.take(np.arange(1))
+    """Median time of one decision from a device answer, what it reads of that included, as an agent makes it."""
     answer = np.full((1, rows.classes), 1.0 / rows.classes, np.float32)
+    decide = decision(scorer, rows.take(np.arange(1)))
     taken = []
     for _ in range(repeats):
         began = time.perf_counter()
-        if scorer.net is not None:
-            device_features(answer)
-        scorer.score(one)
+        decide(answer)
         taken.append(time.perf_counter() - began)
     return 1e3 * float(np.median(taken))
+
+
+def decision(scorer: Scorer, one: Rows) -> Callable[[NDArray[Any]], Any]:
+    """What is to be done with an answer [1, classes]; ``one``: its row, for what reads the input too."""
+    if scorer.written is not None:
+        doubts: Callable[[NDArray[Any]], Any] = plugins.make("edgemux.policies", scorer.written(0.0), "lab").doubts
+        return doubts
+    if scorer.net is not None and scorer.reads is not None:
+        return Router(scorer.net, scorer.reads, 0.0).score
+    return lambda answer: (device_features(answer), scorer.score(one))
 
 
 def oracle_scores(rows: Rows) -> dict[str, Scores]:

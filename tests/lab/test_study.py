@@ -11,8 +11,9 @@ pytest.importorskip("torch")
 
 import torch
 
+from edgemux.multiplexer.certify import rows_needed
 from edgemux.multiplexer.errors import ConfigError
-from edgemux.multiplexer.lab.certificate import naive_threshold, rows_needed
+from edgemux.multiplexer.lab.certificate import naive_threshold
 from edgemux.multiplexer.lab.page import page
 from edgemux.multiplexer.lab.pairs import SavedLogits, splits_of
 from edgemux.multiplexer.lab.pictures import Pictures

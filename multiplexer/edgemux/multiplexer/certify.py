@@ -64,6 +64,11 @@ def grid_of(gain: NDArray[Any], count: int) -> NDArray[np.float64]:
     return np.unique(np.concatenate([quantiles, [KEEP_ALL]]))
 
 
+def rows_needed(alpha: float, delta: float) -> int:
+    """Least n at which anything can be certified: that no row errs must be unlikely, (1 - alpha)^n <= delta."""
+    return math.ceil(math.log(delta) / math.log1p(-alpha))
+
+
 def binomial_cdf(k: int, n: int, p: float) -> float:
     """P(Bin(n, p) <= k), exact to rounding: the p-value of "the risk is above p" after k of n went wrong."""
     if k >= n or p <= 0.0:

@@ -20,6 +20,7 @@ from edgemux.compression.own.entry import cast
 from edgemux.compression.own.inputs import Inputs
 from edgemux.compression.recipe import Certify
 from edgemux.multiplexer.bundle import Tensor
+from edgemux.multiplexer.certify import rows_needed
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.multiplexer.training.labels import Answers, Floats
@@ -47,7 +48,7 @@ def splits(count: int, how: Certify, seed: int) -> Splits:
 
     Raises ConfigError when they are too few for the certificate: even if device and cloud agreed on all of them.
     """
-    needed = math.ceil(math.log(how.delta) / math.log1p(-how.alpha[0]))
+    needed = rows_needed(how.alpha[0], how.delta)
     least = max(FEWEST, math.ceil(needed / CERTIFY_SHARE))
     if count < least:
         raise ConfigError(

@@ -6,6 +6,7 @@ import datetime
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +22,11 @@ from edgemux.compression.pack import GOLDEN, SAMPLES, check_target, gate_files, 
 from edgemux.compression.places import replacing
 from edgemux.multiplexer import bundle
 from edgemux.multiplexer.bundle import Bundle, File, Manifest, Preprocessing, Provenance, Tensor
+from edgemux.multiplexer.usual import add_references
 
 # Samples are for looking at a bundle at work; they should not outweigh its models.
 MAX_SAMPLE_BYTES = 8 * 2**20
+MAX_REFERENCE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,15 @@ def write(plan: Plan, recipe: str, recipe_sha256: str, parts: Parts, seconds: fl
             listed.append(SAMPLES)
         provenance = _provenance(plan, recipe, recipe_sha256, parts, seconds)
         bundle.seal(part, _manifest(plan, parts, listed, provenance))
+        add_references(part, *(_some(parts, rows) for rows in (parts.dealt.test, parts.dealt.certify)))
         Bundle.open(part).verify()
     return out
+
+
+def _some(parts: Parts, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Inputs to tell what is usual from: as many of the rows as fit."""
+    most = max(1, MAX_REFERENCE_BYTES // parts.feed.rows(rows[:1]).nbytes)
+    return {parts.feed.tensor.name: parts.feed.rows(rows[:most])}
 
 
 def _write_golden(part: Path, plan: Plan, parts: Parts) -> None:

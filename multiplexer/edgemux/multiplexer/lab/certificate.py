@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemux.multiplexer.certify import DEFER_ALL, KEEP_ALL, certify, grid_of, upper_bound
+from edgemux.multiplexer.certify import DEFER_ALL, KEEP_ALL, certify, grid_of, rows_needed, upper_bound
 from edgemux.multiplexer.lab.pairs import Splits
 from edgemux.multiplexer.lab.results import Certificate, Naive, Options
 from edgemux.multiplexer.lab.routers import DEVICE_ONLY, Scorer, Scores
@@ -22,11 +22,6 @@ def errors_of(rows: Rows, options: Options) -> NDArray[np.bool_]:
     if options.against_labels:
         return rows.cloud_right & ~rows.device_right
     return rows.differs
-
-
-def rows_needed(alpha: float, delta: float) -> int:
-    """Least n at which anything can be certified: that no row errs must be unlikely, (1 - alpha)^n <= delta."""
-    return math.ceil(math.log(delta) / math.log1p(-alpha))
 
 
 def certified(

@@ -18,8 +18,8 @@ from edgemux.multiplexer.onnx_model import OnnxModel
 
 # Rows run at once: enough for speed, few enough for memory.
 ROWS = 256
-# Of fewer, the limits of what is usual are so wide that an agent does better to learn for itself.
-LEAST = 200
+# Of fewer, ten bins cannot be placed; the limits of what is usual are wide for some hundred still.
+LEAST = 30
 
 Floats = NDArray[np.float64]
 Tensors = Mapping[str, NDArray[Any]]

@@ -26,20 +26,23 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from drift import STEP, Watch
 from edgemux.compression import data, profile
+from edgemux.compression import recipe as recipes
 from edgemux.compression.chain import answers_of, answers_of_levels, top_of
-from edgemux.compression.gates import TILE_PX
 from edgemux.compression.hardware import hardware
-from edgemux.compression.multiplex import post_gate_fit, pre_gate_fit
-from edgemux.compression.recipe import Gates, load
+from edgemux.compression.multiplex import glances, post_gate_fit, pre_gate_fit
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.certify import certify, grid_of
+from edgemux.multiplexer.chain import Chain
+from edgemux.multiplexer.gates import Gates
 from edgemux.multiplexer.lab.certificate import naive_threshold
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.multiplexer.training.curves import areas, interval, paired_error, rank
 from edgemux.multiplexer.training.fit import fit_post, fit_pre, post_scores, pre_scores
-from edgemux.multiplexer.training.labels import Answers, one_hot, pooled
+from edgemux.multiplexer.training.labels import Answers, one_hot
 from edgemux.multiplexer.training.report import routed
+from edgemux.multiplexer.usual import look
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "deploy" / "bundles" / "fashion-mnist"
@@ -48,6 +51,7 @@ RECIPE = ROOT / "deploy" / "recipes" / "fashion-mnist.toml"
 BLIND = (2, 5, 6)
 DRAWS = 200
 REDRAWS = 400
+ALARM_WITHIN = 2000
 Images = NDArray[np.uint8]
 Gains = dict[int, NDArray[np.float64]]
 
@@ -110,8 +114,8 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.starter = Starter.open(folder)
-        recipe = load(RECIPE)
-        self.how: Gates = recipe.gates
+        recipe = recipes.load(RECIPE)
+        self.how: recipes.Gates = recipe.gates
         self.seed = recipe.seed
         self.images = data.load(recipe.data.set, recipe.data.held_out, recipe.seed, None)
         self.test = self.starter.answers(self.images.test)
@@ -185,10 +189,10 @@ def _refitted(bench: Bench, fit: Answers, test: Answers) -> Gains:
     """Gains on the test images by gates fitted as a build fits them."""
     images = np.concatenate([bench.images.train.images, bench.images.gate.images])
     back = np.arange(fit.count) >= len(bench.images.train.labels)
-    pre = fit_pre(pooled(images, TILE_PX), fit, back, pre_gate_fit(bench.how), bench.seed)
-    before = pre_scores(pre, pooled(images, TILE_PX))
+    pre = fit_pre(glances(images), fit, back, pre_gate_fit(bench.how), bench.seed)
+    before = pre_scores(pre, glances(images))
     post, _ = fit_post(fit, before, back, post_gate_fit(bench.how), bench.seed)
-    now = pre_scores(pre, pooled(bench.images.test.images, TILE_PX))
+    now = pre_scores(pre, glances(bench.images.test.images))
     levels = len(test.levels)
     return {
         k: gain_of(post_scores(post, test.levels[k - 1], one_hot(k, levels, test.count), now), k)
@@ -209,16 +213,35 @@ CORRUPTIONS: dict[str, Callable[[NDArray[np.float64], np.random.Generator], NDAr
 
 
 def corrupted(bench: Bench) -> list[Row]:
-    """The bundle's gates on images unlike those that they were fitted to, both models running on the same."""
+    """The bundle's gates on images unlike those that they were fitted to, and when the agent would give them up.
+
+    The agent's detectors see the same images in turn; from their alarm on, calibrated confidence decides, which orders
+    as max-softmax does.
+    """
     rows = []
+    top = len(bench.starter.chain)
     for name, change in CORRUPTIONS.items():
         pixels = change(bench.images.test.images.astype(np.float64), np.random.default_rng(0))
         split = data.Split(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), bench.images.test.labels)
         answers = bench.starter.answers(split)
-        top = len(bench.starter.chain)
         gain = gain_of(bench.starter.scores(split.images, answers, top)[1], top)
-        rows.append(_beside(answers, top, gain, "corrupted", name, -1.0))
+        row = _beside(answers, top, gain, "corrupted", name, -1.0)
+        after = _inputs_to_the_alarm(bench.starter, split.images)
+        given_up = f"given up after {after} inputs" if after is not None else "no alarm"
+        measured = f"{row.measured}; {given_up}"
+        rows.append(Row(row.part, row.what, measured, "≥ -1 SE, or an alarm", row.meets or after is not None))
     return rows
+
+
+def _inputs_to_the_alarm(starter: Starter, images: Images) -> int | None:
+    manifest = starter.bundle.manifest
+    seen = look(manifest, Gates(starter.bundle), Chain(starter.chain, ["image"]), {"image": images[:ALARM_WITHIN]})
+    columns = (seen.pre_gate_gain, seen.brightness, seen.contrast, seen.levels[-1])
+    watch = Watch(manifest.references, len(manifest.levels))
+    for end in range(STEP, ALARM_WITHIN + 1, STEP):
+        if watch.alarm(columns, np.arange(end - STEP, end)):
+            return end
+    return None
 
 
 def claims(bench: Bench) -> list[Row]:

@@ -109,10 +109,11 @@ def test_parameters_and_work_are_those_of_the_net(cloud: Any, torch: Any) -> Non
 
 
 def test_the_gates_in_onnx_score_as_they_were_fitted(images: Any) -> None:
-    from edgemux.compression.gates import TILE_PX, post_gate_graph, pre_gate_graph
+    from edgemux.compression.gates import post_gate_graph, pre_gate_graph
+    from edgemux.compression.multiplex import glances
+    from edgemux.multiplexer.learned import Net
     from edgemux.multiplexer.training.fit import post_features, post_scores, pre_scores
-    from edgemux.multiplexer.training.labels import one_hot, pooled
-    from edgemux.multiplexer.training.net import Net
+    from edgemux.multiplexer.training.labels import one_hot
 
     rng = np.random.default_rng(4)
 
@@ -126,7 +127,7 @@ def test_the_gates_in_onnx_score_as_they_were_fitted(images: Any) -> None:
 
     pre = net(49, 5, 1 / 255)
     scores = answers_of(OnnxModel(pre_gate_graph(pre).SerializeToString(), "pre"), images)
-    assert np.abs(scores - pre_scores(pre, pooled(images, TILE_PX))).max() < 1e-5
+    assert np.abs(scores - pre_scores(pre, glances(images))).max() < 1e-5
     level = one_hot(3, 4, len(images))
     for classes in (2, 10, 200):
         p = rng.dirichlet(np.ones(classes), len(images)).astype(np.float32)

@@ -23,9 +23,8 @@ def _needs_torch(torch: Any) -> None:
 
 
 def test_a_picture_of_28_pixels_is_seen_as_49_tiles_as_it_always_was(images: Any) -> None:
-    from edgemux.multiplexer.training.labels import pooled
-
-    assert np.allclose(seen(Tensor("image", "UINT8", (-1, 28, 28)), images), pooled(images, 4), atol=1e-3)
+    tiles = images.reshape(-1, 7, 4, 7, 4).mean(axis=(2, 4)).reshape(-1, 49)
+    assert np.array_equal(seen(Tensor("image", "UINT8", (-1, 28, 28)), images), tiles)
 
 
 def test_tiles_that_do_not_come_out_even_are_means_of_what_is_there() -> None:
@@ -74,20 +73,19 @@ def test_of_a_row_of_integers_the_zeros_and_the_remainders_are_counted() -> None
 @pytest.mark.parametrize("classes", [2, 3, 10, 64, 65, 300])
 def test_the_post_gate_scores_answers_of_any_number_of_classes_as_it_was_fitted(classes: int) -> None:
     from edgemux.compression.gates import post_gate_graph
-    from edgemux.multiplexer.training.fit import Layers, post_features
+    from edgemux.multiplexer.training.fit import post_features, post_scores
     from edgemux.multiplexer.training.labels import one_hot
+    from edgemux.multiplexer.training.net import Net
 
     rng = np.random.default_rng(4)
     p = rng.dirichlet(np.full(classes, 0.2), 9).astype(np.float32)
     level, scores = one_hot(1, 1, 9), rng.random((9, 2), np.float32)
-    features = post_features(p, level, scores)
-    assert features.shape[1] <= 2 * 64 + 3 + 1 + 3
-    post = Layers(
-        rng.normal(size=(7, features.shape[1])) / 9, rng.normal(size=7), rng.normal(size=(2, 7)), rng.normal(size=2)
-    )
+    width = post_features(p, level, scores).shape[1]
+    assert width <= 2 * 64 + 5 + 1 + 2
+    post = Net(rng.normal(size=(7, width)) / 9, rng.normal(size=7), rng.normal(size=(2, 7)), rng.normal(size=2))
     gate = OnnxModel(post_gate_graph(post, 1, classes).SerializeToString(), "post")
     (after,) = gate.run({"probabilities": p, "level": level, "scores": scores})
-    assert np.abs(after - post.scores(features)).max() < 1e-4
+    assert np.abs(after - post_scores(post, p, level, scores)).max() < 1e-4
 
 
 def test_an_input_may_be_called_what_the_graph_would_call_its_own_tensors() -> None:

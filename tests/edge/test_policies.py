@@ -11,7 +11,8 @@ import pytest
 from edgemux.edge import EdgeConfig, open_agent
 from edgemux.multiplexer.domain import Placement, Reason
 from edgemux.multiplexer.errors import ConfigError
-from edgemux.multiplexer.features import feature_count
+from edgemux.multiplexer.features import feature_count, place_of_largest
+from edgemux.multiplexer.learned import Net, Router
 
 CLASSES = 10
 
@@ -47,13 +48,20 @@ async def test_a_fixed_level_answers_with_that_level(agent_of: Any, pictures: An
 
 
 async def test_a_learned_router_s_weights_are_a_file(cloud: Any, agent_of: Any, pictures: Any, tmp_path: Path) -> None:
-    width = feature_count(CLASSES)
-    w1 = np.zeros((width, 1))
-    w1[0] = -1.0  # the smaller the largest log-probability, the higher the score
-    np.savez(tmp_path / "router.npz", mean=np.zeros(width), scale=np.ones(width), w1=w1, b1=np.zeros(1))
-    text = f'learned(weights="{tmp_path / "router.npz"}", threshold=0.3)'
+    w1 = np.zeros((1, feature_count(CLASSES)))
+    w1[0, place_of_largest(CLASSES)] = -1.0  # the smaller the largest log-probability, the higher the score
+    Router(Net(w1, np.zeros(1), np.ones((1, 1)), np.zeros(1)), "answer", 2.0).write(tmp_path / "router.npz")
+    text = f'learned(weights="{tmp_path / "router.npz"}", threshold=0.57)'
     async with agent_of(cloud.address, policy=text) as agent:
         assert set(await places(agent, pictures(60, 4)[0])) == {Placement.EDGE, Placement.CLOUD}
+
+
+async def test_a_net_for_another_number_of_classes_is_refused_before_it_is_asked(agent_of: Any, tmp_path: Path) -> None:
+    net = Net(np.zeros((1, feature_count(3))), np.zeros(1), np.ones((1, 1)), np.zeros(1))
+    Router(net, "answer", 0.5).write(tmp_path / "three.npz")
+    with pytest.raises(ConfigError, match="weights: the net reads 9 numbers, and an answer of 10 classes has 25"):
+        async with agent_of(None, policy=f'learned("{tmp_path / "three.npz"}")'):
+            pass
 
 
 @pytest.mark.parametrize("policy", ["no-such", "max-softmax", "max-softmax(level=1)", "expected-gain(1)", "("])

@@ -110,7 +110,7 @@ def test_models_that_always_agree_leave_nothing_to_choose(tmp_path: Path, make_p
 
 
 def test_inputs_give_a_pre_gate(tmp_path: Path, make_pair) -> None:
-    pair = make_pair(600)
+    pair = make_pair(2000)
     pair["inputs"] = pair["edge_logits"].reshape(-1, 2, 5)
     found, _ = look(tmp_path, pair)
     assert found.routers["pre-gate"].auc > found.random

@@ -26,7 +26,7 @@ from edgemux.multiplexer.domain import (
     Run,
 )
 from edgemux.multiplexer.errors import ConfigError
-from edgemux.multiplexer.features import device_features, feature_count, place_of_largest
+from edgemux.multiplexer.features import device_features, feature_count, place_of_largest, query_features
 
 CLOUD = Candidate(Route("cloud", Placement.CLOUD), 0.2, Cost(0.01, sent_bytes=900, offloads=1), 0.5)
 LEVELS = tuple(
@@ -129,24 +129,29 @@ def test_resource_baselines_weigh_the_cloud_like_the_real_policy(text: str) -> N
 
 def saved(path: Path, **changes: Any) -> str:
     width = feature_count(6)
-    arrays = {"mean": np.zeros(width), "scale": np.ones(width), "w1": np.zeros((width, 1)), "b1": np.zeros(1)}
-    arrays["w1"][place_of_largest(6)] = -1.0  # the smaller the largest log-probability, the higher the score
-    arrays |= changes
+    arrays = {"w1": np.zeros((1, width)), "b1": np.full(1, 20.0), "w2": np.ones((1, 1)), "b2": np.full(1, -20.0)}
+    arrays["w1"][0, place_of_largest(6)] = -1.0  # the smaller the largest log-probability, the higher the score
+    arrays |= {"reads": np.array("answer"), "threshold": np.array(0.5)} | changes
     np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
     return str(path)
 
 
-@given(DISTRIBUTIONS)
-def test_a_learned_router_is_its_net_on_the_features(tmp_path_factory: pytest.TempPathFactory, p: Any) -> None:
+@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("reads", ["answer", "query"])
+@given(p=DISTRIBUTIONS)
+def test_a_learned_router_is_its_net_on_what_it_reads(
+    tmp_path_factory: pytest.TempPathFactory, p: Any, reads: str, outputs: int
+) -> None:
     path = tmp_path_factory.getbasetemp() / "net.npz"
     rng = np.random.default_rng(0)
-    width = feature_count(6)
-    w1, b1, w2, b2 = rng.normal(size=(width, 4)), rng.normal(size=4), rng.normal(size=(4, 1)), rng.normal(size=1)
-    mean, scale = rng.normal(size=width), rng.uniform(1, 2, width)
-    saved(path, w1=w1, b1=b1, w2=w2, b2=b2, mean=mean, scale=scale, threshold=np.array(0.2))
     p = p.astype(np.float32)
-    score = (np.maximum((device_features(p[None]) - mean) / scale @ w1 + b1, 0) @ w2 + b2)[0, 0]
-    if abs(score - 0.2) > 1e-3:
+    read = {"answer": device_features, "query": query_features}[reads](p[None])
+    w1, b1 = rng.normal(size=(4, read.shape[1])) / 9, rng.normal(size=4)
+    w2, b2 = rng.normal(size=(outputs, 4)), rng.normal(size=outputs)
+    saved(path, w1=w1, b1=b1, w2=w2, b2=b2, reads=np.array(reads), threshold=np.array(0.2))
+    said = 1 / (1 + np.exp(-(w2 @ np.maximum(w1 @ read[0] + b1, 0) + b2)))
+    score = said[0] if outputs == 1 else said[1] - said[0]
+    if abs(score - 0.2) > 1e-6:
         assert defers(f'learned("{path}")', p) == (score > 0.2)
 
 
@@ -154,16 +159,35 @@ def test_a_learned_router_is_its_net_on_the_features(tmp_path_factory: pytest.Te
     ("changes", "message"),
     [
         ({"w1": None}, "lacks w1"),
-        ({"mean": np.zeros(3)}, "do not fit"),
-        ({"scale": np.zeros(16)}, "do not fit"),
-        ({"w1": np.zeros((16, 2)), "b1": np.zeros(2)}, "do not fit"),
+        ({"threshold": None, "reads": None}, "lacks reads, threshold"),
+        ({"w1": np.zeros(17)}, "do not fit"),
+        ({"b1": np.zeros(2)}, "do not fit"),
+        ({"w2": np.zeros((3, 1)), "b2": np.zeros(3)}, "do not fit"),
+        ({"b2": np.zeros(2)}, "do not fit"),
+        ({"threshold": np.zeros(2)}, "do not fit"),
         ({"b1": np.full(1, np.nan)}, "numbers that are none"),
         ({"b1": np.array([{}])}, "cannot be read"),
+        ({"w1": np.array([["a"]])}, "cannot be read"),
+        ({"reads": np.array("inputs")}, "reads 'inputs', which is none of answer, query"),
     ],
 )
 def test_a_weight_file_that_is_none_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         policy(f'learned("{saved(tmp_path / "bad.npz", **changes)}")')
+
+
+def test_a_net_for_another_number_of_classes_says_so(tmp_path: Path) -> None:
+    made = policy(f'learned("{saved(tmp_path / "six.npz")}")')
+    with pytest.raises(ConfigError, match="weights: the net reads 17 numbers, and an answer of 5 classes has 15"):
+        made(answered(np.full(5, 0.2)))
+    with pytest.raises(ConfigError, match="weights: an answer of one class"):
+        made.check(1)
+
+
+def test_a_threshold_beside_the_file_s_own_goes_first(tmp_path: Path) -> None:
+    path = saved(tmp_path / "net.npz")
+    assert defers(f'learned("{path}")', np.full(6, 1 / 6))
+    assert not defers(f'learned("{path}", threshold=2.0)', np.full(6, 1 / 6))
 
 
 def test_a_file_that_is_missing_or_no_npz_is_refused(tmp_path: Path) -> None:
@@ -191,6 +215,22 @@ def test_a_file_that_is_missing_or_no_npz_is_refused(tmp_path: Path) -> None:
 def test_a_policy_that_is_written_wrongly_is_named_and_what_is_there_is_listed(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         policy(text)
+
+
+def test_a_threshold_between_two_float32_numbers_tells_them_apart() -> None:
+    surest = np.array([[1.0, 0.0], [np.nextafter(np.float32(1), np.float32(0)), 0.0]], np.float32)
+    between = 1.0 - 2.0**-26
+    for kind in (baselines.MaxSoftmax, baselines.BoxThreshold, baselines.Margin):
+        assert kind(between).doubts(surest).tolist() == [False, True]
+
+
+def test_a_temperature_that_keeps_the_likeliest_lets_the_others_count_with_their_mean() -> None:
+    p = np.array([0.5, 0.2, 0.15, 0.15], np.float32)
+    roots = np.sqrt(p.astype(np.float64))
+    share = roots[0] / roots.sum()
+    for kept in (None, 2, 4, 9):
+        for threshold, doubted in ((share - 1e-6, False), (share + 1e-6, True)):
+            assert baselines.Temperature(threshold, 2.0, kept).doubts(p) == doubted
 
 
 def test_thresholds_judge_many_answers_as_they_judge_one() -> None:

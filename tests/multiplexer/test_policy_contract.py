@@ -10,6 +10,7 @@ import pytest
 from edgemux.multiplexer import plugins
 from edgemux.multiplexer.domain import Placement
 from edgemux.multiplexer.features import feature_count
+from edgemux.multiplexer.learned import Net, Router
 from edgemux.multiplexer.policy import Policy
 from edgemux.multiplexer.policy_contract import CLASSES, PolicyContract
 
@@ -26,7 +27,7 @@ TEXTS = [
     "entropy(0.4)",
     "sedna-threshold(0.5)",
     "sedna-ibt(0.5)",
-    "learned(weights=WEIGHTS, threshold=0.1)",
+    "learned(weights=WEIGHTS, threshold=0.6)",
     "fixed-level(level=2)",
     "round-robin",
     "largest-that-fits",
@@ -37,8 +38,8 @@ TEXTS = [
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("router") / "router.npz"
     width, rng = feature_count(CLASSES), np.random.default_rng(0)
-    arrays = {"w1": rng.normal(size=(width, 3)), "b1": np.zeros(3), "w2": rng.normal(size=(3, 1)), "b2": np.zeros(1)}
-    np.savez(path, mean=np.zeros(width), scale=np.ones(width), **arrays)
+    net = Net(rng.normal(size=(3, width)), np.zeros(3), rng.normal(size=(1, 3)), np.zeros(1))
+    Router(net, "answer", 0.5).write(path)
     return path
 
 

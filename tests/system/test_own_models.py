@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgemux.cli.children import parse_ready
 from edgemux.cli.main import run
 from edgemux.multiplexer.errors import InputError
 from edgemux.wire import Client
 
 FEATURES, CLASSES, ROWS = 12, 3, 600
-PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
 
 
 def save_linear(path: Path, weight: Any) -> None:
@@ -54,26 +49,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
     return folder / "bundle", fresh, (fresh @ weight.astype(np.float32)).argmax(axis=1)
 
 
-def served(*arguments: str) -> Iterator[str]:
-    """The gRPC address of a server while it runs."""
-    command = [sys.executable, "-m", "edgemux.cli.main", *arguments, *PORTS]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None
-        ready = parse_ready(running.stdout.readline())
-        assert ready is not None
-        yield ready.grpc
-        running.send_signal(signal.SIGTERM)
-        running.wait(60)
+@pytest.fixture(scope="module")
+def cloud(bundle: tuple[Path, Any, Any], serving: Callable[..., Any]) -> Iterator[str]:
+    with serving("cloud", "--bundle", str(bundle[0])) as server:
+        yield server.grpc
 
 
 @pytest.fixture(scope="module")
-def cloud(bundle: tuple[Path, Any, Any]) -> Iterator[str]:
-    yield from served("cloud", "--bundle", str(bundle[0]))
-
-
-@pytest.fixture(scope="module")
-def agent(bundle: tuple[Path, Any, Any], cloud: str) -> Iterator[str]:
-    yield from served("edge", "--bundle", str(bundle[0]), "--cloud", cloud)
+def agent(bundle: tuple[Path, Any, Any], cloud: str, serving: Callable[..., Any]) -> Iterator[str]:
+    with serving("edge", "--bundle", str(bundle[0]), "--cloud", cloud) as server:
+        yield server.grpc
 
 
 def test_the_agent_answers_nearly_as_the_cloud_and_keeps_a_part_on_the_device(

@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 
 from edgemux.multiplexer.training.calibrate import platt, temperature
 from edgemux.multiplexer.training.fit import fit_post, fit_pre, post_scores, pre_scores, targets_of
-from edgemux.multiplexer.training.labels import Answers, one_hot, pooled
+from edgemux.multiplexer.training.labels import Answers, one_hot
 from edgemux.multiplexer.training.net import How
 from edgemux.multiplexer.training.report import calibration, routed
 
@@ -53,11 +53,6 @@ def test_platt_scaling_recovers_the_chances_it_was_given() -> None:
     found = platt(scores, right)
     assert found.slope[0] == pytest.approx(2.0, abs=0.1)
     assert found.offset[0] == pytest.approx(0.5, abs=0.1)
-
-
-def test_tiles_are_the_means_of_their_pixels() -> None:
-    image = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
-    assert pooled(image, 4).tolist() == [[13.5, 17.5, 45.5, 49.5]]
 
 
 def every_fifth(count: int) -> np.ndarray:

@@ -16,8 +16,9 @@ from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.lab.page import page
 from edgemux.multiplexer.lab.pairs import RunModels, SavedLogits, splits_of
 from edgemux.multiplexer.lab.results import Options, Study
+from edgemux.multiplexer.lab.saved import prepare
 from edgemux.multiplexer.lab.study import check, study
-from edgemux.multiplexer.lab.table import HEADERS, figures_of, sentences
+from edgemux.multiplexer.lab.table import HEADERS, figures_of, policy_lines, sentences
 
 
 class Files(msgspec.Struct, frozen=True):
@@ -30,13 +31,18 @@ class Files(msgspec.Struct, frozen=True):
     labels: Path | None = None
 
 
-def look(files: Files, options: Options, out: Path, console: Console) -> Study:
-    """Fit and judge every router, write the page to ``out``. Raises ConfigError or InputError for what does not fit."""
+def look(files: Files, options: Options, out: Path, console: Console, save: Path | None = None) -> Study:
+    """Fit and judge every router, write the page to ``out`` and what an agent can run to ``save``.
+
+    Raises ConfigError or InputError for what does not fit.
+    """
     check_out(out)
     source = _source(files)
     check(options, source.labelled)
     if files.data is not None and (options.device_ms is None) != (options.cloud_ms is None):
         raise ConfigError("lab: --edge-ms and --cloud-ms are needed both, or neither")
+    if save is not None:
+        prepare(save)
     # Nets this small are slower on many threads.
     torch.set_num_threads(1)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -46,7 +52,7 @@ def look(files: Files, options: Options, out: Path, console: Console) -> Study:
             device_ms, cloud_ms = source.times_ms()
             splits = splits.timed(device_ms, cloud_ms)
         fitting = progress.add_task("routers", total=1.0)
-        found, pictures = study(splits, options, lambda done: progress.update(fitting, completed=done))
+        found, pictures = study(splits, options, lambda done: progress.update(fitting, completed=done), save)
     try:
         out.write_text(page(found, pictures, "edgemux lab"), encoding="utf-8")
     except OSError as error:
@@ -85,3 +91,5 @@ def print_study(found: Study, out: Path, console: Console) -> None:
     console.print(table)
     for line in (*rest, f"The report with plots: {out}"):
         console.print(line, highlight=False, soft_wrap=True)
+    for line in policy_lines(found):
+        console.print(line, highlight=False, soft_wrap=True, markup=False, emoji=False)

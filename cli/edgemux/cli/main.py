@@ -284,6 +284,12 @@ def lab(
     edge_ms: Annotated[float | None, typer.Option(min=0.0, help="What a device answer takes.")] = None,
     cloud_ms: Annotated[float | None, typer.Option(min=0.0, help="What a cloud answer takes, link included.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides the splits and the fits.")] = 0,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Save what an agent can run, print its policies. New, empty, or of an earlier run."
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Compare every router on your own two models: table, plots, and a certificate."""
@@ -294,7 +300,7 @@ def lab(
         from edgemux.multiplexer.lab.results import Options
     files = bench.Files(data, edge, cloud, inputs, labels)
     options = Options(alpha, delta, certify == "labels", seed, device_ms=edge_ms, cloud_ms=cloud_ms)
-    found = bench.look(files, options, out, _console(stderr=True))
+    found = bench.look(files, options, out, _console(stderr=True), save)
     if json:
         _print_json(found)
     else:

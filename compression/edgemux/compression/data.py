@@ -53,7 +53,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """Splits: ``train`` for the models, ``gate`` for gates and temperatures, ``certify``, ``test`` for reports only."""
+    """Splits: ``train`` for models and gates, ``gate`` to calibrate both, ``certify``, ``test`` for reports only."""
 
     train: Split
     gate: Split

@@ -11,9 +11,8 @@ from edgemux.compression.graph import Graph
 from edgemux.compression.nets import CLASS_COUNT
 from edgemux.multiplexer.bundle import Tensor
 from edgemux.multiplexer.features import FEW_CLASSES, LOG_FLOOR, ranks_read
-from edgemux.multiplexer.training.net import Net
+from edgemux.multiplexer.learned import Net
 
-TILE_PX = 4
 PICTURE = Tensor("image", "UINT8", (-1, 28, 28))
 
 

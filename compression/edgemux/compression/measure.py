@@ -147,7 +147,7 @@ def _multiplexed(scored: Scored, gate_files: Path, prices: Prices) -> dict[str, 
     measured: dict[str, float] = {}
     for level, price in enumerate(prices.defer, start=1):
         name = level_name(level)
-        after = scores_after(gate_files, test, level, before)
+        after = scores_after(gate_files, test, level, before).astype(np.float64)
         result = routed(test, level, before, after, prices.offload_first, price)
         level_error, cloud_error = calibration(test, level, after)
         gain = after[:, -1] - after[:, level - 1]

@@ -14,13 +14,14 @@ from edgemux.compression import gates
 from edgemux.compression.chain import answers_of, answers_of_levels
 from edgemux.compression.data import DataSet
 from edgemux.compression.fit import Tick
+from edgemux.compression.glance import glance_graph
 from edgemux.compression.models import CLOUD, level_file
 from edgemux.compression.recipe import Certify, Gates
 from edgemux.multiplexer.bundle import Certificate, Certified
 from edgemux.multiplexer.certify import certify, grid_of, skip_price
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.multiplexer.training.fit import fit_post, fit_pre
-from edgemux.multiplexer.training.labels import Answers, Floats, one_hot, pooled
+from edgemux.multiplexer.training.labels import Answers, Floats, one_hot
 from edgemux.multiplexer.training.net import How
 
 PRE_GATE = "pre_gate.onnx"
@@ -73,13 +74,18 @@ def write_gates(answers: Path, how: Gates, seed: int, folder: Path, tick: Tick) 
     held_images, held = read_answers(answers, "gate")
     images, right = np.concatenate([images, held_images]), train.followed_by(held)
     back = np.arange(right.count) >= train.count
-    pre = fit_pre(pooled(images, gates.TILE_PX), right, back, pre_gate_fit(how), seed)
+    pre = fit_pre(glances(images), right, back, pre_gate_fit(how), seed)
     (folder / PRE_GATE).write_bytes(gates.pre_gate_graph(pre).SerializeToString(deterministic=True))
     tick(0.3)
     scores = answers_of(OnnxModel.read(folder / PRE_GATE), images)
     post, _ = fit_post(right, scores, back, post_gate_fit(how), seed)
     graph = gates.post_gate_graph(post, len(right.levels))
     (folder / POST_GATE).write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def glances(images: NDArray[np.uint8]) -> Floats:
+    """What the pre-gate sees of pictures, float32 [n, features], by the nodes of its own graph."""
+    return answers_of(OnnxModel(glance_graph(gates.PICTURE).SerializeToString(), "glance"), images)
 
 
 def pre_gate_fit(how: Gates) -> How:

@@ -36,6 +36,7 @@ from edgemux.multiplexer.bundle import (
     Tensor,
 )
 from edgemux.multiplexer.onnx_model import OnnxModel
+from edgemux.multiplexer.training.labels import one_hot
 from edgemux.multiplexer.usual import add_references
 
 GOLDEN = "golden.npz"
@@ -94,7 +95,7 @@ def golden_answers(
     answers[figures.cloud.name] = answers_of(OnnxModel.read(folder / CLOUD), rows)
     scores = answers_of(OnnxModel.read(folder / PRE_GATE), rows)
     top = figures.levels[-1]
-    level = np.eye(len(figures.levels), dtype=np.float32)[[top.level - 1] * len(labels)]
+    level = one_hot(top.level, len(figures.levels), len(labels))
     feeds: Mapping[str, NDArray[Any]] = {"probabilities": answers[top.name], "level": level, "scores": scores}
     answers["scores"] = scores
     answers["scores_after"] = OnnxModel.read(folder / POST_GATE).run(feeds)[0]
@@ -150,8 +151,8 @@ def _provenance(
     plan: Recipe, recipe: str, recipe_sha256: str, images: DataSet, parts: Parts, seconds: float
 ) -> Provenance:
     counts = {
-        "for the models": images.train,
-        "for gates and temperatures": images.gate,
+        "for models and gates": images.train,
+        "for temperatures and the calibration of the gates": images.gate,
         "for the certificate": images.certify,
         "of the test set for reports": images.test,
     }

@@ -72,11 +72,6 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     return known
 
 
-def median_ms(run: Callable[[], object], repeats: int) -> float:
-    """Median wall time of one call, in ms."""
-    return medians_ms([run], repeats)[0]
-
-
 def medians_ms(
     runs: Sequence[Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> list[float]:

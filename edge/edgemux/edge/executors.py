@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -48,12 +48,6 @@ MESSAGE_BYTES = 80
 SHADOW_S = 1.0
 # A model that takes longer than this leaves the event loop for a thread: a hop costs 0.15-0.2 ms, blocking costs all.
 INLINE_S = 0.002
-
-
-class Executor(Protocol):
-    """The plug-in protocol ``edgemux.executors``."""
-
-    async def run(self, route: Route, sample: Sample, timeout_s: float) -> Prediction: ...
 
 
 class DeviceExecutor:

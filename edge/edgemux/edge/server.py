@@ -19,6 +19,7 @@ from edgemux.edge.variants import Family
 from edgemux.edge.vigil import Vigil
 from edgemux.edge.watch import export, watch
 from edgemux.multiplexer import plugins
+from edgemux.multiplexer.baselines import Learned
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.chain import Golden
 from edgemux.multiplexer.gates import Gates
@@ -39,6 +40,8 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
     policy = plugins.make("edgemux.policies", config.policy, "policy")
     bundle = Bundle.open(config.bundle)
     manifest = bundle.manifest
+    if isinstance(policy, Learned):
+        policy.check(len(manifest.classes))
     family = Family(bundle)
     gates = Gates(bundle)
     golden = Golden(bundle)

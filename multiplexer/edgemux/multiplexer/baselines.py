@@ -7,7 +7,6 @@ is done after a failure are the same for all. None of them knows a toll: tokens 
 from __future__ import annotations
 
 import random
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,8 +18,8 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from edgemux.multiplexer.domain import Candidate, Case, Decision, Placement
-from edgemux.multiplexer.errors import ConfigError
-from edgemux.multiplexer.features import device_features, entropy
+from edgemux.multiplexer.features import entropy, log_tail, tempered_total
+from edgemux.multiplexer.learned import Router
 from edgemux.multiplexer.policy import decide
 
 # Beyond any score, so that only an obstacle decides against it, or only an obstacle of all others for it.
@@ -69,14 +68,15 @@ class MaxSoftmax(Threshold, frozen=True):
     """Defers while the largest probability is below the threshold. Sedna's Threshold filter, for one label."""
 
     def doubts(self, p: NDArray[Any]) -> Any:
-        return p.max(axis=-1) < self.threshold
+        # In float64: beside float32 a threshold would be rounded, and nearly all that is sure lies within 1e-7 of 1.
+        return np.asarray(p.max(axis=-1), np.float64) < self.threshold
 
 
 class BoxThreshold(Threshold, frozen=True):
     """Sedna's IBT filter: the share of boxes whose score is at most the threshold; of one label, all or none."""
 
     def doubts(self, p: NDArray[Any]) -> Any:
-        return p.max(axis=-1) <= self.threshold
+        return np.asarray(p.max(axis=-1), np.float64) <= self.threshold
 
 
 class Margin(Threshold, frozen=True):
@@ -85,7 +85,7 @@ class Margin(Threshold, frozen=True):
     def doubts(self, p: NDArray[Any]) -> Any:
         if p.shape[-1] < 2:
             return np.full(p.shape[:-1], False)
-        two = np.partition(p, -2, axis=-1)[..., -2:]
+        two = np.partition(p, -2, axis=-1)[..., -2:].astype(np.float64)
         return two[..., 1] - two[..., 0] < self.threshold
 
 
@@ -100,15 +100,18 @@ class Entropy(Threshold, frozen=True):
 
 
 class Temperature(Threshold, frozen=True):
-    """Max-softmax of softmax(log p / temperature) (Guo et al. 2017, "On calibration of modern neural networks")."""
+    """Max-softmax of softmax(log p / temperature) (Guo et al. 2017, "On calibration of modern neural networks").
+
+    kept: beyond so many of the likeliest, classes count with their mean, as in ``edgemux lab``; none does unless given.
+    """
 
     temperature: Positive = 1.0
+    kept: Annotated[int, Meta(ge=1)] | None = None
 
     def doubts(self, p: NDArray[Any]) -> Any:
-        # Relative to the largest: exponents of at most 0 neither overflow nor all vanish.
-        logits = np.log(np.maximum(np.asarray(p, dtype=np.float64), 1e-30))
-        scaled = np.exp((logits - logits.max(axis=-1, keepdims=True)) / self.temperature)
-        return 1.0 / scaled.sum(axis=-1) < self.threshold
+        classes = p.shape[-1]
+        logs, rest = log_tail(_table(p), self.kept or classes)
+        return (1.0 / tempered_total(logs, rest, classes, self.temperature) < self.threshold).reshape(p.shape[:-1])
 
 
 class Random(msgspec.Struct, forbid_unknown_fields=True, dict=True):
@@ -128,16 +131,19 @@ class Random(msgspec.Struct, forbid_unknown_fields=True, dict=True):
 class Learned(msgspec.Struct, forbid_unknown_fields=True, dict=True):
     """Defers where a small net scores the device's answer above the threshold.
 
-    weights: an .npz file with mean, scale [F], w1 [F, H], b1 [H] and, for a hidden layer (ReLU), w2 [H, 1], b2 [1]
-    (without: H is 1); F as of ``device_features``. threshold: the file's scalar of that name, else 0, unless given.
+    weights: a file that ``edgemux lab --save`` wrote, see ``Router``. threshold: the file's own, unless given.
     """
 
     weights: str
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        self._net = Net.read(Path(self.weights))
-        self._bound = self._net.threshold if self.threshold is None else self.threshold
+        self._router = Router.read(Path(self.weights))
+        self._bound = self._router.threshold if self.threshold is None else self.threshold
+
+    def check(self, classes: int) -> None:
+        """Raises ConfigError when the net is not for answers of so many classes."""
+        self.doubts(np.full(classes, 1.0 / classes, np.float32))
 
     def __call__(self, case: Case) -> Decision:
         """Decide."""
@@ -145,52 +151,12 @@ class Learned(msgspec.Struct, forbid_unknown_fields=True, dict=True):
 
     def doubts(self, p: NDArray[Any]) -> Any:
         """Whether answers, probabilities [..., classes], are to be deferred: bool [...]."""
-        rows = p.reshape(-1, p.shape[-1])
-        return (self._net.score(device_features(rows)) > self._bound).reshape(p.shape[:-1])
+        return (self._router.score(_table(p)) > self._bound).reshape(p.shape[:-1])
 
 
-class Net(msgspec.Struct, frozen=True):
-    """A linear or one-hidden-layer net in numpy. ``layers``: (weights, biases), FP32."""
-
-    mean: NDArray[Any]
-    scale: NDArray[Any]
-    layers: tuple[tuple[NDArray[Any], NDArray[Any]], ...]
-    threshold: float
-
-    @classmethod
-    def read(cls, path: Path) -> Net:
-        """From an .npz file, never a pickle. Raises ConfigError naming the file and what is wrong with it."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: np.asarray(file[name], dtype=np.float32) for name in file.files}
-        except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-            raise ConfigError(f"weights: {path} cannot be read as an .npz file of numbers") from error
-        names = ["w1", "b1", *(["w2", "b2"] if "w2" in arrays else [])]
-        missing = [name for name in (*names, "mean", "scale") if name not in arrays]
-        if missing:
-            raise ConfigError(f"weights: {path} lacks {', '.join(missing)}")
-        layers = tuple((arrays[w], arrays[b].reshape(-1)) for w, b in zip(names[::2], names[1::2], strict=True))
-        net = cls(arrays["mean"], arrays["scale"], layers, float(arrays.get("threshold", np.zeros(1)).reshape(-1)[0]))
-        if not net.fits() or not all(np.isfinite(array).all() for array in arrays.values()):
-            raise ConfigError(f"weights: {path} holds shapes that do not fit together, or numbers that are none")
-        return net
-
-    def fits(self) -> bool:
-        """Whether every shape follows from the one before it, down to one output."""
-        width = self.mean.size
-        for weights, biases in self.layers:
-            if weights.ndim != 2 or weights.shape != (width, biases.size):
-                return False
-            width = biases.size
-        return width == 1 and self.mean.shape == self.scale.shape == (self.mean.size,) and bool((self.scale != 0).all())
-
-    def score(self, features: NDArray[Any]) -> NDArray[Any]:
-        """Scores FP32 [N] of features FP32 [N, F]."""
-        x = (features - self.mean) / self.scale
-        for weights, biases in self.layers[:-1]:
-            x = np.maximum(x @ weights + biases, 0.0)
-        weights, biases = self.layers[-1]
-        return np.asarray((x @ weights + biases)[:, 0])
+def _table(p: NDArray[Any]) -> NDArray[Any]:
+    """[n, classes] of [..., classes]."""
+    return p.reshape(-1, p.shape[-1])
 
 
 class FixedLevel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,6 +13,10 @@ LOG_FLOOR = 1e-6
 FEW_CLASSES = 64
 TOP = 10
 TOP_OF_FEW = 5
+# Differences of the largest probabilities that a selective query reads.
+MARGINS = 10
+# Below what float32 softmax gives in practice; exp(log) of it is still a normal number.
+LEAST_PROBABILITY = 1e-35
 
 
 def device_features(probabilities: NDArray[Any]) -> NDArray[np.float32]:
@@ -45,6 +49,36 @@ def entropy(probabilities: NDArray[Any]) -> NDArray[np.float64]:
     if p.shape[-1] < 2:
         return np.zeros(p.shape[:-1])
     return np.asarray(-(p * np.log(np.maximum(p, 1e-12))).sum(axis=-1) / np.log(p.shape[-1]))
+
+
+def query_features(probabilities: NDArray[Any]) -> NDArray[np.float32]:
+    """What Selective Query's router reads (Kag et al. 2023), float32 [n, f] of [n, classes]: see ``query_of``."""
+    p = np.asarray(probabilities, np.float32)
+    features = device_features(p)
+    return query_of(entropy(p), largest(p, MARGINS + 1), features)
+
+
+def query_of(unsure: NDArray[Any], top: NDArray[Any], features: NDArray[Any]) -> NDArray[np.float32]:
+    """Entropy [n], differences of the largest probabilities [n, k], falling, and features [n, f], as one table."""
+    return np.concatenate([unsure[:, None].astype(np.float32), top[:, :-1] - top[:, 1:], features], axis=1)
+
+
+def log_tail(probabilities: NDArray[Any], kept: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Of [n, classes]: the ``kept`` largest log-probabilities [n, k], falling, and the log of the others' mean [n]."""
+    p = np.asarray(probabilities, np.float32)
+    top = largest(p, kept).astype(np.float64)
+    spare = p.shape[1] - top.shape[1]
+    mass = np.clip(1.0 - top.sum(axis=1), 0.0, 1.0) / max(spare, 1)
+    logs, rest = (np.log(np.maximum(values, LEAST_PROBABILITY)).astype(np.float32) for values in (top, mass))
+    return logs, rest
+
+
+def tempered_total(logs: NDArray[Any], rest: NDArray[Any], classes: int, t: float) -> NDArray[np.float64]:
+    """Sum over the classes of (p / largest p)^(1/t), [n], by a ``log_tail``; 1 over it is the largest share at t."""
+    wide = logs.astype(np.float64)
+    total = np.exp((wide - wide[:, :1]) / t).sum(axis=1)
+    others = (classes - wide.shape[1]) * np.exp((rest.astype(np.float64) - wide[:, 0]) / t)
+    return np.asarray(total + others)
 
 
 def ranks_read(classes: int) -> int:

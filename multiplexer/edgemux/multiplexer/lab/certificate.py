@@ -54,6 +54,21 @@ def certified(
     return certificate, _notes(certificate, stays, rows.count / splits.total)
 
 
+def prices(splits: Splits, fitted: dict[str, Scorer], unseen: dict[str, Scores], options: Options) -> dict[str, float]:
+    """The certified price of each router that an agent can run, as if it were the only one.
+
+    Tried in the order of its scores out of fold where they are known, ``unseen``, else of those on the fit rows.
+    """
+    rows = splits.certify
+    wrong = errors_of(rows, options)
+    found = {}
+    for name, scorer in fitted.items():
+        if scorer.runnable:
+            grid = grid_of(unseen[name] if name in unseen else scorer.score(splits.fit), GRID)
+            found[name] = certify(scorer.score(rows), wrong, grid, options.alpha, options.delta).price
+    return found
+
+
 def _notes(certificate: Certificate, stays: bool, share: float) -> list[str]:
     """Why there is no certificate, where there is none."""
     if stays:

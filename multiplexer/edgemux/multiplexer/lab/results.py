@@ -72,7 +72,10 @@ class Certificate(msgspec.Struct, frozen=True):
 
 
 class Study(msgspec.Struct, frozen=True):
-    """All that the lab found. oracle, random: areas; oracles: areas of the three of Selective Query."""
+    """All that the lab found. oracle, random: areas; oracles: areas of the three of Selective Query.
+
+    policies: what an agent runs each router as, at its certified threshold; only where they were saved.
+    """
 
     rows: int
     fitted: int
@@ -88,3 +91,4 @@ class Study(msgspec.Struct, frozen=True):
     certificate: Certificate
     chosen: str
     notes: tuple[str, ...]
+    policies: dict[str, str] = {}

@@ -1,7 +1,8 @@
 """Every router as a fit: rows -> a scorer, which says how much deferring a row would gain; larger goes first.
 
-Only the order of a score counts for a deferral curve. Learned routers are nets of one shape, so that each can be
-saved and run by an agent. References are in ``REFERENCES``.
+Only the order of a score counts for a deferral curve; all lie within [-1, 1], so that the prices KEEP_ALL and DEFER_ALL
+mean what they say. An agent can run what reads nothing but the device's answer: a simple router as the policy that
+``written`` says, a learned one from its net and what that ``reads``. References are in ``REFERENCES``.
 """
 
 from __future__ import annotations
@@ -14,22 +15,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgemux.multiplexer.lab.rows import Rows
+from edgemux.multiplexer.certify import KEEP_ALL
+from edgemux.multiplexer.features import query_of, tempered_total
+from edgemux.multiplexer.lab.rows import KEPT, Rows
+from edgemux.multiplexer.learned import Net, sigmoid
 from edgemux.multiplexer.training.calibrate import platt
-from edgemux.multiplexer.training.net import (
-    How,
-    Net,
-    binary,
-    fit_logistic,
-    fit_net,
-    gain_loss,
-    sigmoid,
-    squared,
-)
+from edgemux.multiplexer.training.net import How, binary, fit_logistic, fit_net, gain_loss, squared
 from edgemux.multiplexer.training.posterior import Posterior, fit_posterior
 
 Scores = NDArray[np.float64]
 Score = Callable[[Rows], Scores]
+# The policy, as text, that defers what is scored above a price.
+Written = Callable[[float], str]
 
 REFERENCES = {
     "device-only": "defers nothing, whatever share it may",
@@ -49,55 +46,59 @@ REFERENCES = {
 }
 # AppealNet's price on calling the cloud, its beta; the order it learns hardly depends on it.
 APPEAL_PRICE = 0.1
-TOP_MARGINS = 10
 PRE_GATE = How(weight_decay=0.1)
 
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """A fitted router; ``net``: the weights of a learned one."""
+    """A fitted router. net: of a learned one; reads: what its net reads, if nothing but the device's answer."""
 
     name: str
     score: Score = field(repr=False)
     net: Net | None = None
+    reads: str | None = None
+    written: Written | None = None
+
+    @property
+    def runnable(self) -> bool:
+        """Whether an agent can run it: it reads nothing but the device's answer."""
+        return self.written is not None or self.reads is not None
 
 
 Fit = Callable[[Rows, int], Scorer]
 
 
+def _below(name: str, more: str = "") -> Written:
+    """Of a policy that defers below its threshold, where the score is minus what that looks at."""
+    return lambda price: f"{name}(threshold={0.0 - price!r}{more})"
+
+
 def max_softmax(rows: Rows, seed: int) -> Scorer:
     """Nothing to fit."""
-    return Scorer("max-softmax", lambda rows: -np.exp(rows.logs[:, 0].astype(np.float64)))
+    return Scorer("max-softmax", lambda rows: -rows.top[:, 0].astype(np.float64), written=_below("max-softmax"))
 
 
 def margin(rows: Rows, seed: int) -> Scorer:
     """Nothing to fit."""
 
     def score(rows: Rows) -> Scores:
-        first, second = np.exp(rows.logs[:, :2].astype(np.float64)).T
+        first, second = rows.top[:, :2].astype(np.float64).T
         result: Scores = second - first
         return result
 
-    return Scorer("margin", score)
+    return Scorer("margin", score, written=_below("margin"))
 
 
 def entropy(rows: Rows, seed: int) -> Scorer:
     """Nothing to fit."""
-
-    def score(rows: Rows) -> Scores:
-        logs = rows.logs.astype(np.float64)
-        rest = rows.rest.astype(np.float64)
-        spare = rows.classes - logs.shape[1]
-        nats = -(np.exp(logs) * logs).sum(axis=1) - spare * np.exp(rest) * rest
-        return nats / np.log(rows.classes)
-
-    return Scorer("entropy", score)
+    return Scorer("entropy", lambda rows: rows.unsure, written=lambda price: f"entropy(threshold={price!r})")
 
 
 def temperature(rows: Rows, seed: int) -> Scorer:
     """One temperature, by likelihood of the truth."""
     t = best_temperature(rows)
-    return Scorer("temperature", lambda rows: -top_probability(rows, t))
+    more = f", temperature={t!r}" + (f", kept={KEPT}" if rows.classes > KEPT else "")
+    return Scorer("temperature", lambda rows: -top_probability(rows, t), written=_below("temperature", more))
 
 
 def best_temperature(rows: Rows) -> float:
@@ -118,35 +119,45 @@ def best_temperature(rows: Rows) -> float:
 
 def log_normaliser(rows: Rows, t: float) -> Scores:
     """log of the sum over classes of exp(log p / T); classes that were not kept count with their mean."""
-    kept = rows.logs.astype(np.float64) / t
-    top = kept[:, :1]
-    total = np.exp(kept - top).sum(axis=1)
-    spare = rows.classes - kept.shape[1]
-    total += spare * np.exp(rows.rest.astype(np.float64) / t - top[:, 0])
-    result: Scores = top[:, 0] + np.log(total)
+    result: Scores = rows.logs[:, 0].astype(np.float64) / t + np.log(_total(rows, t))
     return result
 
 
 def top_probability(rows: Rows, t: float) -> Scores:
     """The largest probability after scaling by T."""
-    result: Scores = np.exp(rows.logs[:, 0].astype(np.float64) / t - log_normaliser(rows, t))
-    return result
+    return 1.0 / _total(rows, t)
+
+
+def _total(rows: Rows, t: float) -> Scores:
+    return tempered_total(rows.logs, rows.rest, rows.classes, t)
 
 
 def static_threshold(rows: Rows, seed: int) -> Scorer:
-    """The threshold on max-softmax that is most accurate on the fit rows; all rows beyond it are alike."""
-    confidence = rows.logs[:, 0]
+    """The threshold on max-softmax that is most accurate on the fit rows; all rows below it are alike.
+
+    A price below 1 keeps the rest only; no price in between can be told from another.
+    """
+    confidence = rows.top[:, 0]
     order = np.argsort(confidence, kind="stable")
     gained = np.concatenate([[0.0], np.cumsum((rows.cloud_right * 1.0 - rows.device_right)[order])])
     best = int(gained.argmax())
-    threshold = confidence[order[best - 1]] if best else -np.inf
-    return Scorer("static-threshold", lambda rows: (rows.logs[:, 0] <= threshold).astype(np.float64))
+    # The last that is deferred lies below it.
+    threshold = float(np.nextafter(confidence[order[best - 1]], np.float32(2.0))) if best else -KEEP_ALL
+
+    def written(price: float) -> str:
+        return _below("static")(-threshold if 0.0 <= price < 1.0 else price)
+
+    return Scorer("static-threshold", lambda rows: (rows.top[:, 0] < threshold).astype(np.float64), written=written)
+
+
+def _learned(name: str, net: Net) -> Scorer:
+    """Of a net that reads the features of the device's answer."""
+    return Scorer(name, lambda rows: net.scores(rows.features), net, "answer")
 
 
 def logistic(rows: Rows, seed: int) -> Scorer:
     """P(device wrong)."""
-    net = fit_logistic(rows.features, 1.0 - rows.device_right)
-    return Scorer("logistic", lambda rows: sigmoid(net.logits(rows.features)[:, 0]), net)
+    return _learned("logistic", fit_logistic(rows.features, 1.0 - rows.device_right))
 
 
 def appealnet(rows: Rows, seed: int) -> Scorer:
@@ -158,8 +169,9 @@ def appealnet(rows: Rows, seed: int) -> Scorer:
         stay = -torch.nn.functional.logsigmoid(logits[:, 0])
         return (keep * losses[:, 0] + (1.0 - keep) * losses[:, 1] + APPEAL_PRICE * stay).mean()
 
-    net = fit_net(_with_tiles(rows), losses, loss, 1, seed)
-    return Scorer("appealnet", lambda rows: sigmoid(-net.logits(_with_tiles(rows))[:, 0]), net)
+    net = fit_net(_with_tiles(rows), losses, loss, 1, seed).negated()
+    reads = None if has_tiles(rows) else "answer"
+    return Scorer("appealnet", lambda rows: net.scores(_with_tiles(rows)), net, reads)
 
 
 def _surprise(probability: NDArray[Any]) -> NDArray[np.float32]:
@@ -169,36 +181,32 @@ def _surprise(probability: NDArray[Any]) -> NDArray[np.float32]:
 def selective_query(rows: Rows, seed: int) -> Scorer:
     """1 - P(cloud wrong or device right)."""
     keep = (~rows.cloud_right | rows.device_right).astype(np.float32)[:, None]
-    net = fit_net(_margins(rows), keep, binary, 1, seed)
-    return Scorer("selective-query", lambda rows: sigmoid(-net.logits(_margins(rows))[:, 0]), net)
+    net = fit_net(_query(rows), keep, binary, 1, seed).negated()
+    reads = None if has_tiles(rows) else "query"
+    return Scorer("selective-query", lambda rows: net.scores(_query(rows)), net, reads)
 
 
-def _margins(rows: Rows) -> NDArray[np.float32]:
-    """Entropy, differences of the ten largest probabilities, and the features."""
-    top = np.exp(rows.logs[:, : TOP_MARGINS + 1])
-    unsure = entropy(rows, 0).score(rows)[:, None].astype(np.float32)
-    return np.concatenate([unsure, top[:, :-1] - top[:, 1:], _with_tiles(rows)], axis=1)
+def _query(rows: Rows) -> NDArray[np.float32]:
+    return query_of(rows.unsure, rows.top, _with_tiles(rows))
 
 
 def gain_regression(rows: Rows, seed: int) -> Scorer:
-    """E[cloud right - device right] by least squares."""
+    """E[cloud right - device right] by least squares; its score is a sigmoid of it."""
     target = (rows.cloud_right.astype(np.float32) - rows.device_right)[:, None]
-    net = fit_net(rows.features, target, squared, 1, seed)
-    return Scorer("gain-regression", lambda rows: net.logits(rows.features)[:, 0], net)
+    return _learned("gain-regression", fit_net(rows.features, target, squared, 1, seed))
 
 
 def pre_gate(rows: Rows, seed: int) -> Scorer:
     """The gain from the input alone."""
     net = fit_net(rows.tiles, targets(rows), gain_loss, 2, seed, PRE_GATE)
-    return Scorer("pre-gate", lambda rows: gain_of(net, rows.tiles), net)
+    return Scorer("pre-gate", lambda rows: net.scores(rows.tiles), net)
 
 
 def multiplexer(rows: Rows, seed: int) -> Scorer:
     """Both gates: what the device answered and, where there are inputs, what the pre-gate makes of them."""
     wanted = targets(rows)
     if not has_tiles(rows):
-        net = fit_net(rows.features, wanted, gain_loss, 2, seed)
-        return Scorer(OURS, lambda rows: gain_of(net, rows.features), net)
+        return _learned(OURS, fit_net(rows.features, wanted, gain_loss, 2, seed))
 
     def first_gate(tiles: NDArray[Any], wanted: NDArray[Any]) -> Net:
         return fit_net(tiles, wanted, gain_loss, 2, seed, PRE_GATE)
@@ -212,14 +220,7 @@ def multiplexer(rows: Rows, seed: int) -> Scorer:
         unseen[held] = first_gate(rows.tiles[rest], wanted[rest]).logits(rows.tiles[held])
     first = first_gate(rows.tiles, wanted)
     second = fit_net(read(rows, unseen), wanted, gain_loss, 2, seed)
-    return Scorer(OURS, lambda rows: gain_of(second, read(rows, first.logits(rows.tiles))), second)
-
-
-def gain_of(net: Net, features: NDArray[Any]) -> Scores:
-    """P(cloud right) - P(device right), from the logits of the two."""
-    device, cloud = sigmoid(net.logits(features)).T
-    result: Scores = cloud - device
-    return result
+    return Scorer(OURS, lambda rows: second.scores(read(rows, first.logits(rows.tiles))), second)
 
 
 def folds(count: int, parts: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:

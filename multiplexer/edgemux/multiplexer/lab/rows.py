@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemux.multiplexer.features import FEW_CLASSES, device_features, largest
+from edgemux.multiplexer.features import FEW_CLASSES, MARGINS, device_features, entropy, largest, log_tail
 from edgemux.multiplexer.training.posterior import Evidence, Floats, evidence
 
 # Log-probabilities kept for temperature scaling; exact up to that many classes.
@@ -21,10 +21,11 @@ LEAST_LOG = -80.0
 class Rows:
     """n rows. ``label`` is the truth: the given label, or the cloud's answer where there are none.
 
-    features: float32 [n, f], of the device's answer. logs: float32 [n, k], the device's largest log-probabilities,
-    falling; rest: float32 [n], the mean log-probability of the classes not in ``logs``. device, cloud, label: int64
-    [n]. device_on_label, cloud_on_device, cloud_on_label, cloud_top: float32 [n], one model's probability of a label.
-    tiles: float32 [n, p], the input made small, p = 0 where there is none.
+    features: float32 [n, f], of the device's answer; logs, rest: float32 [n, k], [n], its ``log_tail``; top: float32
+    [n, at most 11], its largest probabilities, falling; unsure: float64 [n], its normalised entropy. All five are of
+    probabilities in float32, which is what an agent sees. device, cloud, label: int64 [n]. device_on_label,
+    cloud_on_device, cloud_on_label, cloud_top: float32 [n], one model's probability of a label. tiles: float32 [n, p],
+    the input made small, p = 0 where there is none.
     """
 
     classes: int
@@ -32,6 +33,8 @@ class Rows:
     features: Floats
     logs: Floats
     rest: Floats
+    top: Floats
+    unsure: NDArray[np.float64]
     device: NDArray[np.int64]
     cloud: NDArray[np.int64]
     label: NDArray[np.int64]
@@ -89,17 +92,15 @@ def condense(
     p, q = np.exp(device), np.exp(cloud)
     device_label, cloud_label = p.argmax(axis=1), q.argmax(axis=1)
     label = cloud_label if labels is None else labels
-    logs = largest(device, min(classes, KEPT))
-    spare = classes - logs.shape[1]
-    mass = np.clip(1.0 - np.exp(logs.astype(np.float64)).sum(axis=1), 0.0, 1.0)
-    with np.errstate(divide="ignore"):
-        rest = np.maximum(np.log(mass / max(spare, 1)), LEAST_LOG)
+    logs, rest = log_tail(p, KEPT)
     return Rows(
         classes=classes,
         labelled=labels is not None,
         features=device_features(p),
-        logs=logs.astype(np.float32),
-        rest=rest.astype(np.float32),
+        logs=logs,
+        rest=rest,
+        top=largest(p, MARGINS + 1),
+        unsure=entropy(p),
         device=device_label,
         cloud=cloud_label,
         label=label,

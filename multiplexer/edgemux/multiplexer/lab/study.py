@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemux.multiplexer import plugins
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.features import device_features
-from edgemux.multiplexer.lab.certificate import certified
+from edgemux.multiplexer.lab import saved
+from edgemux.multiplexer.lab.certificate import certified, prices
 from edgemux.multiplexer.lab.pairs import Progress, Splits
 from edgemux.multiplexer.lab.pictures import Pictures, pictures
 from edgemux.multiplexer.lab.results import Judged, Options, Study
@@ -30,6 +34,7 @@ from edgemux.multiplexer.lab.routers import (
     foretold,
 )
 from edgemux.multiplexer.lab.rows import Rows
+from edgemux.multiplexer.learned import Router
 from edgemux.multiplexer.training.curves import Curve, areas, interval, paired_error, rank
 from edgemux.multiplexer.training.reliability import auroc, brier, reliability
 
@@ -41,8 +46,8 @@ LEAST_GAP = 0.02
 LEAST_RISK = 1e-9
 
 
-def study(splits: Splits, options: Options, progress: Progress) -> tuple[Study, Pictures]:
-    """Fit, choose, certify, judge. Raises ConfigError for options that do not fit."""
+def study(splits: Splits, options: Options, progress: Progress, folder: Path | None = None) -> tuple[Study, Pictures]:
+    """Fit, choose, certify, judge; save in ``folder``, if any. Raises ConfigError for options that do not fit."""
     check(options, splits.fit.labelled)
     fit, test = splits.fit, splits.test
     fits = fits_for(fit)
@@ -55,6 +60,10 @@ def study(splits: Splits, options: Options, progress: Progress) -> tuple[Study, 
     chosen, notes = choose(fit, unseen)
     serving = chosen if chosen in fitted else FALLBACK
     certificate, more = certified(splits, fitted[serving], unseen[serving], chosen, options)
+    policies: dict[str, str] = {}
+    if folder is not None:
+        certified_prices = prices(splits, fitted, unseen, options)
+        policies, more = saved.save(fitted, certified_prices, folder), more + saved.notes(certified_prices)
     judged, curves = judge(splits.certify, test, fitted, options)
     oracles = {
         name: rank(score, test.device_right, test.cloud_right).curve() for name, score in oracle_scores(test).items()
@@ -75,6 +84,7 @@ def study(splits: Splits, options: Options, progress: Progress) -> tuple[Study, 
         certificate=certificate,
         chosen=chosen,
         notes=tuple(notes + more),
+        policies=policies,
     )
     return found, pictures(splits, fitted[serving], curves, oracles, options)
 
@@ -183,17 +193,25 @@ def _number(value: float) -> float | None:
 
 
 def decision_ms(scorer: Scorer, rows: Rows, repeats: int = 50) -> float:
-    """Median time of one decision from a device answer, its features included."""
-    one = rows.take(np.arange(1))
+    """Median time of one decision from a device answer, what it reads of that included, as an agent makes it."""
     answer = np.full((1, rows.classes), 1.0 / rows.classes, np.float32)
+    decide = decision(scorer, rows.take(np.arange(1)))
     taken = []
     for _ in range(repeats):
         began = time.perf_counter()
-        if scorer.net is not None:
-            device_features(answer)
-        scorer.score(one)
+        decide(answer)
         taken.append(time.perf_counter() - began)
     return 1e3 * float(np.median(taken))
+
+
+def decision(scorer: Scorer, one: Rows) -> Callable[[NDArray[Any]], Any]:
+    """What is to be done with an answer [1, classes]; ``one``: its row, for what reads the input too."""
+    if scorer.written is not None:
+        doubts: Callable[[NDArray[Any]], Any] = plugins.make("edgemux.policies", scorer.written(0.0), "lab").doubts
+        return doubts
+    if scorer.net is not None and scorer.reads is not None:
+        return Router(scorer.net, scorer.reads, 0.0).score
+    return lambda answer: (device_features(answer), scorer.score(one))
 
 
 def oracle_scores(rows: Rows) -> dict[str, Scores]:

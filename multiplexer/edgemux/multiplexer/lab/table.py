@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from edgemux.multiplexer.lab.results import Judged, Study
 
 HEADERS = ("router", "area", "±", "vs max-softmax", "±", "oracle gap", "at 10 %", "20 %", "30 %", "ECE", "ms")
@@ -56,4 +58,12 @@ def _certified(study: Study) -> list[str]:
         f"{1 - certificate.delta:.0%}, from {certificate.n} rows (bound {certificate.bound:.2%}). On the test rows it "
         f"defers {certificate.offload:.1%} and errs on {certificate.risk:.2%}; the threshold without a margin for "
         f"chance defers {naive.offload:.1%} and errs on {naive.risk:.2%}."
+    ]
+
+
+def policy_lines(study: Study) -> list[str]:
+    """The saved policies as lines of an agent's configuration, in TOML."""
+    return [
+        f"policy = {json.dumps(text, ensure_ascii=False)}" + ("  # chosen" if name == study.chosen else "")
+        for name, text in study.policies.items()
     ]

@@ -1,1 +1,1 @@
-"""How the multiplexer is made: labels, fit, calibrate, report. Offline; torch is allowed here."""
+"""How the multiplexer is made: answers, their posterior, fit, calibrate, report. Offline; torch is allowed here."""

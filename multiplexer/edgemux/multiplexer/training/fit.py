@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from edgemux.multiplexer.features import LOG_FLOOR, device_features, feature_count, place_of_largest
+from edgemux.multiplexer.learned import Net, sigmoid
 from edgemux.multiplexer.training.calibrate import platt
 from edgemux.multiplexer.training.labels import Answers, Floats, one_hot
-from edgemux.multiplexer.training.net import How, Net, binary, fit_net, gain_loss, sigmoid
+from edgemux.multiplexer.training.net import How, binary, fit_net, gain_loss
 from edgemux.multiplexer.training.posterior import evidence, fit_posterior
 
 # Every so many rows one is kept back, where there is no split for it.

@@ -70,11 +70,3 @@ def one_hot(level: int, levels: int, count: int) -> Floats:
     rows = np.zeros((count, levels), np.float32)
     rows[:, level - 1] = 1.0
     return rows
-
-
-def pooled(images: NDArray[Any], size: int) -> Floats:
-    """Means of size x size tiles of uint8 [n, h, w], in 0..255: float32 [n, h * w / size^2]; what the pre-gate sees."""
-    n, height, width = images.shape
-    tiles = images.reshape(n, height // size, size, width // size, size)
-    means: Floats = tiles.mean(axis=(2, 4), dtype=np.float32).reshape(n, -1)
-    return means

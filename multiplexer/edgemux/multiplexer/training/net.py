@@ -1,4 +1,4 @@
-"""The one shape of everything that a router learns: a hidden layer, standardisation folded into its matrices."""
+"""Fits of the one shape of everything that a router learns: a hidden layer, standardisation folded into it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from edgemux.multiplexer.learned import Net
+
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 # About 64 passes: more of them learn few rows by heart, and lose a point of deferral area at 250 rows.
@@ -20,22 +22,6 @@ LEAST_STEPS, MOST_STEPS = 60, 2500
 # Of a squared error of the gain, against nats. On the starter pair areas are alike from 10 to 30, and smaller at 0; few
 # rows bear less.
 GAIN_WEIGHT = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Net:
-    """w2 @ relu(w1 @ features + b1) + b2; weights float64 [out, in]."""
-
-    w1: NDArray[np.float64]
-    b1: NDArray[np.float64]
-    w2: NDArray[np.float64]
-    b2: NDArray[np.float64]
-
-    def logits(self, features: NDArray[Any]) -> NDArray[np.float64]:
-        """[n, out] of features [n, in]."""
-        hidden = np.maximum(features @ self.w1.T + self.b1, 0.0)
-        result: NDArray[np.float64] = hidden @ self.w2.T + self.b2
-        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +34,6 @@ class How:
     batch: int = 512
     members: int = 2
     steps: int | None = None
-
-
-def sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """1 / (1 + exp(-logits)), without overflow."""
-    return 0.5 * (1.0 + np.tanh(0.5 * np.asarray(logits, np.float64)))
 
 
 def binary(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -77,8 +77,9 @@ class Stored:
                 local = file.read(_LOCAL_HEADER)
             offset += self._member.header_offset + _LOCAL_HEADER
             offset += int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
-        array = np.memmap(self._path, self.dtype, "r", offset, self.shape)
         for start in range(0, len(index), rows):
+            # Mapped anew each time: the pages of a mapping count as ours for as long as it lasts.
+            array = np.memmap(self._path, self.dtype, "r", offset, self.shape)
             yield np.array(array[index[start : start + rows]])
 
     def _unpacked(self, index: NDArray[np.int64], rows: int) -> Iterator[NDArray[Any]]:

@@ -316,6 +316,7 @@ WRONG: list[tuple[str, str]] = [
     ("wide.npy", r"small.onnx: takes x FP32 \[-1, 12\], a row of the inputs is \[13\]"),
     ("pickle.npy", "not a file of one plain array"),
     ("two.npz", "it holds a, b"),
+    ("bent.npz", "not an archive of plain arrays"),
     ("empty", "holds no .png"),
     ("folder", r"small.onnx: takes x FP32 \[-1, 12\]; set height and width"),
 ]
@@ -332,6 +333,10 @@ def test_inputs_that_cannot_be_used_are_refused_in_one_line(vectors: Path, input
     np.save(vectors / "wide.npy", np.concatenate([x, x[:, :1]], axis=1))
     np.save(vectors / "pickle.npy", np.array([{}] * ROWS), allow_pickle=True)
     np.savez(vectors / "two.npz", a=x, b=x)
+    np.savez_compressed(vectors / "bent.npz", x=x)
+    bent = bytearray((vectors / "bent.npz").read_bytes())
+    bent[300:4000:97] = bytes(len(range(300, 4000, 97)))
+    (vectors / "bent.npz").write_bytes(bent)
     for name in ("empty", "folder"):
         (vectors / name).mkdir()
     for at in range(200):
@@ -402,12 +407,24 @@ def test_a_folder_that_no_class_is_called_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("more", "named"),
-    [("inputs.lables = 1", "lables"), ("certify.alpha = [0.1, 0.2]", "alpha"), ('name = "../etc"', "name")],
+    [
+        ("inputs.lables = 1", "lables"),
+        ("certify.alpha = [5e-324]", "alpha"),
+        ("certify.alpha = [0.1, 0.2]", "alpha"),
+        ('name = "../etc"', "name"),
+    ],
 )
 def test_a_wrong_key_is_refused_by_name(vectors: Path, more: str, named: str) -> None:
     recipe(vectors, "x.npy", more)
     with pytest.raises(ConfigError, match=named):
         built(vectors)
+
+
+def test_a_place_below_a_file_is_refused_before_any_work(vectors: Path) -> None:
+    from edgemux.compression.pack import check_target
+
+    with pytest.raises(ConfigError, match="no folder can be made in"):
+        check_target(vectors / "x.npy" / "b")
 
 
 def test_options_make_the_same_bundle_as_a_recipe(vectors: Path, capsys: pytest.CaptureFixture[str]) -> None:

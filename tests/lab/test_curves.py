@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgemux.multiplexer.training.curves import areas, interval, paired_error, rank
@@ -26,6 +26,7 @@ def test_the_curve_starts_at_the_device_and_ends_at_the_cloud() -> None:
     assert curve.accuracy[-1] == pytest.approx(cloud.mean())
 
 
+@settings(deadline=None)  # machines that are shared
 @given(st.integers(0, 10_000))
 def test_rows_of_equal_gain_count_with_the_mean_over_all_their_orders(seed: int) -> None:
     gain, device, cloud = rows(seed, n=40, distinct=4)
@@ -35,6 +36,7 @@ def test_rows_of_equal_gain_count_with_the_mean_over_all_their_orders(seed: int)
     assert rank(gain, device, cloud).curve().area == pytest.approx(np.mean(tried), abs=6 * error + 1e-9)
 
 
+@settings(deadline=None)  # machines that are shared
 @given(st.integers(0, 10_000))
 def test_no_order_has_a_larger_area_than_the_gain_itself(seed: int) -> None:
     gain, device, cloud = rows(seed)
@@ -42,6 +44,7 @@ def test_no_order_has_a_larger_area_than_the_gain_itself(seed: int) -> None:
     assert rank(gain, device, cloud).curve().area <= oracle + 1e-12
 
 
+@settings(deadline=None)  # machines that are shared
 @given(st.integers(0, 10_000), st.floats(0.1, 10.0), st.floats(-3.0, 3.0))
 def test_only_the_order_of_the_gains_counts(seed: int, slope: float, offset: float) -> None:
     gain, device, cloud = rows(seed, distinct=10)

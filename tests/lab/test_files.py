@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ def read(path: Path) -> Splits:
 def test_the_rows_asked_for_come_in_order_whether_packed_or_not(tmp_path: Path, save) -> None:
     table = np.arange(3000.0).reshape(1000, 3)
     save(tmp_path / "a.npz", other=np.zeros(7), table=table)
-    stored = arrays_of(tmp_path / "a.npz")["table"]
+    stored = arrays_of(tmp_path / "a.npz", ["table"])["table"]
     wanted = np.array([0, 5, 6, 499, 998])
     assert stored.shape == (1000, 3)
     assert np.array_equal(np.concatenate(list(stored.stretches(wanted, 2))), table[wanted])
@@ -38,9 +40,8 @@ def test_a_file_cut_short_is_said_to_be(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((5000, 10)))
     whole = (tmp_path / "a.npy").read_bytes()
     (tmp_path / "a.npy").write_bytes(whole[: len(whole) // 2])
-    stored = array_of(tmp_path / "a.npy")
     with pytest.raises(InputError, match=r"a\.npy: the file is damaged or ends early"):
-        list(stored.stretches(np.array([4999]), 1))
+        array_of(tmp_path / "a.npy")
 
 
 def test_objects_are_never_unpickled(tmp_path: Path) -> None:
@@ -128,3 +129,49 @@ def test_any_input_is_made_small(shape: tuple[int, ...]) -> None:
     assert small.shape[0] == 5
     assert small.shape[1] <= 64
     assert np.allclose(small, 3.0)
+
+
+def test_what_the_first_rows_are_all_rows_are(tmp_path: Path, make_pair) -> None:
+    pair = make_pair(6000, classes=2)
+    p = np.exp(log_probabilities(pair["edge_logits"])).astype(np.float64)
+    p[-5:] *= 0.9  # as rounding does to some rows, which makes no logits of them
+    np.savez(tmp_path / "a.npz", **(pair | {"edge_logits": p}))
+    rounded = read(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", **(pair | {"edge_logits": np.log(p)}))
+    assert np.allclose(rounded.test.logs, read(tmp_path / "a.npz").test.logs, atol=1e-4)
+    p[-5:] = -1.0
+    np.savez(tmp_path / "a.npz", **(pair | {"edge_logits": p}))
+    with pytest.raises(InputError, match=r"edge_logits: row 599[5-9] is below 0, and the rows before it add up to 1"):
+        read(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8", ">i2"])
+def test_rows_come_in_the_machine_s_own_byte_order(tmp_path: Path, kind: str) -> None:
+    np.save(tmp_path / "a.npy", np.arange(6).reshape(3, 2).astype(kind))
+    taken = next(array_of(tmp_path / "a.npy").stretches(np.array([1, 2]), 8))
+    assert taken.dtype.isnative
+    assert taken.tolist() == [[2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize("shape", [(-4, 2), (10**13, 2)])
+def test_a_header_that_claims_what_is_not_there_is_refused(tmp_path: Path, shape: tuple[int, int]) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(64))
+    with pytest.raises(InputError, match="the file is damaged or ends early"):
+        array_of(tmp_path / "a.npy")
+
+
+def test_a_damaged_archive_of_any_compression_is_said_to_be(tmp_path: Path, make_pair) -> None:
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
+            for name, array in make_pair(300).items():
+                content = io.BytesIO()
+                np.save(content, array)
+                archive.writestr(f"{name}.npy", content.getvalue())
+        bent = bytearray((tmp_path / "a.npz").read_bytes())
+        bent[400:9000:97] = bytes(len(range(400, 9000, 97)))
+        (tmp_path / "a.npz").write_bytes(bent)
+        with pytest.raises(InputError, match=r"damaged or ends early|not an array|not finite"):
+            read(tmp_path / "a.npz")

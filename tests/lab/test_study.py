@@ -165,3 +165,8 @@ def test_the_page_needs_nothing_from_elsewhere(plain) -> None:
 def test_every_router_has_a_cell_for_each_column(plain) -> None:
     for name, judged in plain[0].routers.items():
         assert len(figures_of(name, judged)) == len(HEADERS)
+
+
+def test_what_no_certificate_split_could_hold_is_said_instead_of_a_number_of_rows(tmp_path: Path, make_pair) -> None:
+    found, _ = look(tmp_path, make_pair(300), Options(alpha=1e-6, draws=5))
+    assert any("2302584 rows in the certificate split, which takes 100000 at most" in note for note in found.notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -37,12 +38,14 @@ def look(files: Files, options: Options, out: Path, console: Console, save: Path
     """
     check_out(out)
     source = _source(files)
-    check(options, labelled=True)
+    check(options, source.labelled)
+    if files.data is not None and (options.device_ms is None) != (options.cloud_ms is None):
+        raise ConfigError("lab: --edge-ms and --cloud-ms are needed both, or neither")
     if save is not None:
         prepare(save)
     # Nets this small are slower on many threads.
     torch.set_num_threads(1)
-    with Progress(console=console) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         reading = progress.add_task("reading", total=1.0)
         splits = splits_of(source, options.seed, lambda done: progress.update(reading, completed=done))
         if isinstance(source, RunModels):
@@ -50,14 +53,19 @@ def look(files: Files, options: Options, out: Path, console: Console, save: Path
             splits = splits.timed(device_ms, cloud_ms)
         fitting = progress.add_task("routers", total=1.0)
         found, pictures = study(splits, options, lambda done: progress.update(fitting, completed=done), save)
-    out.write_text(page(found, pictures, "edgemux lab"), encoding="utf-8")
+    try:
+        out.write_text(page(found, pictures, "edgemux lab"), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be written ({error.strerror})") from error
     return found
 
 
 def check_out(out: Path) -> None:
     """Raises ConfigError when the page cannot be written there, before minutes are spent on it."""
-    if out.is_dir() or not out.parent.is_dir():
+    if os.path.isdir(out) or not os.path.isdir(out.parent):
         raise ConfigError(f"--out: {out} is not a file in a folder that exists")
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise ConfigError(f"--out: {out} may not be written")
 
 
 def _source(files: Files) -> SavedLogits | RunModels:

@@ -208,7 +208,8 @@ def build(
         from edgemux.cli import builder
     from rich.progress import Progress
 
-    with Progress(console=_console(stderr=True)) as progress:
+    console = _console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         done = builder.Run(out, quick, work, progress)
         if recipe is not None:
             made = builder.by_recipe(recipe, models, done)
@@ -282,7 +283,7 @@ def lab(
     certify: Annotated[str, typer.Option(help="In error: differs from the 'cloud', or wrong by 'labels'.")] = "cloud",
     edge_ms: Annotated[float | None, typer.Option(min=0.0, help="What a device answer takes.")] = None,
     cloud_ms: Annotated[float | None, typer.Option(min=0.0, help="What a cloud answer takes, link included.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides the splits and the fits.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides the splits and the fits.")] = 0,
     save: Annotated[
         Path | None,
         typer.Option(

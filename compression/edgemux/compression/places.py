@@ -20,10 +20,15 @@ def cache(name: str) -> Path:
 def check_place(out: Path, marker: str, otherwise: str) -> None:
     """Raises ConfigError for a place that holds anything but an older one, which is known by its file ``marker``.
 
+    Also where nothing may be written, before any work is done.
+
     otherwise: what a place without the marker is, in words.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / marker).is_file()):
         raise ConfigError(f"{out}: is there and is {otherwise}; it is left alone")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(f"{out}: no folder can be made in {above}")
 
 
 @contextmanager
@@ -31,7 +36,10 @@ def replacing(out: Path) -> Iterator[Path]:
     """An empty folder beside ``out`` to write into; it takes the place of ``out`` unless something is raised."""
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{out}: no folder can be made there ({error.strerror})") from error
     yield part
     shutil.rmtree(out, ignore_errors=True)
     part.replace(out)

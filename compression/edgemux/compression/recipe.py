@@ -18,6 +18,8 @@ from edgemux.multiplexer.errors import ConfigError
 Positive = Annotated[int, Meta(ge=1)]
 T = TypeVar("T")
 Share = Annotated[float, Meta(gt=0.0, lt=1.0)]
+# A smaller risk needs more inputs than anybody has.
+Risk = Annotated[float, Meta(ge=1e-9, lt=1.0)]
 NonNegative = Annotated[float, Meta(ge=0.0)]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
@@ -110,8 +112,8 @@ class Gates(Section, frozen=True, kw_only=True):
 class Certify(Section, frozen=True, kw_only=True):
     """What to certify per level: P(kept on the device, differs from the cloud) <= alpha, confidence 1 - delta."""
 
-    alpha: tuple[Share, ...] = (0.05,)
-    delta: Share = 0.1
+    alpha: tuple[Risk, ...] = (0.05,)
+    delta: Risk = 0.1
     grid: Positive = 200
 
 

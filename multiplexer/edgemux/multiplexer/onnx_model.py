@@ -23,7 +23,8 @@ Array = NDArray[Any]
 class OnnxModel:
     """One ONNX graph on one CPU thread, loaded from verified bytes.
 
-    ``inputs`` and ``outputs`` are the graph's tensor names in graph order.
+    ``inputs`` and ``outputs`` are the graph's tensor names in graph order; ``input_types`` as the library writes them,
+    ``tensor(float)``, and ``input_shapes`` with a name or None where a size is open.
     """
 
     def __init__(self, content: bytes, name: str, threads: int = 1, quiet: bool = False) -> None:
@@ -47,13 +48,16 @@ class OnnxModel:
         except Exception as error:  # the library raises a dozen unrelated types here
             raise ArtifactError(f"{name}: ONNX Runtime cannot load it ({type(error).__name__})") from error
         self.name = name
-        self.inputs: tuple[str, ...] = tuple(tensor.name for tensor in self._session.get_inputs())
+        given = self._session.get_inputs()
+        self.inputs: tuple[str, ...] = tuple(tensor.name for tensor in given)
+        self.input_types: tuple[str, ...] = tuple(tensor.type for tensor in given)
+        self.input_shapes: tuple[tuple[int | str | None, ...], ...] = tuple(tuple(tensor.shape) for tensor in given)
         self.outputs: tuple[str, ...] = tuple(tensor.name for tensor in self._session.get_outputs())
 
     @classmethod
-    def read(cls, path: Path, threads: int = 1) -> OnnxModel:
+    def read(cls, path: Path, threads: int = 1, quiet: bool = False) -> OnnxModel:
         """Load from a file whose digest nobody checks: for the toolchain, never for serving."""
-        return cls(path.read_bytes(), path.name, threads)
+        return cls(path.read_bytes(), path.name, threads, quiet)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
         """Run the graph; blocks the caller. Returns the named outputs (default: all), in order."""

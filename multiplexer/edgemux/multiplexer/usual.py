@@ -18,8 +18,6 @@ from edgemux.multiplexer.onnx_model import OnnxModel
 
 # Rows run at once: enough for speed, few enough for memory.
 ROWS = 256
-# Of fewer, ten bins cannot be placed; the limits of what is usual are wide for some hundred still.
-LEAST = 30
 
 Floats = NDArray[np.float64]
 Tensors = Mapping[str, NDArray[Any]]
@@ -38,15 +36,15 @@ def add_references(folder: Path, placing: Tensors, counted: Tensors) -> Manifest
     """Put references into a sealed bundle's manifest and seal it again; returns the manifest.
 
     placing, counted: inputs by name [n, ...]. The first only place the bins; the others are counted and must be as
-    served: none that a gate was fitted to, no copies. Where LEAST of either are not to be had for each level, the
-    bundle stays without references, and an agent learns them. Raises ArtifactError for a bad file.
+    served: none that a gate was fitted to, no copies; some hundred of each say enough. Where the pre-gate leaves a level
+    none of either, the bundle stays without references, and an agent learns them. Raises ArtifactError for a bad file.
     """
     bundle = Bundle.open(folder)
     gates = Gates(bundle)
     names = tuple(level.files[-1] for level in bundle.manifest.levels)
     chain = Chain([OnnxModel(bundle.read(name), name) for name in names], placing)
     first, second = (look(bundle.manifest, gates, chain, tensors) for tensors in (placing, counted))
-    if min(len(gains) for seen in (first, second) for gains in seen.levels) < LEAST:
+    if not all(len(gains) for seen in (first, second) for gains in seen.levels):
         return bundle.manifest
     references = References(
         pre_gate_gain=reference_of(first.pre_gate_gain, second.pre_gate_gain),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemux.multiplexer.certify import DEFER_ALL, KEEP_ALL, certify, grid_of, rows_needed, upper_bound
-from edgemux.multiplexer.lab.pairs import Splits
+from edgemux.multiplexer.lab.pairs import CERTIFY, MOST, Splits
 from edgemux.multiplexer.lab.results import Certificate, Naive, Options
 from edgemux.multiplexer.lab.routers import DEVICE_ONLY, Scorer, Scores
 from edgemux.multiplexer.lab.rows import Rows
@@ -68,6 +68,11 @@ def _notes(certificate: Certificate, stays: bool, share: float) -> list[str]:
     """Why there is no certificate, where there is none."""
     if stays:
         return ["Nothing is certified: the device keeps all its answers, whatever the cloud would say."]
+    if certificate.needs > MOST[CERTIFY]:
+        return [
+            f"No certificate: alpha {certificate.alpha:g} at delta {certificate.delta:g} needs at least "
+            f"{certificate.needs} rows in the certificate split, which takes {MOST[CERTIFY]} at most."
+        ]
     if certificate.n < certificate.needs:
         return [
             f"No certificate: alpha {certificate.alpha:g} at delta {certificate.delta:g} needs at least "

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
+import math
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +17,8 @@ from numpy.typing import NDArray
 from edgemux.multiplexer.errors import InputError
 
 _LOCAL_HEADER = 30
+# What numpy and zipfile raise for a file that is not what it says.
+_DAMAGE = (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
 class Stored:
@@ -24,7 +29,7 @@ class Stored:
     """
 
     def __init__(self, name: str, path: Path, member: zipfile.ZipInfo | None) -> None:
-        """Raises InputError naming the array when it is not a plain array of numbers."""
+        """Raises InputError naming the array when it is not a plain array of numbers, whole."""
         self.name = name
         self._path = path
         self._member = member
@@ -34,10 +39,13 @@ class Stored:
                 read = npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0
                 self.shape, fortran, self.dtype = read(stream)
                 self._header = stream.tell()
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise InputError(name, "not an array as numpy saves it") from error
-        if self.dtype.hasobject or self.dtype.kind not in "fiub":
-            raise InputError(name, f"holds {self.dtype}, not numbers")
+        if self.dtype.hasobject or self.dtype.kind not in "fiub" or self.dtype.itemsize > 8:
+            raise InputError(name, f"holds {self.dtype}, not numbers of at most 64 bits")
+        size = path.stat().st_size if member is None else member.file_size
+        if min(self.shape, default=0) < 0 or self._header + self.dtype.itemsize * math.prod(self.shape) > size:
+            raise InputError(name, "the file is damaged or ends early")
         if fortran and len(self.shape) > 1:
             raise InputError(name, "is in column order; save np.ascontiguousarray of it")
 
@@ -53,8 +61,9 @@ class Stored:
     def stretches(self, index: NDArray[np.int64], rows: int) -> Iterator[NDArray[Any]]:
         """The rows of rising ``index``, at most ``rows`` at a time. Raises InputError when the file ends early."""
         try:
-            yield from (self._unpacked(index, rows) if self._packed() else self._mapped(index, rows))
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            for taken in self._unpacked(index, rows) if self._packed() else self._mapped(index, rows):
+                yield taken.astype(self.dtype.newbyteorder("="), copy=False)
+        except _DAMAGE as error:
             raise InputError(self.name, "the file is damaged or ends early") from error
 
     def _packed(self) -> bool:
@@ -68,8 +77,9 @@ class Stored:
                 local = file.read(_LOCAL_HEADER)
             offset += self._member.header_offset + _LOCAL_HEADER
             offset += int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
-        array = np.memmap(self._path, self.dtype, "r", offset, self.shape)
         for start in range(0, len(index), rows):
+            # Mapped anew each time: the pages of a mapping count as ours for as long as it lasts.
+            array = np.memmap(self._path, self.dtype, "r", offset, self.shape)
             yield np.array(array[index[start : start + rows]])
 
     def _unpacked(self, index: NDArray[np.int64], rows: int) -> Iterator[NDArray[Any]]:
@@ -99,24 +109,36 @@ def _skip(stream: IO[bytes], count: int) -> None:
         count -= got
 
 
-def arrays_of(path: Path) -> dict[str, Stored]:
-    """The arrays of an .npz file by name. Raises InputError naming the file."""
-    if not path.is_file():
-        raise InputError(str(path), "no such file")
+def arrays_of(path: Path, needed: Collection[str], optional: Collection[str] = ()) -> dict[str, Stored]:
+    """Arrays of an .npz file by name; others may be anything. Raises InputError naming the file, or what it lacks."""
+    check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except zipfile.BadZipFile as error:
+            found = archive.infolist()
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read ({error.strerror})") from error
+    except _DAMAGE as error:
         raise InputError(str(path), "not an .npz archive; make one with numpy.savez") from error
-    return {
-        name: Stored(name, path, member)
-        for member in members
-        if (name := member.filename.removesuffix(".npy")) != member.filename
-    }
+    members = {member.filename.removesuffix(".npy"): member for member in found if member.filename.endswith(".npy")}
+    for name in needed:
+        if name not in members:
+            raise InputError(name, f"not in the archive, which has {', '.join(sorted(members)) or 'nothing'}")
+    return {name: Stored(name, path, members[name]) for name in (*needed, *optional) if name in members}
 
 
 def array_of(path: Path) -> Stored:
     """An .npy file. Raises InputError naming it."""
-    if not path.is_file():
-        raise InputError(str(path), "no such file")
+    check_file(path)
     return Stored(path.name, path, None)
+
+
+def check_file(path: Path) -> None:
+    """Raises InputError naming the path when there is no plain file that may be read."""
+    try:
+        plain = path.is_file()
+        if plain:
+            path.open("rb").close()
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read ({error.strerror})") from error
+    if not plain:
+        raise InputError(str(path), "not a plain file" if path.exists() else "no such file")

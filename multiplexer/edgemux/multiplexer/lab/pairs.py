@@ -12,17 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemux.multiplexer.errors import ArtifactError, InputError
-from edgemux.multiplexer.lab.files import Stored, array_of, arrays_of
-from edgemux.multiplexer.lab.rows import Rows, condense, join, log_probabilities, tiles_of
+from edgemux.multiplexer.lab.files import Stored, array_of, arrays_of, check_file
+from edgemux.multiplexer.lab.rows import Rows, condense, join, log_probabilities, probabilities_already, tiles_of
 from edgemux.multiplexer.onnx_model import OnnxModel
 
 LEAST_ROWS = 200
+LOGITS = ("edge_logits", "cloud_logits")
 # Shares of the rows, and the most rows that are looked at: more narrow an interval by less than it is worth.
 FIT, CERTIFY, TEST = range(3)
 SHARES = (0.4, 0.3, 0.3)
 MOST = (100_000, 100_000, 200_000)
 BLOCK_BYTES = 16 * 2**20
 REPEATS = 30
+# Numbers are cast to what a model takes, as `edgemux build` does.
+FLOATS = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
 
 Progress = Callable[[float], None]
 
@@ -48,6 +51,8 @@ class Source(Protocol):
 
     total: int
     classes: int
+    labelled: bool
+    names: tuple[str, str]  # what to call the answers of device and cloud in errors
 
     def stretches(self, index: NDArray[np.int64], rows: int) -> Iterator[Stretch]:
         """The rows of rising ``index``, at most ``rows`` at a time."""
@@ -69,9 +74,12 @@ def splits_of(source: Source, seed: int, progress: Progress) -> Splits:
     rows = int(np.clip(BLOCK_BYTES // (4 * source.classes), 1, 4096))
     parts: tuple[list[Rows], ...] = ([], [], [])
     at = 0
-    for stretch in source.stretches(index, rows):
-        here = slice(at, at + len(stretch.device))
-        _place(_checked(stretch, index[here], source.classes), split[here], parts)
+    kinds: tuple[bool, bool] | None = None
+    for found in source.stretches(index, rows):
+        here = slice(at, at + len(found.device))
+        stretch = _checked(found, index[here], source)
+        kinds = _kinds(stretch, index[here], source.names, kinds)
+        _place(stretch, split[here], kinds, parts)
         at = here.stop
         progress(at / len(index))
     fit, certify, test = (join(part) for part in parts)
@@ -90,8 +98,21 @@ def draw(total: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
     return chosen[rising].astype(np.int64), split[rising]
 
 
-def _place(stretch: Stretch, split: NDArray[np.int8], parts: tuple[list[Rows], ...]) -> None:
-    device, cloud = log_probabilities(stretch.device), log_probabilities(stretch.cloud)
+def _kinds(
+    stretch: Stretch, index: NDArray[np.int64], names: tuple[str, str], known: tuple[bool, bool] | None
+) -> tuple[bool, bool]:
+    """Whether device and cloud give probabilities: what the first rows are, all are. Raises InputError where not."""
+    if known is None:
+        return probabilities_already(stretch.device), probabilities_already(stretch.cloud)
+    for name, values, kind in zip(names, (stretch.device, stretch.cloud), known, strict=True):
+        below = (values < 0).any(axis=1)
+        if kind and below.any():
+            raise InputError(name, f"row {index[int(below.argmax())]} is below 0, and the rows before it add up to 1")
+    return known
+
+
+def _place(stretch: Stretch, split: NDArray[np.int8], kinds: tuple[bool, bool], parts: tuple[list[Rows], ...]) -> None:
+    device, cloud = log_probabilities(stretch.device, kinds[0]), log_probabilities(stretch.cloud, kinds[1])
     for number, part in enumerate(parts):
         mine = np.flatnonzero(split == number)
         if len(mine):
@@ -100,20 +121,19 @@ def _place(stretch: Stretch, split: NDArray[np.int8], parts: tuple[list[Rows], .
             part.append(condense(device[mine], cloud[mine], labels, tiles, with_evidence=number == FIT))
 
 
-def _checked(stretch: Stretch, index: NDArray[np.int64], classes: int) -> Stretch:
+def _checked(stretch: Stretch, index: NDArray[np.int64], source: Source) -> Stretch:
     """The stretch, if nothing in it is nonsense."""
-    arrays = {"edge_logits": stretch.device, "cloud_logits": stretch.cloud}
-    if stretch.inputs is not None:
-        arrays["inputs"] = stretch.inputs
-    for name, values in arrays.items():
+    arrays = [] if stretch.inputs is None else [("inputs", stretch.inputs)]
+    arrays += zip(source.names, (stretch.device, stretch.cloud), strict=True)
+    for name, values in arrays:
         finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if not finite.all():
             raise InputError(name, f"row {index[int(finite.argmin())]} holds a value that is not finite")
     if stretch.labels is not None:
-        known = (stretch.labels >= 0) & (stretch.labels < classes)
+        known = (stretch.labels >= 0) & (stretch.labels < source.classes)
         if not known.all():
             at = int(known.argmin())
-            raise InputError("labels", f"row {index[at]} is {stretch.labels[at]}, not one of 0 to {classes - 1}")
+            raise InputError("labels", f"row {index[at]} is {stretch.labels[at]}, not one of 0 to {source.classes - 1}")
     return stretch
 
 
@@ -122,11 +142,8 @@ class SavedLogits:
 
     def __init__(self, path: Path) -> None:
         """Raises InputError naming the array that is missing or does not fit."""
-        arrays = arrays_of(path)
-        for name in ("edge_logits", "cloud_logits"):
-            if name not in arrays:
-                raise InputError(name, f"not in the archive, which has {', '.join(sorted(arrays)) or 'nothing'}")
-        self._device, self._cloud = arrays["edge_logits"], arrays["cloud_logits"]
+        arrays = arrays_of(path, LOGITS, ("labels", "inputs"))
+        self._device, self._cloud = (arrays[name] for name in LOGITS)
         self._labels, self._inputs = arrays.get("labels"), arrays.get("inputs")
         shape = self._device.shape
         if len(shape) != 2 or shape[1] < 2:
@@ -135,6 +152,8 @@ class SavedLogits:
             raise InputError("cloud_logits", f"has the shape {list(self._cloud.shape)}, edge_logits {list(shape)}")
         _check_beside(self._labels, self._inputs, shape[0])
         self.total, self.classes = shape
+        self.names = LOGITS
+        self.labelled = self._labels is not None
 
     def stretches(self, index: NDArray[np.int64], rows: int) -> Iterator[Stretch]:
         """See Source."""
@@ -156,7 +175,7 @@ def _check_beside(labels: Stored | None, inputs: Stored | None, total: int) -> N
         raise InputError("labels", f"has the shape {list(labels.shape)}, not [{total}]: one for each row")
     if labels is not None and labels.dtype.kind not in "iu":
         raise InputError("labels", f"holds {labels.dtype}, not whole numbers")
-    if inputs is not None and (len(inputs.shape) < 2 or inputs.shape[0] != total):
+    if inputs is not None and (len(inputs.shape) < 2 or inputs.shape[0] != total or 0 in inputs.shape[1:]):
         raise InputError("inputs", f"has the shape {list(inputs.shape)}, not [{total}, ...]")
 
 
@@ -169,11 +188,13 @@ class RunModels:
     def __init__(self, device: Path, cloud: Path, inputs: Path, labels: Path | None) -> None:
         """Raises ArtifactError or InputError naming the file that does not fit."""
         self._device, self._cloud = _model(device), _model(cloud)
+        self.names = (self._device.name, self._cloud.name)
         self._inputs = array_of(inputs)
         self._labels = array_of(labels) if labels is not None else None
         if len(self._inputs.shape) < 2:
             raise InputError("inputs", f"has the shape {list(self._inputs.shape)}, not [rows, ...]")
         self.total = len(self._inputs)
+        self.labelled = self._labels is not None
         _check_beside(self._labels, self._inputs, self.total)
         if not self.total:
             raise InputError("inputs", "has no rows")
@@ -197,9 +218,8 @@ class RunModels:
 
 
 def _model(path: Path) -> OnnxModel:
-    if not path.is_file():
-        raise InputError(str(path), "no such file")
-    model = OnnxModel.read(path)
+    check_file(path)
+    model = OnnxModel.read(path, quiet=True)  # a batch that it does not take is tried, and is no news
     if len(model.inputs) != 1:
         raise ArtifactError(f"{path.name}: has {len(model.inputs)} inputs, the lab feeds one")
     return model
@@ -207,12 +227,20 @@ def _model(path: Path) -> OnnxModel:
 
 def _answer(model: OnnxModel, inputs: NDArray[Any]) -> NDArray[Any]:
     """The first output, [n, classes]. Models that were exported for one input at a time are run so."""
+    wanted = FLOATS.get(model.input_types[0])
+    if wanted is not None and np.can_cast(inputs.dtype, wanted, "same_kind"):
+        inputs = inputs.astype(wanted, copy=False)
     try:
-        given = model.run({model.inputs[0]: inputs}, model.outputs[:1])[0]
+        given: Any = model.run({model.inputs[0]: inputs}, model.outputs[:1])[0]
     except Exception as error:  # the library raises a dozen unrelated types
         if len(inputs) <= 1:
-            raise InputError("inputs", f"{model.name} does not take {inputs.dtype} {list(inputs.shape)}") from error
+            takes = f"{model.input_types[0]} {list(model.input_shapes[0])}"
+            raise InputError(
+                "inputs", f"{model.name} takes {takes}, not {inputs.dtype} {list(inputs.shape)}"
+            ) from error
         return np.concatenate([_answer(model, inputs[k : k + 1]) for k in range(len(inputs))])
+    if not isinstance(given, np.ndarray) or given.dtype.kind not in "fiu":
+        raise InputError("inputs", f"{model.name} answers with no array of numbers in {model.outputs[0]}")
     if given.ndim != 2 or len(given) != len(inputs) or given.shape[1] < 2:
         raise InputError("inputs", f"{model.name} answers with {list(given.shape)}, not [rows, classes]")
     return given

@@ -132,23 +132,28 @@ def join(parts: Sequence[Rows]) -> Rows:
     return Rows(**joined)
 
 
-def log_probabilities(values: NDArray[Any]) -> Floats:
-    """log softmax of rows, float32; rows that are probabilities already stay what they are."""
-    wide: Floats = values.astype(np.float32)
-    if probabilities_already(wide):
-        return np.maximum(np.log(np.maximum(wide, np.float32(1e-30))), np.float32(LEAST_LOG))
-    wide = wide - wide.max(axis=1, keepdims=True)
-    logs: Floats = np.maximum(wide - np.log(np.exp(wide).sum(axis=1, keepdims=True)), np.float32(LEAST_LOG))
-    return logs
+def log_probabilities(values: NDArray[Any], probabilities: bool | None = None) -> Floats:
+    """log softmax of finite rows, float32; probabilities stay what they are. None: found out from these rows alone."""
+    # Differences of float32 may be twice what it holds, and those of float64 too.
+    wide = values.astype(np.float64)
+    if probabilities_already(values) if probabilities is None else probabilities:
+        wide = wide / np.maximum(wide.sum(axis=1, keepdims=True), 1e-30)
+        return np.log(np.maximum(wide, 1e-30)).astype(np.float32)
+    with np.errstate(over="ignore"):
+        wide = np.maximum(wide - wide.max(axis=1, keepdims=True), -1e30)
+    logs = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
+    return np.maximum(logs, LEAST_LOG).astype(np.float32)
 
 
 def probabilities_already(values: NDArray[Any]) -> bool:
     """Whether rows are distributions and not logits: none negative, each sums to 1."""
-    return bool((values >= 0).all() and np.allclose(values.sum(axis=1), 1.0, atol=1e-3))
+    return bool((values >= 0).all() and np.allclose(values.sum(axis=1, dtype=np.float64), 1.0, atol=1e-3))
 
 
 # At most this many numbers are kept of an input: 7 x 7 tiles of a grey picture, 4 x 4 of a colour one.
 MOST_TILES = 49
+# Larger ones count as this: sums of a million of them are finite.
+MOST_INPUT = np.float32(1e30)
 
 
 def tiles_of(inputs: NDArray[Any]) -> Floats:
@@ -156,7 +161,8 @@ def tiles_of(inputs: NDArray[Any]) -> Floats:
 
     Works for [n, f], [n, h, w] and, channels first or last, [n, 3, h, w]; anything else is taken as flat.
     """
-    values = inputs.astype(np.float32)
+    with np.errstate(over="ignore"):
+        values = np.clip(inputs.astype(np.float32), -MOST_INPUT, MOST_INPUT)
     if values.ndim == 4:
         if values.shape[-1] <= 4:
             values = np.moveaxis(values, -1, 1)

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from edgemux.cli.main import run
+from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.errors import InputError
 from edgemux.wire import Client
 
-FEATURES, CLASSES, ROWS = 12, 3, 600
+FEATURES, CLASSES, ROWS = 12, 3, 1200
 
 
 def save_linear(path: Path, weight: Any) -> None:
@@ -33,7 +35,7 @@ def save_linear(path: Path, weight: Any) -> None:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
-    """A bundle from 600 unlabelled vectors; other vectors, and what the cloud's model says to them."""
+    """A bundle from 1,200 unlabelled vectors; other vectors, and what the cloud's model says to them."""
     pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("own")
     rng = np.random.default_rng(4)
@@ -98,3 +100,9 @@ def test_infer_and_inspect_say_what_kind_of_bundle_it_is(
     assert "this model takes readings FP32 [-1, 12]" in capsys.readouterr().err
     assert run(["bundle", "inspect", str(bundle[0])]) == 0
     assert "agreement" in capsys.readouterr().out
+
+
+def test_a_bundle_of_ones_own_says_what_is_usual_for_the_agent_to_watch(bundle: tuple[Path, Any, Any]) -> None:
+    references = Bundle.open(bundle[0]).manifest.references
+    assert references is not msgspec.UNSET
+    assert sum(references.brightness.counts) == int(0.3 * ROWS)

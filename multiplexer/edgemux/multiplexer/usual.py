@@ -35,9 +35,9 @@ class Seen(msgspec.Struct, frozen=True):
 def add_references(folder: Path, placing: Tensors, counted: Tensors) -> Manifest:
     """Put references into a sealed bundle's manifest and seal it again; returns the manifest.
 
-    placing, counted: inputs by name [n, ...]. The first only place the bins; the others are counted and must be as
-    served: none that a gate was fitted to, no copies; some hundred of each say enough. Where the pre-gate leaves a level
-    none of either, the bundle stays without references, and an agent learns them. Raises ArtifactError for a bad file.
+    placing, counted: inputs by name [n, ...], some hundred of each at least. The first only place the bins; the others
+    are counted and must be as served: none that a gate was fitted to, no copies. Where the pre-gate leaves a level none
+    of either, the bundle stays without references, and an agent learns them. Raises ArtifactError for a bad file.
     """
     bundle = Bundle.open(folder)
     gates = Gates(bundle)

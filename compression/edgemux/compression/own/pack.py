@@ -27,6 +27,8 @@ from edgemux.multiplexer.usual import add_references
 # Samples are for looking at a bundle at work; they should not outweigh its models.
 MAX_SAMPLE_BYTES = 8 * 2**20
 MAX_REFERENCE_BYTES = 64 * 2**20
+# From fewer, agents do better to learn what is usual for themselves.
+LEAST_REFERENCE = 300
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ def write(plan: Plan, recipe: str, recipe_sha256: str, parts: Parts, seconds: fl
             listed.append(SAMPLES)
         provenance = _provenance(plan, recipe, recipe_sha256, parts, seconds)
         bundle.seal(part, _manifest(plan, parts, listed, provenance))
-        add_references(part, *(_some(parts, rows) for rows in (parts.dealt.test, parts.dealt.certify)))
+        known = (parts.dealt.test, parts.dealt.certify)
+        if min(len(rows) for rows in known) >= LEAST_REFERENCE:
+            add_references(part, *(_some(parts, rows) for rows in known))
         Bundle.open(part).verify()
     return out
 

@@ -90,10 +90,11 @@ def splits_of(source: Source, seed: int, progress: Progress) -> Splits:
 def draw(total: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
     """Which rows are looked at, rising, and the split of each. Raises InputError for too few."""
     if total < LEAST_ROWS:
+        needed = rows_needed(0.05, 0.1)
         raise InputError(
             "rows",
-            f"{total} are too few: the lab needs at least {LEAST_ROWS}, of which {int(LEAST_ROWS * SHARES[CERTIFY])} back "
-            f"the certificate (it needs {rows_needed(0.05, 0.1)} at alpha 0.05 and delta 0.1)",
+            f"{total} are too few: the lab needs at least {LEAST_ROWS}; the certificate's split gets "
+            f"{SHARES[CERTIFY]:.0%} of them and needs {needed} at alpha 0.05 and delta 0.1",
         )
     order = np.random.default_rng(seed).permutation(total)
     counts = [min(int(total * share), most) for share, most in zip(SHARES, MOST, strict=True)]

@@ -199,6 +199,21 @@ def test_two_graphs_are_run_whatever_their_batch_and_the_inputs_precision(
     assert capfd.readouterr().err == ""  # the library writes past Python
 
 
+def test_a_model_of_several_outputs_is_asked_for_its_probabilities(models: list[Any], tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    graph = onnx.load(str(tmp_path / "cloud.onnx"))
+    graph.graph.node.append(helper.make_node("Identity", ["y"], ["probabilities"]))
+    del graph.graph.output[:]
+    for name in ("w", "probabilities"):
+        graph.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    onnx.save(graph, str(tmp_path / "two.onnx"))
+    code, out, err = lab(*models, "--cloud", tmp_path / "two.onnx", "--labels", tmp_path / "y.npy")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["cloud_accuracy"] == 1.0
+
+
 def test_graphs_and_inputs_that_do_not_fit_get_one_line_that_names_the_file(models: list[Any], tmp_path: Path) -> None:
     other = linear(tmp_path / "other.onnx", np.ones((WIDTH, CLASSES + 1)))
     eight = linear(tmp_path / "eight.onnx", np.ones((WIDTH, CLASSES)), batch=8)

@@ -25,6 +25,7 @@ SHARES = (0.4, 0.3, 0.3)
 MOST = (100_000, 100_000, 200_000)
 BLOCK_BYTES = 16 * 2**20
 REPEATS = 30
+ANSWERS = ("probabilities", "logits")
 # Numbers are cast to what a model takes, as `edgemux build` does.
 FLOATS = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
 
@@ -188,7 +189,7 @@ def _check_beside(labels: Stored | None, inputs: Stored | None, total: int) -> N
 class RunModels:
     """Two ONNX classifiers with one input each, run on the rows of an .npy file; labels [N] optional.
 
-    The first output of a model is taken as its logits or probabilities.
+    A model's answer is its output ``probabilities`` or ``logits``; where it has neither, its first.
     """
 
     def __init__(self, device: Path, cloud: Path, inputs: Path, labels: Path | None) -> None:
@@ -232,12 +233,13 @@ def _model(path: Path) -> OnnxModel:
 
 
 def _answer(model: OnnxModel, inputs: NDArray[Any]) -> NDArray[Any]:
-    """The first output, [n, classes]. Models that were exported for one input at a time are run so."""
+    """Its answer, [n, classes]. Models that were exported for one input at a time are run so."""
+    name = next((name for name in ANSWERS if name in model.outputs), model.outputs[0])
     wanted = FLOATS.get(model.input_types[0])
     if wanted is not None and np.can_cast(inputs.dtype, wanted, "same_kind"):
         inputs = inputs.astype(wanted, copy=False)
     try:
-        given: Any = model.run({model.inputs[0]: inputs}, model.outputs[:1])[0]
+        given: Any = model.run({model.inputs[0]: inputs}, [name])[0]
     except Exception as error:  # the library raises a dozen unrelated types
         if len(inputs) <= 1:
             takes = f"{model.input_types[0]} {list(model.input_shapes[0])}"
@@ -246,7 +248,7 @@ def _answer(model: OnnxModel, inputs: NDArray[Any]) -> NDArray[Any]:
             ) from error
         return np.concatenate([_answer(model, inputs[k : k + 1]) for k in range(len(inputs))])
     if not isinstance(given, np.ndarray) or given.dtype.kind not in "fiu":
-        raise InputError("inputs", f"{model.name} answers with no array of numbers in {model.outputs[0]}")
+        raise InputError("inputs", f"{model.name} answers with no array of numbers in {name}")
     if given.ndim != 2 or len(given) != len(inputs) or given.shape[1] < 2:
         raise InputError("inputs", f"{model.name} answers with {list(given.shape)}, not [rows, classes]")
     return given

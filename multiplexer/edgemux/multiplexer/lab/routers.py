@@ -20,6 +20,7 @@ from edgemux.multiplexer.features import query_of, tempered_total
 from edgemux.multiplexer.lab.rows import KEPT, Rows
 from edgemux.multiplexer.learned import Net, sigmoid
 from edgemux.multiplexer.training.calibrate import platt
+from edgemux.multiplexer.training.minimise import along
 from edgemux.multiplexer.training.net import How, binary, fit_logistic, fit_net, gain_loss, squared
 from edgemux.multiplexer.training.posterior import Posterior, fit_posterior
 
@@ -109,12 +110,7 @@ def best_temperature(rows: Rows) -> float:
         t = float(np.exp(log_t))
         return float((log_normaliser(rows, t) - own / t).mean())
 
-    low, high = np.log(0.05), np.log(20.0)
-    ratio = (5.0**0.5 - 1.0) / 2.0
-    for _ in range(40):
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, right) if loss(left) < loss(right) else (left, high)
-    return float(np.exp((low + high) / 2.0))
+    return float(np.exp(along(loss, float(np.log(0.05)), float(np.log(20.0)), rounds=40)))
 
 
 def log_normaliser(rows: Rows, t: float) -> Scores:

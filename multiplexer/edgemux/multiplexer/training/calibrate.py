@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from edgemux.multiplexer.training.minimise import along, minimise
+
 
 def temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
     """The T for which softmax(logits / T) has the least negative log-likelihood (Guo et al. 2017).
@@ -23,12 +25,7 @@ def temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
     def loss(log_t: float) -> float:
         return float(functional.cross_entropy(values / math.exp(log_t), targets))
 
-    low, high = math.log(0.05), math.log(20.0)
-    ratio = (math.sqrt(5.0) - 1.0) / 2.0
-    for _ in range(60):
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, right) if loss(left) < loss(right) else (left, high)
-    return math.exp((low + high) / 2.0)
+    return math.exp(along(loss, math.log(0.05), math.log(20.0), rounds=60))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +48,5 @@ def platt(scores: NDArray[Any], right: NDArray[Any]) -> Platt:
     target = torch.where(y > 0.5, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     slope = torch.ones(x.shape[1], dtype=torch.float64, requires_grad=True)
     offset = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([slope, offset], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimiser.zero_grad()
-        loss = functional.binary_cross_entropy_with_logits(slope * x + offset, target)
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
+    minimise(lambda: functional.binary_cross_entropy_with_logits(slope * x + offset, target), [slope, offset])
     return Platt(slope.detach().numpy(), offset.detach().numpy())

@@ -9,7 +9,6 @@ confidence is what ships.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +20,7 @@ from edgemux.multiplexer.features import LOG_FLOOR, device_features, feature_cou
 from edgemux.multiplexer.learned import Net, sigmoid
 from edgemux.multiplexer.training.calibrate import platt
 from edgemux.multiplexer.training.labels import Answers, Floats, one_hot
+from edgemux.multiplexer.training.minimise import minimise
 from edgemux.multiplexer.training.net import How, binary, fit_net, gain_loss
 from edgemux.multiplexer.training.posterior import evidence, fit_posterior
 
@@ -28,6 +28,7 @@ from edgemux.multiplexer.training.posterior import evidence, fit_posterior
 KEPT_BACK = 5
 # In nats per squared unit, towards scores as they were fitted.
 RIDGE = 1e-3
+STEPS = 200
 Rows = NDArray[np.bool_]
 
 
@@ -118,7 +119,7 @@ def _calibrated(net: Net, features: Floats, answers: Answers) -> Net:
         ridge = RIDGE * (((slope - 1.0) ** 2).sum() + (shift**2).sum())
         return functional.binary_cross_entropy_with_logits(slope * x + shift, right) + ridge
 
-    _minimise(loss, [slope, shift])
+    minimise(loss, [slope, shift], STEPS)
     factor = slope.detach().numpy()
     place = np.zeros((levels, net.w1.shape[1]))
     first = net.w1.shape[1] - levels - routes
@@ -154,9 +155,9 @@ def _confidence(answers: Answers) -> Net:
         wanted = right[:, :levels].expand(levels, -1, -1)
         return functional.binary_cross_entropy_with_logits(logits, wanted) + RIDGE * (others**2).sum()
 
-    _minimise(at_hand, [steep, offset])
+    minimise(at_hand, [steep, offset], STEPS)
     # Other levels get what the slope of the level at hand allows, and have no say in it.
-    _minimise(not_at_hand, [others])
+    minimise(not_at_hand, [others], STEPS)
     slope, shift = functional.softplus(steep).detach().numpy(), offset.detach().numpy()
     room = float(slope.max() * -np.log(LOG_FLOOR) - shift.min()) + 1.0
     width = feature_count(classes)
@@ -171,18 +172,6 @@ def _confidence(answers: Answers) -> Net:
     share = float(right[:, -1].mean().clip(1e-4, 1 - 1e-4))
     b2 = np.append(others.detach().numpy() - room, np.log(share / (1.0 - share)))
     return Net(w1, np.zeros(2 * levels), w2, b2)
-
-
-def _minimise(loss: Callable[[], torch.Tensor], weights: list[torch.Tensor]) -> None:
-    optimiser = torch.optim.LBFGS(weights, max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimiser.zero_grad()
-        value = loss()
-        value.backward()
-        return value
-
-    optimiser.step(closure)
 
 
 def _area(net: Net, answers: Answers, level: int, scores: Floats) -> float:

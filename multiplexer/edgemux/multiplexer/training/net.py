@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from edgemux.multiplexer.learned import Net
+from edgemux.multiplexer.training.minimise import minimise
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -120,16 +121,12 @@ def fit_logistic(features: NDArray[Any], target: NDArray[Any], ridge: float = 1e
     x = torch.from_numpy((features - mean) / spread)
     y = torch.from_numpy(np.asarray(target, np.float64))
     weights = torch.zeros(x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
 
-    def closure() -> torch.Tensor:
-        optimiser.zero_grad()
-        value = functional.binary_cross_entropy_with_logits(x @ weights[:-1] + weights[-1], y)
-        value = value + ridge * (weights[:-1] ** 2).sum()
-        value.backward()
-        return value
+    def loss() -> torch.Tensor:
+        surprise = functional.binary_cross_entropy_with_logits(x @ weights[:-1] + weights[-1], y)
+        return surprise + ridge * (weights[:-1] ** 2).sum()
 
-    optimiser.step(closure)
+    minimise(loss, [weights])
     fitted = weights.detach().numpy()
     slope = fitted[:-1] / spread
     offset = fitted[-1] - slope @ mean

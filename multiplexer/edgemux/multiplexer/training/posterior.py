@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from edgemux.multiplexer.features import FEW_CLASSES, LOG_FLOOR
+from edgemux.multiplexer.training.minimise import minimise
 
 Floats = NDArray[np.float32]
 
@@ -125,16 +126,12 @@ def fit_posterior(seen: Evidence) -> Posterior:
     start = torch.zeros(3, width, dtype=torch.float64)
     start[0] = 1.0
     weights = start.clone().requires_grad_(True)
-    optimiser = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
 
-    def closure() -> torch.Tensor:
-        optimiser.zero_grad()
+    def loss() -> torch.Tensor:
         logits = weights[0] * cloud + weights[1] * device + weights[2] * place
-        loss = functional.cross_entropy(logits, labels) + RIDGE * ((weights - start) ** 2).sum()
-        loss.backward()
-        return loss
+        return functional.cross_entropy(logits, labels) + RIDGE * ((weights - start) ** 2).sum()
 
-    optimiser.step(closure)
+    minimise(loss, [weights])
     fitted = weights.detach()
     of_cloud, of_device, offset = (fitted[0].expand(k), fitted[1].expand(k), fitted[2] * place)
     return Posterior(of_cloud.numpy().copy(), of_device.numpy().copy(), offset.numpy().copy())

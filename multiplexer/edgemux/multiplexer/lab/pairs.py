@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from edgemux.multiplexer.certify import rows_needed
 from edgemux.multiplexer.errors import ArtifactError, InputError
 from edgemux.multiplexer.lab.files import Stored, array_of, arrays_of, check_file
 from edgemux.multiplexer.lab.rows import Rows, condense, join, log_probabilities, probabilities_already, tiles_of
+from edgemux.multiplexer.lab.stopwatch import median_ms
 from edgemux.multiplexer.onnx_model import OnnxModel
 
 LEAST_ROWS = 200
@@ -221,7 +221,10 @@ class RunModels:
 
     def times_ms(self) -> tuple[float, float]:
         """Median time of one input on one thread, of the device model and of the cloud model."""
-        return _median_ms(self._device, self._first), _median_ms(self._cloud, self._first)
+        return (
+            median_ms(lambda: _answer(self._device, self._first), REPEATS),
+            median_ms(lambda: _answer(self._cloud, self._first), REPEATS),
+        )
 
 
 def _model(path: Path) -> OnnxModel:
@@ -252,12 +255,3 @@ def _answer(model: OnnxModel, inputs: NDArray[Any]) -> NDArray[Any]:
     if given.ndim != 2 or len(given) != len(inputs) or given.shape[1] < 2:
         raise InputError("inputs", f"{model.name} answers with {list(given.shape)}, not [rows, classes]")
     return given
-
-
-def _median_ms(model: OnnxModel, one: NDArray[Any]) -> float:
-    taken = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        _answer(model, one)
-        taken.append(time.perf_counter() - began)
-    return 1e3 * float(np.median(taken))

@@ -52,7 +52,7 @@ def pictures(
     return Pictures(
         curves=curves,
         oracles=oracles,
-        gain=reliability(foretold(scorer, rows, test), test.cloud_right & ~test.device_right),
+        gain=reliability(foretold(scorer, rows, scorer.score(test)), test.cloud_right & ~test.device_right),
         device={
             "as it is": reliability(top_probability(test, 1.0), test.device_right),
             f"at temperature {t:.2f}": reliability(top_probability(test, t), test.device_right),

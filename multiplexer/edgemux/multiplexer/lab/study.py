@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from edgemux.multiplexer.lab.routers import (
     foretold,
 )
 from edgemux.multiplexer.lab.rows import Rows
+from edgemux.multiplexer.lab.stopwatch import median_ms
 from edgemux.multiplexer.learned import Router
 from edgemux.multiplexer.training.curves import Curve, areas, interval, paired_error, rank
 from edgemux.multiplexer.training.reliability import auroc, brier, reliability
@@ -149,7 +149,7 @@ def judge(
     gap = rank(cloud * 1.0 - device, device, cloud).curve().area - curves[RANDOM].area
     judged = {}
     for name, curve in curves.items():
-        said = foretold(fitted[name], known, test) if name in fitted else None
+        said = foretold(fitted[name], known, scores[name]) if name in fitted else None
         judged[name] = Judged(
             auc=curve.area,
             auc_interval=interval(draws[name]),
@@ -196,12 +196,7 @@ def decision_ms(scorer: Scorer, rows: Rows, repeats: int = 50) -> float:
     """Median time of one decision from a device answer, what it reads of that included, as an agent makes it."""
     answer = np.full((1, rows.classes), 1.0 / rows.classes, np.float32)
     decide = decision(scorer, rows.take(np.arange(1)))
-    taken = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        decide(answer)
-        taken.append(time.perf_counter() - began)
-    return 1e3 * float(np.median(taken))
+    return median_ms(lambda: decide(answer), repeats)
 
 
 def decision(scorer: Scorer, one: Rows) -> Callable[[NDArray[Any]], Any]:

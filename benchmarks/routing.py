@@ -35,7 +35,7 @@ from edgemux.compression.multiplex import glances, post_gate_fit, pre_gate_fit
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.certify import certify, grid_of
 from edgemux.multiplexer.chain import Chain
-from edgemux.multiplexer.gates import Gates
+from edgemux.multiplexer.gates import Gates, gain_after
 from edgemux.multiplexer.lab.certificate import naive_threshold
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.multiplexer.training.curves import areas, interval, paired_error, rank
@@ -99,14 +99,7 @@ class Starter:
 
     def gains(self, images: Images, answers: Answers) -> Gains:
         """The post-gate's gain per level."""
-        return {k: gain_of(self.scores(images, answers, k)[1], k) for k in range(1, len(self.chain) + 1)}
-
-
-def gain_of(after: NDArray[np.float32], level: int) -> NDArray[np.float64]:
-    """P(cloud right) - P(level right)."""
-    wide = after.astype(np.float64)
-    gain: NDArray[np.float64] = wide[:, -1] - wide[:, level - 1]
-    return gain
+        return {k: gain_after(self.scores(images, answers, k)[1], k) for k in range(1, len(self.chain) + 1)}
 
 
 class Bench:
@@ -158,9 +151,9 @@ def blind(bench: Bench) -> list[Row]:
     rows = []
     seeing, test = bench.fit(), bench.test
     unseeing = Answers(seeing.levels, _blinded(seeing.cloud), seeing.labels)
-    for level, gain in _refitted(bench, unseeing, Answers(test.levels, _blinded(test.cloud), test.labels)).items():
-        seen = Answers(test.levels, _blinded(test.cloud), test.labels)
-        rows.append(_points(seen, level, gain))
+    dark = Answers(test.levels, _blinded(test.cloud), test.labels)
+    for level, gain in _refitted(bench, unseeing, dark).items():
+        rows.append(_points(dark, level, gain))
     generator = np.random.default_rng(bench.seed)
     noisy = seeing.labels.copy()
     wrong = generator.random(seeing.count) < 0.2
@@ -172,9 +165,7 @@ def blind(bench: Bench) -> list[Row]:
 
 def _points(answers: Answers, level: int, gain: NDArray[np.float64]) -> Row:
     row = _beside(answers, level, gain, "blind", f"cloud blind to {len(BLIND)} classes", 0.0)
-    right = answers.right()
-    plain = rank(-answers.levels[level - 1].max(axis=1), right[:, level - 1], right[:, -1]).curve().area
-    points = 100 * (rank(gain, right[:, level - 1], right[:, -1]).curve().area - plain)
+    points = 100 * (answers.area(level, gain) - answers.area(level, -answers.levels[level - 1].max(axis=1)))
     return Row("blind", row.what, row.measured, "≥ +5 points", points >= 5.0)
 
 
@@ -195,7 +186,7 @@ def _refitted(bench: Bench, fit: Answers, test: Answers) -> Gains:
     now = pre_scores(pre, glances(bench.images.test.images))
     levels = len(test.levels)
     return {
-        k: gain_of(post_scores(post, test.levels[k - 1], one_hot(k, levels, test.count), now), k)
+        k: gain_after(post_scores(post, test.levels[k - 1], one_hot(k, levels, test.count), now), k)
         for k in range(1, levels + 1)
     }
 
@@ -224,7 +215,7 @@ def corrupted(bench: Bench) -> list[Row]:
         pixels = change(bench.images.test.images.astype(np.float64), np.random.default_rng(0))
         split = data.Split(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), bench.images.test.labels)
         answers = bench.starter.answers(split)
-        gain = gain_of(bench.starter.scores(split.images, answers, top)[1], top)
+        gain = gain_after(bench.starter.scores(split.images, answers, top)[1], top)
         row = _beside(answers, top, gain, "corrupted", name, -1.0)
         after = _inputs_to_the_alarm(bench.starter, split.images)
         given_up = f"given up after {after} inputs" if after is not None else "no alarm"
@@ -266,10 +257,10 @@ def certificate(bench: Bench) -> list[Row]:
     """Certificates from 500 inputs drawn again and again, each judged on all the others."""
     alpha, delta, n = 0.05, 0.1, 500
     rows = []
+    gains = bench.starter.gains(bench.images.test.images, bench.test)
+    gate_gains = bench.starter.gains(bench.images.gate.images, bench.starter.answers(bench.images.gate))
     for level in (1, 2):
-        gain = bench.starter.gains(bench.images.test.images, bench.test)[level]
-        gate = bench.starter.answers(bench.images.gate)
-        grid = grid_of(bench.starter.gains(bench.images.gate.images, gate)[level], 200)
+        gain, grid = gains[level], grid_of(gate_gains[level], 200)
         differs = bench.test.differs(level)
         generator = np.random.default_rng(level)
         broken, naive_broken, extra = 0, 0, []

@@ -25,6 +25,7 @@ from edgemux.compression.multiplex import (
 )
 from edgemux.multiplexer.bundle import Level, Model
 from edgemux.multiplexer.certify import interval
+from edgemux.multiplexer.gates import gain_after
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.multiplexer.training.labels import one_hot
 from edgemux.multiplexer.training.report import calibration, routed
@@ -147,10 +148,9 @@ def _multiplexed(scored: Scored, gate_files: Path, prices: Prices) -> dict[str, 
     measured: dict[str, float] = {}
     for level, price in enumerate(prices.defer, start=1):
         name = level_name(level)
-        after = scores_after(gate_files, test, level, before).astype(np.float64)
+        after = scores_after(gate_files, test, level, before)
         result = routed(test, level, before, after, prices.offload_first, price)
         level_error, cloud_error = calibration(test, level, after)
-        gain = after[:, -1] - after[:, level - 1]
         measured |= {
             f"{name}_multiplexed_accuracy": result.accuracy,
             f"{name}_kept": result.kept,
@@ -158,7 +158,7 @@ def _multiplexed(scored: Scored, gate_files: Path, prices: Prices) -> dict[str, 
             f"{name}_disagreement": result.disagreement,
             f"{name}_calibration_error": level_error,
             f"{name}_cloud_calibration_error": cloud_error,
-            f"{name}_deferral_area": test.area(level, gain),
+            f"{name}_deferral_area": test.area(level, gain_after(after, level)),
             f"{name}_deferral_area_max_softmax": test.area(level, -test.levels[level - 1].max(1)),
         }
     return measured

@@ -19,6 +19,7 @@ from edgemux.compression.models import CLOUD, level_file
 from edgemux.compression.recipe import Certify, Gates
 from edgemux.multiplexer.bundle import Certificate, Certified
 from edgemux.multiplexer.certify import certify, grid_of, skip_price
+from edgemux.multiplexer.gates import gain_after, gain_before
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.multiplexer.training.fit import fit_post, fit_pre
 from edgemux.multiplexer.training.labels import Answers, Floats, one_hot
@@ -68,7 +69,7 @@ def write_gates(answers: Path, how: Gates, seed: int, folder: Path, tick: Tick) 
     """Fit both gates on the training images, calibrate them on the gate split, and write their graphs.
 
     The models are surer of images that they were trained on, but the gates learn from where they err, and of that a
-    training set has more than what was held out for the gates; calibration and judgement use only the latter.
+    training set has more than what was held out for the gates. Calibration uses the latter alone.
     """
     images, train = read_answers(answers, "train")
     held_images, held = read_answers(answers, "gate")
@@ -117,9 +118,7 @@ def scores_after(folder: Path, answers: Answers, level: int, before: Floats) -> 
 
 def gains(folder: Path, answers: Answers, level: int, before: Floats) -> NDArray[np.float64]:
     """P(cloud right) - P(level right) after that level answered, [n]; float64 differences of float32 scores."""
-    after = scores_after(folder, answers, level, before).astype(np.float64)
-    gain: NDArray[np.float64] = after[:, -1] - after[:, level - 1]
-    return gain
+    return gain_after(scores_after(folder, answers, level, before), level)
 
 
 def write_prices(answers: Path, gate_files: Path, data_sha256: str, how: Certify, skip: Gates, folder: Path) -> None:
@@ -143,13 +142,14 @@ def priced(gate_files: Path, fit: Scored, split: Scored, data_sha256: str, how: 
     alphas = how.alpha if len(how.alpha) == levels else how.alpha * levels
     certified: list[Certified] = []
     for level, alpha in enumerate(alphas, start=1):
-        grid = grid_of(gains(gate_files, fit.answers, level, fit.before), how.grid)
+        fit_gain = gains(gate_files, fit.answers, level, fit.before)
+        grid = grid_of(fit_gain, how.grid)
         # The test uses the cloud's answers alone: a user can repeat it on unlabelled inputs.
         gain = gains(gate_files, split.answers, level, split.before)
         price = certify(gain, split.answers.differs(level), grid, alpha, how.delta / levels)
         certified.append(Certified(level, price.price, price.kept, price.disagreement, price.upper_bound))
-    deferred = gains(gate_files, fit.answers, levels, fit.before) > certified[-1].price
-    first = skip_price(fit.before[:, -1] - fit.before[:, :-1].max(axis=1), deferred, agreement)
+    # The last is the highest level, which is what a device runs when it can.
+    first = skip_price(gain_before(fit.before), fit_gain > certified[-1].price, agreement)
     certificate = stated(how, alphas, split.answers.count, data_sha256, certified)
     return Prices(tuple(item.price for item in certified), certificate, first)
 

@@ -27,6 +27,7 @@ from edgemux.multiplexer.bundle import Certificate, Manifest
 from edgemux.multiplexer.certify import KEEP_ALL
 from edgemux.multiplexer.domain import Prediction
 from edgemux.multiplexer.drift import Detector, References, Stream, against_risk, light_of, numbers_of
+from edgemux.multiplexer.gates import gain_before
 from edgemux.multiplexer.usual import skipped
 
 # What waits for the next step; when more comes in between, the oldest is lost.
@@ -225,8 +226,7 @@ class Vigil:
         # Where an input may be of any size, as many numbers of it are looked at as there are.
         for _, alike in groupby(drain(self._inputs), lambda seen: seen[1].shape):
             before, numbers = (np.stack(column) for column in zip(*alike, strict=True))
-            gain = before[:, -1].astype(np.float64) - before[:, :-1].max(axis=1)
-            for stream, values in zip(self._input_streams, (gain, *light_of(numbers).T), strict=True):
+            for stream, values in zip(self._input_streams, (gain_before(before), *light_of(numbers).T), strict=True):
                 stream.observe(values)
         scores = [(level, value) for epoch, level, value in drain(self._scores) if epoch == self.terms.epoch]
         for number, (stream, ledger) in enumerate(zip(self._score_streams, self._ledgers, strict=True), start=1):

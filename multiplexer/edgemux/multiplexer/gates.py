@@ -17,6 +17,20 @@ from edgemux.multiplexer.onnx_model import OnnxModel
 Scores = NDArray[np.float32]
 
 
+def gain_before(scores: NDArray[Any]) -> NDArray[np.float64]:
+    """What the pre-gate expects of the cloud over the best level, FP64 [N], from its scores [N, routes]."""
+    wide = scores.astype(np.float64)
+    gain: NDArray[np.float64] = wide[:, -1] - wide[:, :-1].max(axis=1)
+    return gain
+
+
+def gain_after(scores: NDArray[Any], level: int) -> NDArray[np.float64]:
+    """What the post-gate expects of the cloud over the level that answered, FP64 [N], from its scores [N, routes]."""
+    wide = scores.astype(np.float64)
+    gain: NDArray[np.float64] = wide[:, -1] - wide[:, level - 1]
+    return gain
+
+
 class Gates:
     """Both gates of a bundle. Columns of a score array follow ``routes``: levels by rising number, then the cloud."""
 

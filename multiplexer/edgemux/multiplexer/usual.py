@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgemux.multiplexer.bundle import Bundle, Manifest, seal
 from edgemux.multiplexer.chain import Activations, Chain
 from edgemux.multiplexer.drift import References, light_of, numbers_of, reference_of
-from edgemux.multiplexer.gates import Gates, Scores
+from edgemux.multiplexer.gates import Gates, Scores, gain_after, gain_before
 from edgemux.multiplexer.onnx_model import OnnxModel
 
 # Rows run at once: enough for speed, few enough for memory.
@@ -70,12 +70,11 @@ def look(manifest: Manifest, gates: Gates, chain: Chain, tensors: Tensors) -> Se
             answers = chain.run(level, activations)
             for number, scores in enumerate(before[-1]):
                 if not skipped(scores.tolist(), level, manifest.multiplexer.offload_first):
-                    after = gates.after(answers[number : number + 1], level, scores[None])[0].tolist()
-                    gains[level - 1].append(after[-1] - after[level - 1])
-    scores = np.concatenate(before).astype(np.float64)
+                    after = gates.after(answers[number : number + 1], level, scores[None])
+                    gains[level - 1].append(float(gain_after(after, level)[0]))
     brightness, contrast = np.concatenate(light).T
     return Seen(
-        pre_gate_gain=scores[:, -1] - scores[:, :-1].max(axis=1),
+        pre_gate_gain=gain_before(np.concatenate(before)),
         brightness=brightness,
         contrast=contrast,
         levels=tuple(np.array(gain) for gain in gains),

@@ -268,7 +268,7 @@ FITS: dict[str, Fit] = {
 
 
 def foretold(scorer: Scorer, known: Rows, scores: Scores) -> Scores:
-    """P(only the cloud is right), of a router's scores: after Platt scaling on ``known``, which it was not fitted on."""
+    """P(only the cloud is right), of a router's scores: Platt scaling on ``known``, which it was not fitted on."""
     only_cloud = (known.cloud_right & ~known.device_right).astype(np.float64)
     scaling = platt(scorer.score(known)[:, None], only_cloud[:, None])
     return sigmoid(float(scaling.slope[0]) * scores + float(scaling.offset[0]))

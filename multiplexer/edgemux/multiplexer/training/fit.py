@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from edgemux.multiplexer.features import LOG_FLOOR, device_features, feature_count, place_of_largest
+from edgemux.multiplexer.gates import gain_after
 from edgemux.multiplexer.learned import Net, sigmoid
 from edgemux.multiplexer.training.calibrate import platt
 from edgemux.multiplexer.training.labels import Answers, Floats, one_hot
@@ -177,5 +178,4 @@ def _confidence(answers: Answers) -> Net:
 def _area(net: Net, answers: Answers, level: int, scores: Floats) -> float:
     """Deferral area of a net's gains after a level's answer."""
     after = post_scores(net, answers.levels[level - 1], one_hot(level, len(answers.levels), answers.count), scores)
-    wide = after.astype(np.float64)
-    return answers.area(level, wide[:, -1] - wide[:, level - 1])
+    return answers.area(level, gain_after(after, level))

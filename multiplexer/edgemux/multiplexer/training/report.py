@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemux.multiplexer.gates import gain_after, gain_before
 from edgemux.multiplexer.training.labels import Answers
 from edgemux.multiplexer.training.reliability import reliability
 
@@ -39,12 +40,10 @@ def routed(
 ) -> Routed:
     """Route every input as the policy does with the cloud up and all budgets open.
 
-    before, after: scores of the pre-gate and of the post-gate (for this level), [n, routes]. As in the agent, and where
-    prices are certified, their differences are float64.
+    before, after: scores of the pre-gate and of the post-gate (for this level), [n, routes].
     """
-    before, after = before.astype(np.float64), after.astype(np.float64)
-    skipped = before[:, -1] - before[:, :-1].max(axis=1) > offload_first
-    kept = ~skipped & (after[:, -1] - after[:, level - 1] <= defer)
+    skipped = gain_before(before) > offload_first
+    kept = ~skipped & (gain_after(after, level) <= defer)
     device, cloud = answers.labels_of_levels()[level - 1], answers.labels_of_cloud()
     answer = np.where(kept, device, cloud)
     return Routed(

@@ -262,9 +262,10 @@ class Agent:
 
     def _draws(self) -> bool:
         """Whether an input is drawn for an audit: by chance alone, wherever it was answered, while one is possible."""
-        if self.cloud is None or self._background or self.cloud.blocked(self._clock()) is not None:
+        if self.cloud is None or self._background:
             return False
-        return self._random.random() < self.vigil.audit_share
+        # Chance first: few are drawn, and whether the cloud may be asked costs more to find out.
+        return self._random.random() < self.vigil.audit_share and self.cloud.blocked(self._clock()) is None
 
     def _ask_again(
         self, sample: Sample, reason: Reason, audited: Prediction | None = None, degraded: bool = False

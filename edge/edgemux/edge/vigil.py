@@ -181,14 +181,12 @@ class Vigil:
         if not self._settings.enabled:
             return
         level = prediction.route.level
-        before = sample.scores[0].tolist()
         value: float | None = None
-        if not first or not self._looks() or skipped(before, level, terms.offload_first):
-            pass
-        elif terms.calibrations:  # a scale that stays when the calibration is fitted again
-            value = -log_odds(float(prediction.probabilities[prediction.label]))
-        else:
-            value = float(scores[0, -1]) - float(scores[0, level - 1])
+        if first and self._looks() and not skipped(sample.scores[0].tolist(), level, terms.offload_first):
+            if terms.calibrations:  # a scale that stays when the calibration is fitted again
+                value = -log_odds(float(prediction.probabilities[prediction.label]))
+            else:
+                value = float(scores[0, -1]) - float(scores[0, level - 1])
         self._scores.append((terms.epoch, level, value))
 
     def compared(self, sample: Sample, cloud: Prediction, *, kept: bool, drawn: bool) -> None:

@@ -39,7 +39,7 @@ from edgemux.multiplexer.gates import Gates, gain_after
 from edgemux.multiplexer.lab.certificate import naive_threshold
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.multiplexer.training.curves import areas, interval, paired_error, rank
-from edgemux.multiplexer.training.fit import fit_post, fit_pre, post_scores, pre_scores
+from edgemux.multiplexer.training.fit import fit_post, fit_pre, post_scores, pre_scores, targets_of
 from edgemux.multiplexer.training.labels import Answers, one_hot
 from edgemux.multiplexer.training.report import routed
 from edgemux.multiplexer.usual import look
@@ -180,9 +180,10 @@ def _refitted(bench: Bench, fit: Answers, test: Answers) -> Gains:
     """Gains on the test images by gates fitted as a build fits them."""
     images = np.concatenate([bench.images.train.images, bench.images.gate.images])
     back = np.arange(fit.count) >= len(bench.images.train.labels)
-    pre = fit_pre(glances(images), fit, back, pre_gate_fit(bench.how), bench.seed)
-    before = pre_scores(pre, glances(images))
-    post, _ = fit_post(fit, before, back, post_gate_fit(bench.how), bench.seed)
+    seen, targets = glances(images), targets_of(fit)
+    pre = fit_pre(seen, fit, targets, back, pre_gate_fit(bench.how), bench.seed)
+    before = pre_scores(pre, seen)
+    post, _ = fit_post(fit, targets, before, back, post_gate_fit(bench.how), bench.seed)
     now = pre_scores(pre, glances(bench.images.test.images))
     levels = len(test.levels)
     return {

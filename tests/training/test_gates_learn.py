@@ -70,7 +70,7 @@ def test_targets_follow_from_a_posterior_that_is_calibrated(answers: Answers) ->
 
 def test_the_pre_gate_learns_what_the_input_tells(answers: Answers) -> None:
     features = np.log(answers.levels[0] + 1e-3).astype(np.float32)
-    gate = fit_pre(features, answers, every_fifth(4000), HOW, seed=0)
+    gate = fit_pre(features, answers, targets_of(answers), every_fifth(4000), HOW, seed=0)
     scores = pre_scores(gate, features)
     right = answers.right()
     assert np.corrcoef(scores[:, 0], right[:, 0])[0, 1] > 0.2
@@ -84,7 +84,7 @@ def split(answers: Answers) -> tuple[Answers, Answers]:
 def test_the_post_gate_is_calibrated_and_beats_no_gate(answers: Answers) -> None:
     half, rest = split(answers)
     scores = np.full((2000, 3), 0.7, np.float32)
-    gate, _ = fit_post(half, scores, every_fifth(2000), HOW, seed=0)
+    gate, _ = fit_post(half, targets_of(half), scores, every_fifth(2000), HOW, seed=0)
     after = post_scores(gate, rest.levels[0], one_hot(1, 2, 2000), scores)
     assert max(calibration(rest, 1, after)) < 0.08  # 133 rows a bin: 0.03 of it is chance
     chance = np.random.default_rng(0).random(2000)
@@ -96,7 +96,7 @@ def test_the_post_gate_sees_through_a_cloud_with_blind_spots(answers: Answers) -
     blind[:, [3, 4]] *= 1e-4
     half, rest = split(Answers(answers.levels, blind / blind.sum(axis=1, keepdims=True), answers.labels))
     scores = np.full((2000, 3), 0.7, np.float32)
-    gate, better = fit_post(half, scores, every_fifth(2000), HOW, seed=0)
+    gate, better = fit_post(half, targets_of(half), scores, every_fifth(2000), HOW, seed=0)
     assert better
     after = post_scores(gate, rest.levels[1], one_hot(2, 2, 2000), scores)
     confident = rest.area(2, -rest.levels[1].max(axis=1))
@@ -106,7 +106,7 @@ def test_the_post_gate_sees_through_a_cloud_with_blind_spots(answers: Answers) -
 def test_where_nothing_but_confidence_tells_the_gate_falls_back_to_it(answers: Answers) -> None:
     untrained = How(hidden=2, steps=1, members=1)
     scores = np.full((4000, 3), 0.7, np.float32)
-    gate, better = fit_post(answers, scores, every_fifth(4000), untrained, seed=0)
+    gate, better = fit_post(answers, targets_of(answers), scores, every_fifth(4000), untrained, seed=0)
     assert not better
     for level in (1, 2):
         after = post_scores(gate, answers.levels[level - 1], one_hot(level, 2, 4000), scores).astype(np.float64)

@@ -21,7 +21,7 @@ from edgemux.multiplexer.bundle import Certificate, Certified
 from edgemux.multiplexer.certify import certify, grid_of, skip_price
 from edgemux.multiplexer.gates import gain_after, gain_before
 from edgemux.multiplexer.onnx_model import OnnxModel
-from edgemux.multiplexer.training.fit import fit_post, fit_pre
+from edgemux.multiplexer.training.fit import fit_post, fit_pre, targets_of
 from edgemux.multiplexer.training.labels import Answers, Floats, one_hot
 from edgemux.multiplexer.training.net import How
 
@@ -75,11 +75,12 @@ def write_gates(answers: Path, how: Gates, seed: int, folder: Path, tick: Tick) 
     held_images, held = read_answers(answers, "gate")
     images, right = np.concatenate([images, held_images]), train.followed_by(held)
     back = np.arange(right.count) >= train.count
-    pre = fit_pre(glances(images), right, back, pre_gate_fit(how), seed)
+    targets = targets_of(right)
+    pre = fit_pre(glances(images), right, targets, back, pre_gate_fit(how), seed)
     (folder / PRE_GATE).write_bytes(gates.pre_gate_graph(pre).SerializeToString(deterministic=True))
     tick(0.3)
     scores = answers_of(OnnxModel.read(folder / PRE_GATE), images)
-    post, _ = fit_post(right, scores, back, post_gate_fit(how), seed)
+    post, _ = fit_post(right, targets, scores, back, post_gate_fit(how), seed)
     graph = gates.post_gate_graph(post, len(right.levels))
     (folder / POST_GATE).write_bytes(graph.SerializeToString(deterministic=True))
 

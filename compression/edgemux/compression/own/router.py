@@ -25,7 +25,7 @@ from edgemux.compression.recipe import Certify, Gates
 from edgemux.multiplexer.bundle import Certified
 from edgemux.multiplexer.certify import DEFER_ALL, KEEP_ALL, certify
 from edgemux.multiplexer.onnx_model import OnnxModel
-from edgemux.multiplexer.training.fit import KEPT_BACK, fit_post, fit_pre
+from edgemux.multiplexer.training.fit import KEPT_BACK, fit_post, fit_pre, targets_of
 from edgemux.multiplexer.training.labels import Answers
 
 SCORES = "scores.npz"
@@ -36,14 +36,15 @@ def write_gates(answers: Path, feed: Feed, dealt: Splits, how: Gates, seed: int,
     """Fit both gates on the gate split, write their graphs, and score every split with the graph that ships."""
     features, right = read(answers, "gate")
     back = np.arange(right.count) % KEPT_BACK == 0
-    pre = fit_pre(features, right, back, pre_gate_fit(how), seed)
+    targets = targets_of(right)
+    pre = fit_pre(features, right, targets, back, pre_gate_fit(how), seed)
     (folder / PRE_GATE).write_bytes(gates.pre_gate_graph(pre, feed.tensor).SerializeToString(deterministic=True))
     tick(0.3)
     gate = OnnxModel.read(folder / PRE_GATE)
     before = {name: feed.answers(gate, getattr(dealt, name)) for name in SPLITS}
     np.savez(folder / SCORES, **before)  # type: ignore[arg-type]
     tick(0.6)
-    post, _ = fit_post(right, before["gate"], back, post_gate_fit(how), seed)
+    post, _ = fit_post(right, targets, before["gate"], back, post_gate_fit(how), seed)
     graph = gates.post_gate_graph(post, len(right.levels), right.cloud.shape[1])
     (folder / POST_GATE).write_bytes(graph.SerializeToString(deterministic=True))
 

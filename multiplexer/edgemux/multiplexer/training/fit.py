@@ -41,9 +41,9 @@ def targets_of(answers: Answers) -> Floats:
     return np.stack([*(device for device, _ in pairs), pairs[-1][1]], axis=1)
 
 
-def fit_pre(features: Floats, answers: Answers, back: Rows, how: How, seed: int) -> Net:
-    """The pre-gate, logits [n, routes] from features [n, f]. back: rows that only calibrate it."""
-    net = fit_net(features[~back], targets_of(answers)[~back], binary, len(answers.levels) + 1, seed, how)
+def fit_pre(features: Floats, answers: Answers, targets: Floats, back: Rows, how: How, seed: int) -> Net:
+    """The pre-gate, logits [n, routes] from features [n, f] and ``targets_of``. back: rows that only calibrate it."""
+    net = fit_net(features[~back], targets[~back], binary, len(answers.levels) + 1, seed, how)
     scaling = platt(net.logits(features[back]), answers.right()[back])
     return replace(net, w2=net.w2 * scaling.slope[:, None], b2=net.b2 * scaling.slope + scaling.offset)
 
@@ -66,17 +66,16 @@ def post_scores(net: Net, probabilities: Floats, level: Floats, scores: Floats) 
     return sigmoid(net.logits(post_features(probabilities, level, scores))).astype(np.float32)
 
 
-def fit_post(answers: Answers, scores: Floats, back: Rows, how: How, seed: int) -> tuple[Net, bool]:
+def fit_post(answers: Answers, targets: Floats, scores: Floats, back: Rows, how: How, seed: int) -> tuple[Net, bool]:
     """The post-gate, from the answers of every level in turn; False when calibrated confidence is as good.
 
-    scores: the pre-gate's, [n, routes]. back: rows that calibrate it and that it does not learn from. It is judged by a
-    trial that learns from half of the others, on all the rest.
+    targets: ``targets_of``; scores: the pre-gate's; both [n, routes]. back: rows that calibrate it and that it does not
+    learn from. It is judged by a trial that learns from half of the others, on all the rest.
     """
     levels = len(answers.levels)
     features = np.stack([_features(answers, level, scores) for level in range(1, levels + 1)])
-    right = targets_of(answers)
     wanted = np.stack(
-        [np.concatenate([right, one_hot(level, levels, answers.count)], axis=1) for level in range(1, levels + 1)]
+        [np.concatenate([targets, one_hot(level, levels, answers.count)], axis=1) for level in range(1, levels + 1)]
     )
 
     def fitted(rows: Rows) -> Net:

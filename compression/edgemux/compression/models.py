@@ -36,9 +36,8 @@ NOT_PORTABLE = "its answers change with the CPU's instructions, and the certific
 
 
 class Exported(msgspec.Struct, frozen=True):
-    """What came out: temperatures by level and last of the cloud; how the weights are stored; the verdicts."""
+    """What came out: how the weights are stored, the verdicts, and what was measured, temperatures among it."""
 
-    temperatures: tuple[float, ...]
     level_storage: str
     cloud_storage: str
     verdicts: dict[str, str]
@@ -77,7 +76,6 @@ def write(cloud: CloudNet, family: NestedNet, gate: Split, how: Quantise, folder
         _save(model, folder / level_file(number))
     _save(top, folder / CLOUD)
     report = Exported(
-        temperatures=(*level_t, cloud_t),
         level_storage=level_storage,
         cloud_storage=cloud_storage,
         verdicts=level_verdicts | cloud_verdicts,
@@ -95,7 +93,6 @@ def take(source: Bundle, folder: Path) -> None:
     (folder / CLOUD).write_bytes(source.read(manifest.cloud.files[0]))
     made = manifest.provenance
     report = Exported(
-        temperatures=(),
         level_storage=manifest.levels[-1].storage,
         cloud_storage=manifest.cloud.storage,
         verdicts=made.verdicts,

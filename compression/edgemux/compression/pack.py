@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgemux.compression.chain import IMAGE, answers_of, answers_of_levels
 from edgemux.compression.data import CLASSES, DataSet, stratified
+from edgemux.compression.gates import PICTURE
 from edgemux.compression.hardware import hardware
 from edgemux.compression.measure import Figures
 from edgemux.compression.models import CLOUD, Exported, level_file
@@ -41,6 +42,8 @@ from edgemux.multiplexer.usual import add_references
 
 GOLDEN = "golden.npz"
 SAMPLES = "samples.npz"
+# The set's pictures are light on black; the pixels go in as they are.
+PREPROCESSING = Preprocessing(mode="L", height=28, width=28)
 
 
 class Parts(msgspec.Struct, frozen=True):
@@ -76,8 +79,11 @@ def write(
         arrays = golden_answers(part, parts.figures, {IMAGE: golden.images}, golden.labels)
         np.savez_compressed(part / GOLDEN, allow_pickle=False, **arrays)
         listed = [*files, PRE_GATE, POST_GATE, GOLDEN, SAMPLES]
-        provenance = _provenance(plan, recipe, recipe_sha256, images, parts, seconds)
-        bundle.seal(part, _manifest(plan, parts, listed, provenance))
+        measured = parts.exported.measured | parts.figures.measured
+        about = _data(plan, images), parts.exported.verdicts, measured
+        made = provenance_of(recipe, recipe_sha256, plan.seed, seconds, *about)
+        what = plan.name, plan.pack.version, PICTURE, CLASSES, PREPROCESSING
+        bundle.seal(part, manifest_of(*what, parts.figures, parts.prices, listed, made))
         add_references(part, {"image": images.gate.images}, {"image": images.certify.images})
         Bundle.open(part).verify()
     return out
@@ -102,30 +108,38 @@ def golden_answers(
     return answers
 
 
-def _manifest(plan: Recipe, parts: Parts, listed: list[str], provenance: Provenance) -> Manifest:
-    figures, prices = parts.figures, parts.prices
+def manifest_of(
+    name: str,
+    version: str,
+    tensor: Tensor,
+    classes: tuple[str, ...],
+    preprocessing: Preprocessing | None,
+    figures: Figures,
+    prices: Prices,
+    listed: list[str],
+    provenance: Provenance,
+) -> Manifest:
+    """A manifest to be sealed, of a bundle that holds the files ``listed``, the samples among them if it has any."""
     return Manifest(
         format=bundle.FORMAT,
-        name=plan.name,
-        version=plan.pack.version,
-        inputs=(Tensor("image", "UINT8", (-1, 28, 28)),),
-        outputs=(Tensor("probabilities", "FP32", (-1, len(CLASSES))), Tensor("label", "INT64", (-1,))),
-        classes=CLASSES,
-        # The set's pictures are light on black; the pixels go in as they are.
-        preprocessing=Preprocessing(mode="L", height=28, width=28),
+        name=name,
+        version=version,
+        inputs=(tensor,),
+        outputs=(Tensor("probabilities", "FP32", (-1, len(classes))), Tensor("label", "INT64", (-1,))),
+        classes=classes,
+        preprocessing=preprocessing,
         levels=figures.levels,
         cloud=figures.cloud,
-        multiplexer=gate_files(figures, prices),
+        multiplexer=_gates(figures, prices),
         certificate=prices.certificate,
         golden=GOLDEN,
-        samples=SAMPLES,
+        samples=SAMPLES if SAMPLES in listed else None,
         files=tuple(File(path=name, bytes=0, sha256="") for name in listed),
         provenance=provenance,
     )
 
 
-def gate_files(figures: Figures, prices: Prices) -> MultiplexerFiles:
-    """The manifest's entry for the gates and their prices."""
+def _gates(figures: Figures, prices: Prices) -> MultiplexerFiles:
     return MultiplexerFiles(
         pre_gate=PRE_GATE,
         post_gate=POST_GATE,
@@ -136,20 +150,37 @@ def gate_files(figures: Figures, prices: Prices) -> MultiplexerFiles:
     )
 
 
-def versions() -> dict[str, str]:
-    """Of what a build's figures may depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def _provenance(
-    plan: Recipe, recipe: str, recipe_sha256: str, images: DataSet, parts: Parts, seconds: float
+def provenance_of(
+    recipe: str,
+    recipe_sha256: str,
+    seed: int,
+    seconds: float,
+    data: str,
+    verdicts: dict[str, str],
+    measured: dict[str, float],
 ) -> Provenance:
+    """Where a bundle that is made now and here comes from; versions are of what its figures may depend on."""
+    return Provenance(
+        recipe=recipe,
+        recipe_sha256=recipe_sha256,
+        seed=seed,
+        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        duration_s=round(seconds, 1),
+        hardware=hardware(),
+        data=data,
+        versions={
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "numpy": np.__version__,
+        },
+        verdicts=verdicts,
+        measured=measured,
+    )
+
+
+def _data(plan: Recipe, images: DataSet) -> str:
     counts = {
         "for models and gates": images.train,
         "for temperatures and the calibration of the gates": images.gate,
@@ -157,15 +188,4 @@ def _provenance(
         "of the test set for reports": images.test,
     }
     described = ", ".join(f"{len(split.labels)} {use}" for use, split in counts.items())
-    return Provenance(
-        recipe=recipe,
-        recipe_sha256=recipe_sha256,
-        seed=plan.seed,
-        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        duration_s=round(seconds, 1),
-        hardware=hardware(),
-        data=f"Fashion-MNIST (MIT): {described}; samples: {plan.pack.samples} of the test images, stratified",
-        versions=versions(),
-        verdicts=parts.exported.verdicts,
-        measured=parts.exported.measured | parts.figures.measured,
-    )
+    return f"Fashion-MNIST (MIT): {described}; samples: {plan.pack.samples} of the test images, stratified"

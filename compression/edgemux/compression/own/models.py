@@ -101,7 +101,7 @@ def write(pair: Pair, feed: Feed, inputs: Inputs, index: NDArray[np.int64], fold
         for role, made, kind, value in zip(("device", "cloud"), (device, cloud), kinds, cooled, strict=True)
     }
     measured = {"level1_temperature": cooled[0], "cloud_temperature": cooled[1]}
-    report = Exported((cooled[0], cooled[1]), "as given", "as given", verdicts, measured)
+    report = Exported("as given", "as given", verdicts, measured)
     (folder / REPORT).write_bytes(msgspec.json.encode(report))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemux.compression.data import stratified
-from edgemux.compression.hardware import hardware
 from edgemux.compression.measure import Figures
 from edgemux.compression.models import CLOUD, Exported, level_file
 from edgemux.compression.multiplex import POST_GATE, PRE_GATE, Prices
 from edgemux.compression.own.answers import Feed, Splits
 from edgemux.compression.own.plan import Plan, without_places
-from edgemux.compression.pack import GOLDEN, SAMPLES, check_target, gate_files, golden_answers, versions
+from edgemux.compression.pack import GOLDEN, SAMPLES, check_target, golden_answers, manifest_of, provenance_of
 from edgemux.compression.places import replacing
 from edgemux.multiplexer import bundle
-from edgemux.multiplexer.bundle import Bundle, File, Manifest, Preprocessing, Provenance, Tensor
+from edgemux.multiplexer.bundle import Bundle, Manifest, Preprocessing, Provenance
 from edgemux.multiplexer.usual import add_references
 
 # Samples are for looking at a bundle at work; they should not outweigh its models.
@@ -59,8 +57,7 @@ def write(plan: Plan, recipe: str, recipe_sha256: str, parts: Parts, seconds: fl
         if parts.labels is not None and plan.pack.samples:
             _write_samples(part, plan, parts, parts.labels)
             listed.append(SAMPLES)
-        provenance = _provenance(plan, recipe, recipe_sha256, parts, seconds)
-        bundle.seal(part, _manifest(plan, parts, listed, provenance))
+        bundle.seal(part, _manifest(plan, parts, listed, _provenance(plan, recipe, recipe_sha256, parts, seconds)))
         known = (parts.dealt.test, parts.dealt.certify)
         if min(len(rows) for rows in known) >= LEAST_REFERENCE:
             add_references(part, *(_some(parts, rows) for rows in known))
@@ -90,40 +87,15 @@ def _write_samples(part: Path, plan: Plan, parts: Parts, labels: NDArray[np.int6
 
 
 def _manifest(plan: Plan, parts: Parts, listed: list[str], provenance: Provenance) -> Manifest:
-    figures, prices = parts.figures, parts.prices
     assert plan.name is not None
-    return Manifest(
-        format=bundle.FORMAT,
-        name=plan.name,
-        version=plan.pack.version,
-        inputs=(parts.feed.tensor,),
-        outputs=(Tensor("probabilities", "FP32", (-1, len(parts.classes))), Tensor("label", "INT64", (-1,))),
-        classes=parts.classes,
-        preprocessing=parts.preprocessing,
-        levels=figures.levels,
-        cloud=figures.cloud,
-        multiplexer=gate_files(figures, prices),
-        certificate=prices.certificate,
-        golden=GOLDEN,
-        samples=SAMPLES if SAMPLES in listed else None,
-        files=tuple(File(path=name, bytes=0, sha256="") for name in listed),
-        provenance=provenance,
-    )
+    about = plan.name, plan.pack.version, parts.feed.tensor, parts.classes, parts.preprocessing
+    return manifest_of(*about, parts.figures, parts.prices, listed, provenance)
 
 
 def _provenance(plan: Plan, recipe: str, recipe_sha256: str, parts: Parts, seconds: float) -> Provenance:
-    return Provenance(
-        recipe=recipe,
-        recipe_sha256=recipe_sha256,
-        seed=plan.seed,
-        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        duration_s=round(seconds, 1),
-        hardware=hardware(),
-        data=_data(plan, parts),
-        versions=versions(),
-        verdicts=parts.exported.verdicts | ({"router": parts.note} if parts.note else {}),
-        measured={"labelled": float(parts.labels is not None)} | parts.exported.measured | parts.figures.measured,
-    )
+    verdicts = parts.exported.verdicts | ({"router": parts.note} if parts.note else {})
+    measured = {"labelled": float(parts.labels is not None)} | parts.exported.measured | parts.figures.measured
+    return provenance_of(recipe, recipe_sha256, plan.seed, seconds, _data(plan, parts), verdicts, measured)
 
 
 def _data(plan: Plan, parts: Parts) -> str:

@@ -150,6 +150,18 @@ class DriftSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("audit_share_alarm must be in [0, 1]")
 
 
+class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """requests: a file that gets a line of JSON for every finished request, None for none. most_waiting: lines that
+    may wait to be written; while the file cannot take more, the oldest are dropped and counted.
+    """
+
+    requests: Path | None = None
+    most_waiting: int = 10_000
+
+    def __post_init__(self) -> None:
+        _positive(self, "most_waiting", most=1_000_000)
+
+
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file. ``policy`` names a plug-in of ``edgemux.policies``, with its parameters if it has any."""
 
@@ -161,6 +173,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     breaker: BreakerSettings = BreakerSettings()
     energy: EnergyProxy = EnergyProxy()
     drift: DriftSettings = DriftSettings()
+    log: LogSettings = LogSettings()
     policy: str = "expected-gain"
     sensors: tuple[str, ...] = ("cpu", "memory", "heat", "battery")
     sensor_interval_s: float = 0.25

@@ -154,11 +154,11 @@ class CloudExecutor:
         self.request_bytes = peer.call_bytes
         self.refused_until_s = float("-inf")
 
-    def blocked(self, now_s: float) -> Reason | None:
-        """Why a request must not be sent now, None when it may. Nobody's request is the breaker's probe."""
+    def blocked(self, now_s: float, lot: float) -> Reason | None:
+        """Why the input that drew ``lot`` must not be sent, None when it may. Nobody's input is the breaker's probe."""
         if now_s < self.refused_until_s:
             return Reason.CLOUD_OVERLOADED
-        return None if self.breaker.state(now_s) is State.CLOSED else Reason.BREAKER
+        return None if self.breaker.admits(now_s, lot) else Reason.BREAKER
 
     def wants_shadow(self, now_s: float, kept_for: Reason) -> bool:
         """Whether an input that the device has answered should be sent all the same, with nobody waiting.

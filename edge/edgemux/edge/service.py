@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from edgemux.edge.admission import Shares
 from edgemux.edge.agent import Agent, Answer
 from edgemux.edge.request_log import Line, RequestLog
 from edgemux.edge.status import status_of
@@ -22,6 +24,9 @@ from edgemux.multiplexer.errors import (
 from edgemux.wire.codec import Parameter, make_response, requested_outputs
 from edgemux.wire.model_service import MAX_ID_CHARACTERS, ModelService, timeout_s
 
+# When it is worth asking again where there are too many at once: most are answered by then.
+FULL_RETRY_S = 0.1
+
 
 class EdgeService(ModelService):
     """Answers with an agent."""
@@ -30,6 +35,7 @@ class EdgeService(ModelService):
         super().__init__("edgemux-edge", "edgemux", agent.manifest, max_batch, max_decoding=max_batch)
         self._agent = agent
         self._log = log
+        self._places = Shares()
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Raises InputError, DeadlineExceeded, Overloaded, ExecutionError. Every end of it is counted and logged."""
@@ -38,7 +44,8 @@ class EdgeService(ModelService):
         outcome, answers = "failed", list[Answer]()
         metrics.inflight.inc()
         try:
-            response, answers = await self._infer(request, context.time_remaining(), came_s)
+            with self._place(context.peer(), came_s) as client:
+                response, answers = await self._infer(request, context.time_remaining(), came_s, client)
             outcome = "answered"
         except EdgemuxError as error:
             outcome = _kind(error)
@@ -56,7 +63,18 @@ class EdgeService(ModelService):
                 self._log.add(_line(request, outcome, self._loop.time() - came_s, answers))
         return response
 
-    async def _infer(self, request: Any, left_s: float | None, came_s: float) -> tuple[Any, list[Answer]]:
+    @contextlib.contextmanager
+    def _place(self, client: str, now_s: float) -> Iterator[str]:
+        """A place inside for one request of ``client``. Raises Overloaded when it may have no more."""
+        if not self._places.fits(client, 1.0, self._agent.max_inflight, now_s):
+            raise Overloaded("too many requests are being answered", retry_after_s=FULL_RETRY_S)
+        self._places.take(client, 1.0)
+        try:
+            yield client
+        finally:
+            self._places.give(client, 1.0)
+
+    async def _infer(self, request: Any, left_s: float | None, came_s: float, client: str) -> tuple[Any, list[Answer]]:
         self.check_model(request.model_name, request.model_version)
         deadline_s = came_s + self._agent.request.allowed_s(left_s, timeout_s(request))
         outputs = requested_outputs(request, self._manifest.outputs)
@@ -65,7 +83,7 @@ class EdgeService(ModelService):
         self._agent.metrics.stage("validate", now_s - came_s)
         if now_s >= deadline_s:
             raise DeadlineExceeded("deadline: over before anything could run")
-        answers = await self._agent.infer(tensors, deadline_s - now_s)
+        answers = await self._agent.infer(tensors, deadline_s - now_s, client)
         arrays = {
             "probabilities": np.stack([answer.prediction.probabilities for answer in answers]),
             "label": np.array([answer.prediction.label for answer in answers], dtype=np.int64),

@@ -31,7 +31,7 @@ from edgemux.multiplexer.errors import (
     Overloaded,
     Unreachable,
 )
-from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, DurationEstimate, LinkEstimate, RecentMean
+from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, DurationEstimate, LinkEstimate, RecentMean, RecentShare
 from edgemux.multiplexer.toll import TolledBudget
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import DTYPES, get_parameters, make_request, read_outputs
@@ -151,6 +151,9 @@ class CloudExecutor:
         self._clock = clock
         self.link = LinkEstimate()
         self.server = RecentMean(stale_s=OFFLOAD_STALE_S)
+        # Seconds that inputs wait in the cloud before they are computed, and the share of calls that nobody answered.
+        self.queue = RecentMean(stale_s=OFFLOAD_STALE_S)
+        self.lost = RecentShare()
         self.request_bytes = peer.call_bytes
         self.refused_until_s = float("-inf")
 
@@ -247,6 +250,7 @@ class CloudExecutor:
         self, call: Call, error: ExecutionError, size: int, started: float, cause: grpc.aio.AioRpcError
     ) -> ExecutionError:
         now = self._clock()
+        self.lost.observe(isinstance(error, DeadlineExceeded | Unreachable), now)
         if isinstance(error, Overloaded):
             # The cloud is well, and says when to come back.
             self.breaker.succeeded(call, 0.0, now)
@@ -263,9 +267,12 @@ class CloudExecutor:
     def _learn(self, response: Any, size: int, elapsed: float) -> None:
         parameters = get_parameters(response)
         spent = [parameters.get(name) for name in ("edgemux_queue_ms", "edgemux_compute_ms")]
-        server_s = sum(value for value in spent if isinstance(value, int | float)) / 1000
-        server_s = min(max(0.0, server_s), elapsed)
+        spent_s = [value / 1000 for value in spent if isinstance(value, int | float)]
+        server_s = min(max(0.0, sum(spent_s)), elapsed)
         now = self._clock()
+        self.lost.observe(False, now)
+        if isinstance(spent[0], int | float):
+            self.queue.observe(min(max(0.0, spent_s[0]), elapsed), now)
         self.server.observe(server_s, now)
         self.link.observe(size, elapsed - server_s, now)
 

@@ -38,6 +38,7 @@ from edgemux.multiplexer.errors import (
     BadAnswer,
     DeadlineExceeded,
     ExecutionError,
+    Incompatible,
     Overloaded,
     Unreachable,
 )
@@ -159,6 +160,8 @@ class Agent:
                     drawn = self._draws()
                     if route.placement is Placement.EDGE:
                         self._ask_again(sample, reason, prediction if drawn else None, degraded)
+                    elif self.cloud is not None and self.cloud.foreign:
+                        self.vigil.met_another_model()
                     else:
                         self.vigil.compared(sample, prediction, kept=False, drawn=drawn)
                     return Answer(prediction, reason, degraded, elapsed)
@@ -313,6 +316,8 @@ def cause_of(route: Route, error: ExecutionError) -> Reason:
             return Reason.CLOUD_OVERLOADED
         case Unreachable():
             return Reason.CLOUD_UNREACHABLE
+        case Incompatible():
+            return Reason.CLOUD_INCOMPATIBLE
         case BadAnswer():
             return Reason.CLOUD_BAD_ANSWER
         case _:

@@ -57,12 +57,14 @@ def _is_host(text: str) -> bool:
 class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The cloud: ``address`` HOST:PORT, None for none; ``model`` its name there, None for the bundle's.
 
-    probe_interval_s: the longest the link goes unmeasured while requests come in.
+    probe_interval_s: the longest the link goes unmeasured while requests come in. accept_other_models: whether answers
+    of another model than the bundle's count as answers; the certificate is then withdrawn, for it is about that one.
     """
 
     address: str | None = None
     model: str | None = None
     probe_interval_s: float = 0.5
+    accept_other_models: bool = False
 
     def __post_init__(self) -> None:
         if self.address is not None:

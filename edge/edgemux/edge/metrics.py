@@ -49,6 +49,7 @@ class EdgeMetrics:
         stage = self._histogram("edgemux_stage_duration_seconds", "Time in each stage.", _SECONDS, "stage")
         self._bytes = self._counter("edgemux_offload_bytes", "Bytes sent to the cloud.")
         self._attempts = self._counter("edgemux_offload_attempts", "Inputs sent to the cloud, answered or not.")
+        self.other_model = self._counter("edgemux_other_model", "Answers of another cloud model than the bundle's.")
         self._score = self._histogram("edgemux_score", "P(correct) of the answer given.", _SCORES, "model").labels(
             model
         )

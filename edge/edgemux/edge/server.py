@@ -75,7 +75,8 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
 
 def _cloud(config: EdgeConfig, bundle: Bundle, channel: Any, metrics: EdgeMetrics) -> CloudExecutor:
     limits = config.limits
-    peer = Peer.of(bundle.manifest, bundle.sha256(bundle.manifest.cloud.files[0]), config.cloud.model)
+    digest = bundle.sha256(bundle.manifest.cloud.files[0])
+    peer = Peer.of(bundle.manifest, digest, config.cloud.model, config.cloud.accept_other_models)
     return CloudExecutor(
         channel,
         peer,

@@ -17,7 +17,7 @@ from edgemux.edge.config import DriftSettings, EdgeConfig, RequestSettings
 from edgemux.edge.executors import Clock, CloudExecutor, DeviceExecutor
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.sample import Sample
-from edgemux.edge.sensors import Sampler
+from edgemux.edge.sampler import Sampler
 from edgemux.edge.variants import Family
 from edgemux.edge.vigil import Vigil
 from edgemux.multiplexer.bundle import Manifest

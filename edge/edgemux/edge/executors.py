@@ -35,7 +35,7 @@ from edgemux.multiplexer.errors import (
     Overloaded,
     Unreachable,
 )
-from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, DurationEstimate, LinkEstimate, RecentMean
+from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, DurationEstimate, LinkEstimate, RecentMean, RecentShare
 from edgemux.multiplexer.onnx_model import Stop
 from edgemux.multiplexer.toll import TolledBudget
 from edgemux.wire import oip_pb2 as oip
@@ -204,6 +204,9 @@ class CloudExecutor:
         self._clock = clock
         self.link = LinkEstimate()
         self.server = RecentMean(stale_s=OFFLOAD_STALE_S)
+        # Seconds that inputs wait in the cloud before they are computed, and the share of calls that nobody answered.
+        self.queue = RecentMean(stale_s=OFFLOAD_STALE_S)
+        self.lost = RecentShare()
         self.request_bytes = peer.call_bytes
         self.refused_until_s = float("-inf")
         # Whether the latest answer came from another model than the bundle's.
@@ -318,6 +321,7 @@ class CloudExecutor:
         self, call: Call, error: ExecutionError, size: int, started: float, cause: grpc.aio.AioRpcError
     ) -> ExecutionError:
         now = self._clock()
+        self.lost.observe(isinstance(error, DeadlineExceeded | Unreachable), now)
         self._differs(error)
         if isinstance(error, Overloaded):
             # The cloud is well, and says when to come back.
@@ -346,9 +350,12 @@ class CloudExecutor:
     def _learn(self, response: Any, size: int, elapsed: float) -> None:
         parameters = get_parameters(response)
         spent = [parameters.get(name) for name in ("edgemux_queue_ms", "edgemux_compute_ms")]
-        server_s = sum(value for value in spent if isinstance(value, int | float)) / 1000
-        server_s = min(max(0.0, server_s), elapsed)
+        spent_s = [value / 1000 for value in spent if isinstance(value, int | float)]
+        server_s = min(max(0.0, sum(spent_s)), elapsed)
         now = self._clock()
+        self.lost.observe(False, now)
+        if isinstance(spent[0], int | float):
+            self.queue.observe(min(max(0.0, spent_s[0]), elapsed), now)
         self.server.observe(server_s, now)
         self.link.observe(size, elapsed - server_s, now)
 

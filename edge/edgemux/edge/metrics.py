@@ -57,6 +57,9 @@ class EdgeMetrics:
         self.budget = self._gauge("edgemux_budget_remaining", "What is left of a long-run budget.", "budget")
         self.toll = self._gauge("edgemux_budget_price", "P(correct) that an offload must gain for it.", "budget")
         self._resource = self._gauge("edgemux_resource", "Sensor readings; absent when unknown.", "sensor")
+        self._age = self._gauge(
+            "edgemux_sensor_age_seconds", "Since a sensor could be read; absent if never.", "sensor"
+        )
         self._sensed: set[str] = set()
         self.level = self._gauge("edgemux_level", "The highest level that the device affords.", "model").labels(model)
         self.level_switch = self._histogram("edgemux_level_switch_seconds", "Loading the delta of a level.", _SECONDS)
@@ -123,6 +126,12 @@ class EdgeMetrics:
             elif name in self._sensed:
                 self._resource.remove(name)
                 self._sensed.discard(name)
+
+    def aged(self, ages_s: Mapping[str, float | None]) -> None:
+        """Seconds since each configured sensor could last be read, None for never."""
+        for name, age_s in ages_s.items():
+            if age_s is not None:
+                self._age.labels(name).set(age_s)
 
     def audited(self, outcome: str) -> None:
         """A kept answer was compared with the cloud's: ``agree``, ``differ`` or ``failed``."""

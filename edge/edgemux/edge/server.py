@@ -14,7 +14,7 @@ from edgemux.edge.config import EdgeConfig
 from edgemux.edge.executors import CloudExecutor, DeviceExecutor, Peer
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.request_log import RequestLog
-from edgemux.edge.sensors import Sampler
+from edgemux.edge.sampler import Sampler
 from edgemux.edge.service import EdgeService
 from edgemux.edge.variants import Family
 from edgemux.edge.vigil import Vigil
@@ -52,7 +52,9 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
     for seconds in family.load_s:
         metrics.level_switch.observe(seconds)
     device = DeviceExecutor(family, tuple(level.median_ms / 1000 for level in manifest.levels), metrics)
-    sampler = Sampler([plugins.load("edgemux.sensors", name)() for name in config.sensors], config.sensor_interval_s)
+    sampler = Sampler(
+        {name: plugins.load("edgemux.sensors", name)() for name in config.sensors}, config.sensor_interval_s
+    )
     channel = open_channel(config.cloud.address, MAX_ANSWER_BYTES) if config.cloud.address else None
     cloud = _cloud(config, bundle, channel, metrics) if channel is not None else None
     vigil = Vigil(manifest, config.drift, config.audit_share)

@@ -24,6 +24,7 @@ def status_of(agent: Agent) -> dict[str, Any]:
         "inputs_per_second": round(agent.rate.per_s(now), 3),
         "loop_lag_seconds": round(agent.loop_lag_s, 6),
         "readings": msgspec.to_builtins(readings),
+        "reading_ages_seconds": agent.sampler.ages_s(now),
         "budgets": {"offloads": _number(allowance.offloads), "bytes": _number(allowance.sent_bytes)},
         "budget_prices": None
         if cloud is None
@@ -35,6 +36,8 @@ def status_of(agent: Agent) -> dict[str, Any]:
             "rtt_seconds": cloud.link.rtt_s(now),
             "bytes_per_second": cloud.link.bytes_per_s(now),
             "server_seconds": cloud.server.mean(now),
+            "queue_seconds": cloud.queue.mean(now),
+            "lost_share": cloud.lost.share(now),
         },
         "certificate": _certificate(agent),
         "drift": _drift(agent),

@@ -62,7 +62,7 @@ async def _probe(agent: Agent) -> None:
 
 def export(agent: Agent, now_s: float) -> None:
     """Bring every gauge up to date; what is unknown is absent."""
-    readings = agent.sampler.latest
+    readings = agent.sampler.refresh(now_s)
     values: dict[str, float | None] = {name: getattr(readings, name) for name in Readings.__struct_fields__}
     values["loop_lag_seconds"] = agent.loop_lag_s
     values["inputs_per_second"] = agent.rate.per_s(now_s)
@@ -70,10 +70,13 @@ def export(agent: Agent, now_s: float) -> None:
     if agent.cloud is not None:
         values["link_rtt_seconds"] = agent.cloud.link.rtt_s(now_s)
         values["link_bytes_per_second"] = agent.cloud.link.bytes_per_s(now_s)
+        values["link_lost_share"] = agent.cloud.lost.share(now_s)
+        values["cloud_queue_seconds"] = agent.cloud.queue.mean(now_s)
         metrics.breaker.set(agent.cloud.breaker.state(now_s))
         metrics.toll.labels("offloads").set(agent.cloud.offloads.price(now_s))
         metrics.toll.labels("bytes").set(agent.cloud.sent_bytes.price(now_s))
     metrics.sensed(values)
+    metrics.aged(agent.sampler.ages_s(now_s))
     allowance = agent.allowance(now_s)
     metrics.budget.labels("offloads").set(allowance.offloads)
     metrics.budget.labels("bytes").set(allowance.sent_bytes)

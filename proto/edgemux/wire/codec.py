@@ -126,11 +126,11 @@ def _checked_shape(message: Any, expected: Sequence[int], max_batch: int) -> tup
         raise InputError(name, "shape has a negative dimension")
     if shape and shape[0] == 0:
         raise InputError(name, "shape has a batch of 0")
-    if 0 in shape:  # which a dimension of any size would take
-        raise InputError(name, "shape has a dimension of 0")
     for size, want in zip(shape, expected, strict=True):
         if want >= 0 and size != want:
             raise InputError(name, f"shape {list(shape)}, expected {_dims(expected)}"[:200])
+    if 0 in shape:  # which a dimension of any size would take
+        raise InputError(name, "shape has a dimension of 0")
     if shape[0] > max_batch:
         raise TooLarge(name, f"batch of {shape[0]}, at most {max_batch}")
     return shape

@@ -31,6 +31,7 @@ class SimulatedCloud:
         self._model = OnnxModel(bundle.read(manifest.cloud.files[0]), "cloud.onnx")
         self.manifest = manifest
         self.seen = 0
+        self.ready = False
         self.reached = asyncio.Event()
         self.address = ""
         self.answer: Callable[[Any, Any], Awaitable[Any]] = self.well
@@ -69,11 +70,14 @@ class SimulatedCloud:
         self.reached.set()
         return await self.answer(request, context)
 
+    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return oip.ModelReadyResponse(ready=self.ready)
+
     async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
         return oip.ServerLiveResponse(live=True)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "RepositoryIndex"):
+        if name in ("ServerReady", "ServerMetadata", "ModelMetadata", "RepositoryIndex"):
             return self.refusing(grpc.StatusCode.UNIMPLEMENTED)
         raise AttributeError(name)
 
@@ -98,7 +102,9 @@ def agent_of(tiny_bundle: Path) -> AgentFactory:
 
     def make(address: str | None, **settings: Any) -> contextlib.AbstractAsyncContextManager[Agent]:
         settings.setdefault("audit_share", 0.0)
-        config = EdgeConfig(bundle=tiny_bundle, cloud=CloudSettings(address=address), **settings)
+        accept = settings.pop("accept_other_models", False)
+        cloud = CloudSettings(address=address, accept_other_models=accept)
+        config = EdgeConfig(bundle=tiny_bundle, cloud=cloud, **settings)
         return open_agent(config)
 
     return make

@@ -17,7 +17,7 @@ from PIL import Image
 
 from edgemux.multiplexer.bundle import Manifest
 from edgemux.wire import oip_pb2 as oip
-from edgemux.wire.codec import DTYPES, join_bytes, make_request
+from edgemux.wire.codec import CHECKSUM, DTYPES, add_checksum, join_bytes, make_request
 
 # Numbers at which something wraps, overflows or turns negative, and some that nobody may allocate.
 NUMBERS = (0, 1, -1, 2, 3, 10, 28, 255, 256, 257, 1000, 2**16, 10**6, 2**31 - 1, 2**31, -(2**31), 2**32, 2**33)
@@ -35,7 +35,7 @@ WORDS = (
     "label",
     "../../etc/passwd",
 )
-WORDS += ("%s%n", "{0}", "$(reboot)", "\n", "timeout", "edgemux_crc32", "UINT8", "fashion-mnist")
+WORDS += ("%s%n", "{0}", "$(reboot)", "\n", "timeout", CHECKSUM, "UINT8", "fashion-mnist")
 DATATYPES = (*DTYPES, "BYTES", "", "uint8", "BF16", "FP8", "OBJECT", "\0", "U" * 100)
 # Lengths and varints that lie: 0, 127, 2**28 - 1, 2**32 - 1, 2**63, and eleven bytes, one more than there can be.
 LIES = (b"\0", b"\x7f", b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff\x0f", b"\x80" * 9 + b"\x01", b"\xff" * 11)
@@ -59,6 +59,9 @@ def good_requests(manifest: Manifest) -> list[bytes]:
         made.append(_typed(manifest, made[0]))
     if manifest.preprocessing is not None:
         made.append(_pictures(manifest))
+    sealed = _tensors(manifest, rng, 1)
+    add_checksum(sealed)
+    made.append(sealed)
     return [request.SerializeToString() for request in made]
 
 
@@ -67,7 +70,13 @@ def _tensors(manifest: Manifest, rng: np.random.Generator, rows: int) -> Any:
     for tensor in manifest.inputs:
         shape = [rows, *(3 if size < 0 else size for size in tensor.shape[1:])]
         arrays[tensor.name] = rng.integers(0, 2, shape).astype(DTYPES[tensor.datatype])
-    return make_request(manifest.name, arrays)
+    return _unsealed(make_request(manifest.name, arrays))
+
+
+def _unsealed(request: Any) -> Any:
+    """Without its checksum, which would refuse nearly every mutation before anything else looks at it."""
+    del request.parameters[CHECKSUM]
+    return request
 
 
 def _typed(manifest: Manifest, raw: Any) -> Any:
@@ -85,7 +94,7 @@ def _typed(manifest: Manifest, raw: Any) -> Any:
 def _pictures(manifest: Manifest) -> Any:
     buffer = io.BytesIO()
     Image.new("L", (28, 28), 100).save(buffer, "PNG")
-    return make_request(manifest.name, {manifest.inputs[0].name: [buffer.getvalue()] * 2})
+    return _unsealed(make_request(manifest.name, {manifest.inputs[0].name: [buffer.getvalue()] * 2}))
 
 
 def hostile_requests(manifest: Manifest) -> list[bytes]:

@@ -38,9 +38,12 @@ from edgemux.multiplexer.errors import (
     BadAnswer,
     DeadlineExceeded,
     ExecutionError,
+    Forbidden,
     Incompatible,
     Overloaded,
+    Unauthenticated,
     Unreachable,
+    Untrusted,
 )
 from edgemux.multiplexer.estimate import RateEstimate
 from edgemux.multiplexer.gates import Gates
@@ -328,8 +331,12 @@ def cause_of(route: Route, error: ExecutionError) -> Reason:
             return Reason.CLOUD_TIMEOUT
         case Overloaded():
             return Reason.CLOUD_OVERLOADED
+        case Untrusted():
+            return Reason.CLOUD_TLS
         case Unreachable():
             return Reason.CLOUD_UNREACHABLE
+        case Unauthenticated() | Forbidden():
+            return Reason.CLOUD_DENIED
         case Incompatible():
             return Reason.CLOUD_INCOMPATIBLE
         case BadAnswer():

@@ -31,9 +31,12 @@ from edgemux.multiplexer.errors import (
     BadAnswer,
     DeadlineExceeded,
     ExecutionError,
+    Forbidden,
     Incompatible,
     Overloaded,
+    Unauthenticated,
     Unreachable,
+    Untrusted,
 )
 from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, DurationEstimate, LinkEstimate, RecentMean, RecentShare
 from edgemux.multiplexer.onnx_model import Stop
@@ -190,7 +193,10 @@ class CloudExecutor:
         sent_bytes: TolledBudget,
         metrics: EdgeMetrics,
         clock: Clock,
+        trouble: Callable[[], str | None] = lambda: None,
     ) -> None:
+        """``trouble`` says what is wrong with our own certificate: a server that refuses it just hangs up."""
+        self._trouble = trouble
         self._channel = channel
         self._stub = Stub(channel)
         # Ids of our own: a client's may be too long for the cloud, or another client's too.
@@ -212,6 +218,7 @@ class CloudExecutor:
         # Whether the latest answer came from another model than the bundle's.
         self.foreign = False
         self._incompatible = 0
+        self._unserved = Reason.CLOUD_INCOMPATIBLE
         self._recheck_s = math.inf
         self._reconnected = False
 
@@ -220,7 +227,7 @@ class CloudExecutor:
         if now_s < self.refused_until_s:
             return Reason.CLOUD_OVERLOADED
         if self.incompatible:
-            return Reason.CLOUD_INCOMPATIBLE
+            return self._unserved
         return None if self.breaker.admits(now_s, lot) else Reason.BREAKER
 
     def wants_shadow(self, now_s: float, kept_for: Reason) -> bool:
@@ -236,7 +243,7 @@ class CloudExecutor:
 
     @property
     def incompatible(self) -> bool:
-        """Whether the cloud has said, more than once, that it does not serve what is wanted."""
+        """Whether the cloud has said, more than once, that it does not serve what is wanted, or not to us."""
         return self._incompatible >= INCOMPATIBLE_IN_A_ROW
 
     def predict_s(self, now_s: float) -> float:
@@ -271,7 +278,7 @@ class CloudExecutor:
             response = await self._stub.ModelInfer(request, timeout=max(0.001, timeout_s))
             prediction = self._read(route, response, request_id)
         except grpc.aio.AioRpcError as error:
-            raise self._failed(call, from_peer(error.code(), error.details()), size, started, error) from error
+            raise self._failed(call, self._cause(error), size, started, error) from error
         except (BadAnswer, Incompatible) as error:
             self._differs(error)
             self.breaker.failed(call, self._clock())
@@ -317,6 +324,11 @@ class CloudExecutor:
         label = int(row.argmax())
         return Prediction(route, label, row, float(row[label]))
 
+    def _cause(self, error: grpc.aio.AioRpcError) -> ExecutionError:
+        cause = from_peer(error.code(), error.details())
+        trouble = self._trouble() if isinstance(cause, Unreachable) else None
+        return cause if trouble is None else Untrusted(f"our own certificate {trouble}")
+
     def _failed(
         self, call: Call, error: ExecutionError, size: int, started: float, cause: grpc.aio.AioRpcError
     ) -> ExecutionError:
@@ -338,10 +350,11 @@ class CloudExecutor:
 
     def _differs(self, error: ExecutionError) -> None:
         """Count what says that the cloud does not serve what is wanted; said once in the log, until it does."""
-        if not isinstance(error, Incompatible):
+        if not isinstance(error, Incompatible | Unauthenticated | Forbidden):
             self._incompatible = 0
             return
         self._incompatible += 1
+        self._unserved = Reason.CLOUD_INCOMPATIBLE if isinstance(error, Incompatible) else Reason.CLOUD_DENIED
         if self._incompatible == INCOMPATIBLE_IN_A_ROW:
             self._recheck_s = self._clock() + RECHECK_S
             self._reconnected = False

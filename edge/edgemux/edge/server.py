@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 from edgemux.edge.agent import Agent
 from edgemux.edge.breaker import Breaker
-from edgemux.edge.config import EdgeConfig
+from edgemux.edge.config import CloudSettings, EdgeConfig
 from edgemux.edge.executors import CloudExecutor, DeviceExecutor, Peer
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.request_log import RequestLog
@@ -25,8 +24,9 @@ from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.chain import Golden
 from edgemux.multiplexer.gates import Gates
 from edgemux.multiplexer.toll import TolledBudget
-from edgemux.wire.channel import open_channel
+from edgemux.wire.channel import open_renewed_channel
 from edgemux.wire.process import Serving, run
+from edgemux.wire.renewed import RenewedChannel
 
 # An answer is a few hundred bytes; what is far larger is not one.
 MAX_ANSWER_BYTES = 2**20
@@ -55,7 +55,7 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
     sampler = Sampler(
         {name: plugins.load("edgemux.sensors", name)() for name in config.sensors}, config.sensor_interval_s
     )
-    channel = open_channel(config.cloud.address, MAX_ANSWER_BYTES) if config.cloud.address else None
+    channel = _channel(config.cloud)
     cloud = _cloud(config, bundle, channel, metrics) if channel is not None else None
     vigil = Vigil(manifest, config.drift, config.audit_share)
     agent = Agent(manifest, config, family, gates, policy, device, cloud, sampler, metrics, vigil)
@@ -73,7 +73,13 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
             await channel.close()
 
 
-def _cloud(config: EdgeConfig, bundle: Bundle, channel: Any, metrics: EdgeMetrics) -> CloudExecutor:
+def _channel(cloud: CloudSettings) -> RenewedChannel | None:
+    if cloud.address is None:
+        return None
+    return open_renewed_channel(cloud.address, MAX_ANSWER_BYTES, cloud.tls, cloud.token_file)
+
+
+def _cloud(config: EdgeConfig, bundle: Bundle, channel: RenewedChannel, metrics: EdgeMetrics) -> CloudExecutor:
     limits = config.limits
     digest = bundle.sha256(bundle.manifest.cloud.files[0])
     peer = Peer.of(bundle.manifest, digest, config.cloud.model, config.cloud.accept_other_models)
@@ -86,6 +92,7 @@ def _cloud(config: EdgeConfig, bundle: Bundle, channel: Any, metrics: EdgeMetric
         TolledBudget(limits.bucket(limits.bytes_per_s, least=2.0 * peer.call_bytes), unit=peer.call_bytes),
         metrics,
         time.monotonic,
+        channel.trouble,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,9 +14,11 @@ from edgemux.edge.breaker import Breaker
 from edgemux.edge.config import EdgeConfig
 from edgemux.edge.executors import CloudExecutor, DeviceExecutor, Peer
 from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.purse import Kind, Purse, Tariff, fill
 from edgemux.edge.request_log import RequestLog
 from edgemux.edge.sampler import Sampler
 from edgemux.edge.service import EdgeService
+from edgemux.edge.store import Store
 from edgemux.edge.variants import Family
 from edgemux.edge.vigil import Vigil
 from edgemux.edge.watch import export, watch
@@ -23,8 +26,8 @@ from edgemux.multiplexer import plugins
 from edgemux.multiplexer.baselines import Learned
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.chain import Golden
+from edgemux.multiplexer.domain import Placement
 from edgemux.multiplexer.gates import Gates
-from edgemux.multiplexer.toll import TolledBudget
 from edgemux.wire.channel import open_channel
 from edgemux.wire.process import Serving, run
 
@@ -51,14 +54,21 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
     metrics = EdgeMetrics(manifest.name, manifest.multiplexer.routes, config.energy)
     for seconds in family.load_s:
         metrics.level_switch.observe(seconds)
-    device = DeviceExecutor(family, tuple(level.median_ms / 1000 for level in manifest.levels), metrics)
+    store = Store(config.state_dir)
+    purse = _purse(config, Peer.of(manifest, None).call_bytes, store.begin() if config.budgets else None)
+
+    def spent(cpu_s: float) -> None:
+        metrics.spent_cpu(Placement.EDGE, cpu_s)
+        purse.used(cpu_s * config.energy.active_watts, time.monotonic())
+
+    device = DeviceExecutor(family, tuple(level.median_ms / 1000 for level in manifest.levels), metrics, spent)
     sampler = Sampler(
         {name: plugins.load("edgemux.sensors", name)() for name in config.sensors}, config.sensor_interval_s
     )
     channel = open_channel(config.cloud.address, MAX_ANSWER_BYTES) if config.cloud.address else None
-    cloud = _cloud(config, bundle, channel, metrics) if channel is not None else None
+    cloud = _cloud(config, bundle, channel, purse, metrics) if channel is not None else None
     vigil = Vigil(manifest, config.drift, config.audit_share)
-    agent = Agent(manifest, config, family, gates, policy, device, cloud, sampler, metrics, vigil)
+    agent = Agent(manifest, config, family, gates, policy, device, cloud, purse, sampler, metrics, vigil)
     device.warm_up({name: array[:1] for name, array in golden.inputs.items()})
     sampler.start()
     export(agent, time.monotonic())
@@ -69,21 +79,37 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         await agent.close()
+        if config.budgets:
+            store.end(purse.tokens(time.monotonic()))
         if channel is not None:
             await channel.close()
 
 
-def _cloud(config: EdgeConfig, bundle: Bundle, channel: Any, metrics: EdgeMetrics) -> CloudExecutor:
-    limits = config.limits
+def _purse(config: EdgeConfig, call_bytes: float, kept: dict[str, float] | None) -> Purse:
+    """The limits as rates, which start full, and the budgets of periods, which go on where they were."""
+    limits, prices = config.limits, config.prices
+    tariff = Tariff(config.energy.joules_per_byte, prices.money_per_offload, prices.money_per_byte)
+    purse = Purse(tariff, call_bytes)
+    # Twice what a call is estimated to take: names can be longer, and it must fit whole.
+    rates: tuple[tuple[Kind, float, float], ...] = (
+        ("offloads", limits.offloads_per_s, 1.0),
+        ("bytes", limits.bytes_per_s, 2.0 * call_bytes),
+    )
+    for kind, rate, least in rates:
+        if not math.isinf(rate):
+            purse.limit(kind, limits.bucket(rate, least))
+    fill(purse, config.budgets, kept)
+    return purse
+
+
+def _cloud(config: EdgeConfig, bundle: Bundle, channel: Any, purse: Purse, metrics: EdgeMetrics) -> CloudExecutor:
     digest = bundle.sha256(bundle.manifest.cloud.files[0])
     peer = Peer.of(bundle.manifest, digest, config.cloud.model, config.cloud.accept_other_models)
     return CloudExecutor(
         channel,
         peer,
         Breaker(config.breaker),
-        TolledBudget(limits.bucket(limits.offloads_per_s, least=1.0)),
-        # Twice what a call is estimated to take: names can be longer, and it must fit whole.
-        TolledBudget(limits.bucket(limits.bytes_per_s, least=2.0 * peer.call_bytes), unit=peer.call_bytes),
+        purse,
         metrics,
         time.monotonic,
     )

@@ -39,6 +39,9 @@ class Patient:
     def time_remaining(self) -> None:
         return None
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
 
 class ModelTime:
     """Adds up the time inside ONNX Runtime."""

@@ -25,6 +25,9 @@ class Patient:
     def time_remaining(self) -> None:
         return None
 
+    def peer(self) -> str:
+        return "test"
+
 
 @pytest.fixture
 def two(tiny_bundle: Path) -> EdgeConfig:

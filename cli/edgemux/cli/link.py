@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import re
 from collections import deque
 from typing import Literal
@@ -29,12 +30,19 @@ _FIELD = re.compile(r"(\d+(?:\.\d+)?)([a-z]+)")
 class Conditions(msgspec.Struct, frozen=True):
     """What the link does now. Half of ``round_trip_s`` is spent in each direction, ``bits_per_s`` is for each.
 
-    stalled: nothing gets through, connections stay. refused: connections are reset and none is accepted.
+    Each chunk takes up to ``jitter_s`` longer, by chance. stalled: nothing gets through, connections stay; ``deaf``
+    and ``mute`` are stalled in one direction, towards the target and back. refused: connections are reset and none is
+    accepted.
     """
 
     round_trip_s: float = 0.04
     bits_per_s: float = 10e6
-    state: Literal["open", "stalled", "refused"] = "open"
+    state: Literal["open", "stalled", "deaf", "mute", "refused"] = "open"
+    jitter_s: float = 0.0
+
+    def flows(self, way: int) -> bool:
+        """Whether anything gets through towards the target, 0, or back, 1."""
+        return self.state == "open" or self.state == ("mute", "deaf")[way]
 
     def __str__(self) -> str:
         return f"{self.round_trip_s * 1000:g} ms, {self.bits_per_s / 1e6:g} Mbit/s"
@@ -73,11 +81,12 @@ class Wire:
 
     def __init__(self) -> None:
         self.free_at_s = 0.0
+        self._chance = random.Random(0)
 
     def enter(self, now_s: float, size_bytes: int, conditions: Conditions) -> float:
         """Put a chunk on the wire; returns when it arrives."""
         self.free_at_s, arrives_s = schedule(now_s, size_bytes, self.free_at_s, conditions)
-        return arrives_s
+        return arrives_s + self._chance.uniform(0.0, conditions.jitter_s)
 
 
 class Link:
@@ -88,7 +97,8 @@ class Link:
         self.address = ""
         self._target = ""
         self._has_target = asyncio.Event()
-        self._flowing = asyncio.Event()
+        # Towards the target, and back.
+        self._flowing = (asyncio.Event(), asyncio.Event())
         self._wires = (Wire(), Wire())
         self._connections: dict[asyncio.Task[None], tuple[asyncio.StreamWriter, ...]] = {}
         self._server: asyncio.Server | None = None
@@ -116,10 +126,11 @@ class Link:
     def set(self, conditions: Conditions) -> None:
         """Change the link from now on. What is already on the wire arrives as it was scheduled."""
         self.conditions = conditions
-        if conditions.state == "open":
-            self._flowing.set()
-        else:
-            self._flowing.clear()
+        for way, flowing in enumerate(self._flowing):
+            if conditions.flows(way):
+                flowing.set()
+            else:
+                flowing.clear()
         if conditions.state == "refused":
             for writers in self._connections.values():
                 _abort(writers)
@@ -145,13 +156,12 @@ class Link:
         """Connect to the target and carry both directions until one of them breaks or both have ended."""
         await self._has_target.wait()
         host, _, port = self._target.rpartition(":")
-        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        far_reader, far_writer = await self.connect(host, int(port))
         self._connections[task] = (writer, far_writer)
-        up, down = self._wires
         try:
             async with asyncio.TaskGroup() as directions:
-                directions.create_task(self._direction(reader, far_writer, up))
-                directions.create_task(self._direction(far_reader, writer, down))
+                directions.create_task(self._direction(reader, far_writer, 0))
+                directions.create_task(self._direction(far_reader, writer, 1))
         except* OSError:
             # One side was reset, as when the far process is killed: so is the other.
             _abort((writer, far_writer))
@@ -159,28 +169,38 @@ class Link:
             writer.close()
             far_writer.close()
 
-    async def _direction(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wire: Wire) -> None:
+    async def connect(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The way to the target. Raises OSError."""
+        return await asyncio.open_connection(host, port)
+
+    def passing(self, way: int, chunk: bytes) -> bytes:
+        """What becomes of a chunk as it enters; here it stays what it is. Raises OSError to break the connection."""
+        return chunk
+
+    async def _direction(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: int) -> None:
         queue = _Queue()
         async with asyncio.TaskGroup() as ends:
-            ends.create_task(self._enter(reader, queue, wire))
-            ends.create_task(self._deliver(queue, writer))
+            ends.create_task(self._enter(reader, queue, way))
+            ends.create_task(self._deliver(queue, writer, self._flowing[way]))
 
-    async def _enter(self, reader: asyncio.StreamReader, queue: _Queue, wire: Wire) -> None:
+    async def _enter(self, reader: asyncio.StreamReader, queue: _Queue, way: int) -> None:
         now = asyncio.get_running_loop().time
         while True:
             await queue.room.wait()
             chunk = await reader.read(CHUNK_BYTES)
-            queue.put(wire.enter(now(), len(chunk), self.conditions), chunk)
+            if chunk:
+                chunk = self.passing(way, chunk)
+            queue.put(self._wires[way].enter(now(), len(chunk), self.conditions), chunk)
             if not chunk:
                 return
 
-    async def _deliver(self, queue: _Queue, writer: asyncio.StreamWriter) -> None:
+    async def _deliver(self, queue: _Queue, writer: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
         now = asyncio.get_running_loop().time
         while True:
             arrives_s, chunk = await queue.get()
             if (wait_s := arrives_s - now()) > 0:
                 await asyncio.sleep(wait_s)
-            await self._flowing.wait()
+            await flowing.wait()
             if not chunk:
                 with contextlib.suppress(OSError):
                     writer.write_eof()

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from edgemux.edge.admission import AdmissionSettings
 from edgemux.edge.breaker import BreakerSettings
 from edgemux.edge.metrics import EnergyProxy
 from edgemux.multiplexer.limits import TokenBucket, allowed_s
@@ -211,6 +212,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     energy: EnergyProxy = EnergyProxy()
     drift: DriftSettings = DriftSettings()
     log: LogSettings = LogSettings()
+    admission: AdmissionSettings = AdmissionSettings()
     policy: str = "expected-gain"
     sensors: tuple[str, ...] = ("cpu", "memory", "heat", "battery")
     sensor_interval_s: float = 0.25

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import itertools
 import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemux.edge.admission import Backlog
 from edgemux.edge.breaker import Breaker, Call, State
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.sample import Sample
@@ -35,6 +37,7 @@ from edgemux.multiplexer.errors import (
     Unreachable,
 )
 from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, DurationEstimate, LinkEstimate, RecentMean, RecentShare
+from edgemux.multiplexer.onnx_model import Stop
 from edgemux.multiplexer.toll import TolledBudget
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import DTYPES, MODEL_DIGEST, add_checksum, get_parameters, make_request, read_outputs
@@ -68,19 +71,17 @@ class DeviceExecutor:
         self._metrics = metrics
         self.latency = [DurationEstimate(prior) for prior in priors_s]
         self.compute = [DurationEstimate(prior) for prior in priors_s]
+        self.backlog = Backlog()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="edgemux-device")
 
     async def run(self, route: Route, sample: Sample, timeout_s: float) -> Prediction:
         """Answer on the device. Raises ExecutionError when the model fails or has no time left."""
         fresh = sample.activations.reached == 0
         try:
-            if self.latency[route.level - 1].mean_s <= INLINE_S:
+            if self.inline(route.level):
                 probabilities, elapsed, cpu_s = self._timed(route.level, sample.activations)
             else:
-                loop = asyncio.get_running_loop()
-                work = loop.run_in_executor(self._thread, self._timed, route.level, sample.activations)
-                # What still waits for the thread when its time is over is never begun.
-                probabilities, elapsed, cpu_s = await asyncio.wait_for(work, timeout_s)
+                probabilities, elapsed, cpu_s = await self._in_thread(route.level, sample, timeout_s)
         except TimeoutError as error:
             raise DeadlineExceeded("the device model had no time left") from error
         except Exception as error:  # whatever the library raises, the multiplexer has other routes
@@ -96,10 +97,49 @@ class DeviceExecutor:
             raise ExecutionError("the device model gave no finite answer")
         return Prediction(route, label, row, float(row[label]))
 
-    def _timed(self, level: int, activations: Activations) -> tuple[NDArray[Any], float, float]:
+    def inline(self, level: int) -> bool:
+        """Whether a level is quick enough to run on the event loop; there nothing ever waits."""
+        return self.latency[level - 1].mean_s <= INLINE_S
+
+    def fits(self, level: int, client: str, left_s: float, now_s: float) -> bool:
+        """Whether a level would be done within ``left_s`` behind what waits already, and ``client`` has its share."""
+        return self.inline(level) or self.backlog.fits(client, self.latency[level - 1].mean_s, left_s, now_s)
+
+    def reserve_s(self, client: str, left_s: float, now_s: float) -> float:
+        """What must be left of ``left_s`` for the device to answer after all; 0 where it could not in any case."""
+        return self.backlog.wait_s + self.latency[-1].upper_s if self.fits(1, client, left_s, now_s) else 0.0
+
+    @contextlib.contextmanager
+    def room_for(self, level: int, client: str) -> Iterator[None]:
+        """Keep the time that a level takes, as long as something else may still leave the device to answer."""
+        work_s = 0.0 if self.inline(level) else self.latency[level - 1].mean_s
+        if work_s == 0.0:
+            yield
+            return
+        self.backlog.enter(client, work_s)
+        try:
+            yield
+        finally:
+            self.backlog.leave(client, work_s)
+
+    async def _in_thread(self, level: int, sample: Sample, timeout_s: float) -> tuple[NDArray[Any], float, float]:
+        """``_timed`` beside the event loop; when nobody waits any more it ends within a node, or is never begun."""
+        stop = Stop()
+        with self.room_for(level, sample.client):
+            loop = asyncio.get_running_loop()
+            work = loop.run_in_executor(self._thread, self._timed, level, sample.activations, stop)
+            try:
+                return await asyncio.wait_for(work, timeout_s)
+            except BaseException:
+                stop.now()
+                raise
+
+    def _timed(
+        self, level: int, activations: Activations, stop: Stop | None = None
+    ) -> tuple[NDArray[Any], float, float]:
         """Probabilities, seconds and CPU seconds; time spent waiting for the thread is not the model's."""
         wall, cpu = time.perf_counter(), time.thread_time()
-        probabilities = self._family.run(level, activations)
+        probabilities = self._family.run(level, activations, stop)
         return probabilities, time.perf_counter() - wall, time.thread_time() - cpu
 
     def warm_up(self, tensors: Mapping[str, NDArray[Any]], times: int = 5) -> None:

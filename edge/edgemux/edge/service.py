@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from edgemux.edge.admission import Shares
 from edgemux.edge.agent import Agent, Answer
 from edgemux.edge.request_log import Line, RequestLog
 from edgemux.edge.status import status_of_all
@@ -22,6 +24,9 @@ from edgemux.multiplexer.errors import (
 from edgemux.wire.codec import Parameter, make_response, requested_outputs
 from edgemux.wire.model_service import MAX_ID_CHARACTERS, ModelService, timeout_s
 
+# When it is worth asking again where there are too many at once: most are answered by then.
+FULL_RETRY_S = 0.1
+
 
 class EdgeService(ModelService):
     """Answers with the agent of the application that is asked for."""
@@ -35,6 +40,8 @@ class EdgeService(ModelService):
         # What asks for no model that is here is counted with the only one, or with none of several.
         self._nobody = first.metrics.of_another("other") if others else first.metrics
         self._log = log
+        self._places = Shares()
+        self._max_inflight = first.max_inflight
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Raises InputError, DeadlineExceeded, Overloaded, ExecutionError. Every end of it is counted and logged."""
@@ -44,7 +51,8 @@ class EdgeService(ModelService):
         outcome, answers = "failed", list[Answer]()
         metrics.inflight.inc()
         try:
-            response, answers = await self._infer(request, context.time_remaining(), came_s)
+            with self._place(context.peer(), came_s) as client:
+                response, answers = await self._infer(request, context.time_remaining(), came_s, client)
             outcome = "answered"
         except EdgemuxError as error:
             outcome = _kind(error)
@@ -62,7 +70,18 @@ class EdgeService(ModelService):
                 self._log.add(_line(request, outcome, self._loop.time() - came_s, answers))
         return response
 
-    async def _infer(self, request: Any, left_s: float | None, came_s: float) -> tuple[Any, list[Answer]]:
+    @contextlib.contextmanager
+    def _place(self, client: str, now_s: float) -> Iterator[str]:
+        """A place inside for one request of ``client``. Raises Overloaded when it may have no more."""
+        if not self._places.fits(client, 1.0, self._max_inflight, now_s):
+            raise Overloaded("too many requests are being answered", retry_after_s=FULL_RETRY_S)
+        self._places.take(client, 1.0)
+        try:
+            yield client
+        finally:
+            self._places.give(client, 1.0)
+
+    async def _infer(self, request: Any, left_s: float | None, came_s: float, client: str) -> tuple[Any, list[Answer]]:
         manifest = self.check_model(request.model_name, request.model_version)
         agent = self._agents[manifest.name]
         deadline_s = came_s + agent.request.allowed_s(left_s, timeout_s(request))
@@ -72,7 +91,7 @@ class EdgeService(ModelService):
         agent.metrics.stage("validate", now_s - came_s)
         if now_s >= deadline_s:
             raise DeadlineExceeded("deadline: over before anything could run")
-        answers = await agent.infer(tensors, deadline_s - now_s)
+        answers = await agent.infer(tensors, deadline_s - now_s, client)
         arrays = {
             "probabilities": np.stack([answer.prediction.probabilities for answer in answers]),
             "label": np.array([answer.prediction.label for answer in answers], dtype=np.int64),

@@ -111,6 +111,8 @@ def _last_resort(case: Case) -> Decision:
         return _run(min(device, key=lambda candidate: candidate.route.level), case)
     if any(other.blocked is None for other in case.candidates):
         return _run(next(other for other in case.candidates if other.blocked is None), case)
+    if any(other.blocked is Reason.OVERLOADED for other in case.candidates):
+        return Shed(Reason.OVERLOADED)
     return Shed(case.failure or Reason.NO_ROUTE)
 
 

@@ -1,0 +1,72 @@
+"""The failure matrix: what every row shares, and the table that comes out of it.
+
+EDGEMUX_FAULTS_REPORT=PREFIX writes the table as PREFIX.json and PREFIX.md too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system.faults.ledgers import BUSY_S, GRACE_S
+from tests.system.faults.stage import Pictures, Stage, stage
+from tests.system.faults.table import Found, lines, write
+
+HERE = Path(__file__).parent
+_FOUND = pytest.StashKey[list[Found]]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder is of the fault suite."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.faults)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The table."""
+    found = config.stash.get(_FOUND, [])
+    if not found:
+        return
+    terminalreporter.section("failure matrix")
+    for line in lines(found):
+        terminalreporter.write_line(line)
+    terminalreporter.write_line(
+        f"late: {GRACE_S * 1000:g} ms after the deadline by the agent's clock, {BUSY_S * 1000:g} ms more by the client's"
+    )
+    if prefix := os.environ.get("EDGEMUX_FAULTS_REPORT"):
+        write(found, Path(prefix))
+
+
+@pytest.fixture(scope="session")
+def report(pytestconfig: pytest.Config) -> Callable[[Found], None]:
+    """``report(found)`` puts a row into the table."""
+    return pytestconfig.stash.setdefault(_FOUND, []).append
+
+
+@pytest.fixture(scope="session")
+def seen(tiny_bundle: Path, pictures: Callable[..., Any]) -> Pictures:
+    """What the loads send: about 2 in 100 pictures of the tiny bundle's task are doubtful."""
+    return Pictures.of(tiny_bundle, pictures(4000, 5)[0])
+
+
+@pytest.fixture(scope="session")
+def shared_stage(
+    tiny_bundle: Path, serving: Any, seen: Pictures, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
+    """The processes that rows share whose fault lies between agent and cloud."""
+    with stage(serving, tmp_path_factory.mktemp("stage"), tiny_bundle, seen) as set_up:
+        yield set_up
+
+
+@pytest.fixture
+def on_stage(shared_stage: Stage) -> Iterator[Stage]:
+    """The shared stage, well and led to the real cloud, before and after."""
+    shared_stage.lead_to_the_real_cloud()
+    shared_stage.well()
+    yield shared_stage
+    shared_stage.proxy.heal()

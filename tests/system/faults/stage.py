@@ -1,0 +1,210 @@
+"""The agent and the cloud as processes, and a fault proxy between them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemux.edge.config import EdgeConfig
+from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.chain import Chain
+from edgemux.multiplexer.onnx_model import OnnxModel
+from tests.simulated_cloud import SimulatedCloud, listening
+from tests.system.faults import ledgers
+from tests.system.faults.ledgers import Entry, Verdict, percentile, read_log, reconcile
+from tests.system.faults.load import Load
+from tests.system.faults.proxy import Backstage, FaultProxy
+from tests.system.faults.table import Found
+
+# A device answer of the tiny bundle below this confidence is worth an offload: the cloud's is sure, its price 0.2.
+DOUBTFUL = 0.75
+_PATIENCE_S = 30.0
+
+
+class Pictures(msgspec.Struct):
+    """What the load sends, UINT8 [n, 28, 28], and every variant's label of each.
+
+    The first ``doubtful`` are those about which every level is in doubt, so that the cloud is wanted for them whatever
+    the device can afford; of the others none is.
+    """
+
+    images: NDArray[np.uint8]
+    labels: Mapping[str, Sequence[int]]
+    doubtful: int
+
+    @classmethod
+    def of(cls, folder: Path, images: NDArray[np.uint8]) -> Pictures:
+        """``images`` as the bundle's own models answer them, without those about which the levels are not of one mind."""
+        bundle = Bundle.open(folder)
+        manifest = bundle.manifest
+        name = manifest.inputs[0].name
+        answers = {}
+        for model in (*manifest.levels, manifest.cloud):
+            chain = Chain([OnnxModel(bundle.read(path), path) for path in model.files], [name])
+            answers[model.name] = chain.answer({name: images})
+        confidences = np.array([answers[level.name].max(axis=1) for level in manifest.levels])
+        doubtful = np.flatnonzero((confidences < DOUBTFUL).all(axis=0))
+        sure = np.flatnonzero((confidences > 1 - (1 - DOUBTFUL) / 2).all(axis=0))
+        chosen = np.concatenate([doubtful, sure[: len(doubtful)]])
+        labels = {name: probabilities.argmax(axis=1)[chosen].tolist() for name, probabilities in answers.items()}
+        return cls(images[chosen], labels, len(doubtful))
+
+
+def write_config(path: Path, settings: Mapping[str, Any]) -> Path:
+    """A TOML file of one table a section; values are numbers, text, booleans or lists of them."""
+    top = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if not isinstance(value, Mapping)]
+    for section, values in settings.items():
+        if isinstance(values, Mapping):
+            top += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+    path.write_text("\n".join(top) + "\n")
+    return path
+
+
+class Agent:
+    """An agent process with a log of its requests."""
+
+    def __init__(self, server: Any, log: Path | None) -> None:
+        self.server = server
+        self.log = log
+
+    def ledger(self, client: Sequence[Entry]) -> ledgers.Agent | None:
+        """What it has to say about the client's requests, once it has finished them; None where it keeps no log."""
+        if self.log is None:
+            return None
+        ids = frozenset(entry.id for entry in client)
+        answered = sum(entry.outcome == ledgers.ANSWERED for entry in client)
+        give_up_s = time.monotonic() + _PATIENCE_S
+        while True:
+            series = self.server.scrape()
+            dropped = int(series.get("edgemux_log_dropped_total", 0))
+            inflight = int(sum(value for name, value in series.items() if name.startswith("edgemux_inflight")))
+            lines = read_log(self.log, ids)
+            if (len(lines) + dropped >= answered and not inflight) or time.monotonic() > give_up_s:
+                return ledgers.Agent(lines, dropped, inflight)
+            time.sleep(0.02)
+
+    def metric(self, name: str) -> float:
+        """The sum of all series of a metric; 0 where there is none yet."""
+        series = self.server.scrape()
+        return sum(value for key, value in series.items() if key == name or key.startswith(name + "{"))
+
+    def breaker(self) -> int:
+        """0 closed, 1 half-open, 2 open."""
+        return int(self.metric("edgemux_breaker_state"))
+
+
+class Stage:
+    """An agent whose cloud is behind ``proxy``: the real one, or a simulated one that answers as it is told."""
+
+    def __init__(
+        self,
+        backstage: Backstage,
+        proxy: FaultProxy,
+        agent: Agent,
+        real: str,
+        simulated: SimulatedCloud,
+        seen: Pictures,
+    ) -> None:
+        self.backstage = backstage
+        self.proxy = proxy
+        self.agent = agent
+        self.simulated = simulated
+        self.pictures = seen
+        self._real = real
+
+    def load(self, **how: Any) -> Load:
+        """A load on the agent, by default of pictures for which the cloud is wanted."""
+        how.setdefault("order", range(self.pictures.doubtful))
+        return Load(self.backstage, self.agent.server.grpc, self.pictures.images, **how)
+
+    def lead_to_the_real_cloud(self) -> None:
+        """Also cuts the connection to the simulated one."""
+        self._lead_to(self._real)
+
+    def lead_to_the_simulated_cloud(self) -> None:
+        """Also cuts the connection to the real one."""
+        self._lead_to(self.simulated.address)
+
+    def _lead_to(self, address: str) -> None:
+        self.proxy.lead_to(address)
+        self.proxy.reset()
+
+    def answer(self, how: Callable[[Any, Any], Any]) -> None:
+        """What the simulated cloud does from now on."""
+        self.backstage.call(setattr, self.simulated, "answer", how)
+
+    def well(self) -> None:
+        """Everything works again, and the agent knows: it offloads."""
+        self.proxy.heal()
+        self.answer(self.simulated.well)
+        with self.load(rate_per_s=40.0) as load:
+            load.first(lambda entry: entry.route == "cloud", within_s=_PATIENCE_S)
+            load.wait(lambda: self.agent.breaker() == 0, _PATIENCE_S)
+
+    def judge(self, load: Load) -> Verdict:
+        """Both ledgers of a load that is over."""
+        return reconcile(load.entries, self.agent.ledger(load.entries), self.pictures.labels)
+
+    def found(self, row: int, fault: str, load: Load, recovery_s: float | None = None, note: str = "") -> Found:
+        """The line of a row's load for the table."""
+        return found_by(self.judge(load), row, fault, load, recovery_s, note)
+
+
+def found_by(
+    verdict: Verdict, row: int, fault: str, load: Load, recovery_s: float | None = None, note: str = ""
+) -> Found:
+    """A verdict as a line for the table."""
+    counts = {name: len(getattr(verdict, name)) for name in ("lost", "doubled", "late", "wrong", "refused")}
+    p99_ms = percentile([entry.elapsed_s for entry in load.entries], 0.99) * 1000
+    return Found(row, fault, verdict.requests, p99_ms=p99_ms, recovery_s=recovery_s, note=note, **counts)
+
+
+def settings(bundle: Path, address: str | None, log: Path | None, **more: Mapping[str, Any]) -> dict[str, Any]:
+    """An agent's configuration: no audits, which would be offloads that nobody asked for."""
+    chosen: dict[str, Any] = {"bundle": str(bundle), "audit_share": 0.0, "drift": {"enabled": False}}
+    if address is not None:
+        chosen["cloud"] = {"address": address}
+    if log is not None:
+        chosen["log"] = {"requests": str(log)}
+    for section, values in more.items():
+        chosen[section] = {**chosen.get(section, {}), **values}
+    return chosen
+
+
+def keeps_a_log() -> bool:
+    """Whether agents keep a ledger of their own."""
+    return "log" in EdgeConfig.__struct_fields__
+
+
+@contextlib.contextmanager
+def agent_process(
+    serving: Any, folder: Path, bundle: Path, address: str | None, **more: Mapping[str, Any]
+) -> Iterator[Agent]:
+    """An agent in front of ``address``, configured in ``folder``; ``more``: sections of its configuration."""
+    log = folder / "requests.jsonl" if keeps_a_log() else None
+    config = write_config(folder / "agent.toml", settings(bundle, address, log, **more))
+    with serving("edge", "--config", str(config)) as server:
+        yield Agent(server, log)
+
+
+@contextlib.contextmanager
+def stage(serving: Any, folder: Path, bundle: Path, seen: Pictures, **more: Mapping[str, Any]) -> Iterator[Stage]:
+    """A cloud, a simulated cloud, a proxy and an agent that has found the cloud."""
+    with contextlib.ExitStack() as stack:
+        backstage = stack.enter_context(contextlib.closing(Backstage()))
+        proxy = FaultProxy.open(backstage, stack)
+        cloud = stack.enter_context(serving("cloud", "--bundle", str(bundle)))
+        simulated = backstage.enter(listening(backstage.call(SimulatedCloud, Bundle.open(bundle))), stack)
+        proxy.lead_to(cloud.grpc)
+        agent = stack.enter_context(agent_process(serving, folder, bundle, proxy.address, **more))
+        set_up = Stage(backstage, proxy, agent, cloud.grpc, simulated, seen)
+        set_up.well()
+        yield set_up

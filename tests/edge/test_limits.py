@@ -11,7 +11,7 @@ import pytest
 
 from edgemux.edge.config import LimitSettings
 from edgemux.edge.purse import BudgetSettings, PriceSettings
-from edgemux.edge.status import status_of
+from edgemux.edge.status import device_status
 from edgemux.edge.store import FILE
 from edgemux.edge.watch import export
 from edgemux.multiplexer.domain import Placement, Reason
@@ -76,12 +76,12 @@ async def test_the_status_page_and_the_metrics_show_the_tolls(cloud: Any, agent_
     async with agent_of(cloud.address, limits=LimitSettings(offloads_per_s=1e-3)) as agent:
         await served(agent, pictures(60, 1)[0])
         export(agent, time.monotonic())
-        shown = status_of(agent)["budget_prices"]
+        shown = device_status(agent)["budget_prices"]
         gauge = agent.metrics.registry.get_sample_value("edgemux_budget_price", {"budget": "offloads"})
         assert shown["offloads"] == pytest.approx(gauge, abs=1e-3)
         assert gauge > 0
     async with agent_of(None) as agent:
-        assert set(status_of(agent)["budget_prices"].values()) == {0.0}
+        assert set(device_status(agent)["budget_prices"].values()) == {0.0}
 
 
 async def test_joules_that_are_spent_keep_larger_levels_from_running_and_never_the_smallest(

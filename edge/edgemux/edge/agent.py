@@ -324,7 +324,6 @@ class Agent:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        self.sampler.stop()
         self._device.close()
 
 

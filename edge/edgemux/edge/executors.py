@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import itertools
 import logging
 import math
@@ -217,6 +218,14 @@ class CloudExecutor:
         self._incompatible = 0
         self._recheck_s = math.inf
         self._reconnected = False
+
+    def beside(self, peer: Peer, metrics: EdgeMetrics) -> CloudExecutor:
+        """The same cloud for another model: one channel, breaker, link and budgets; what the model says is its own."""
+        other = copy.copy(self)
+        other._peer, other._metrics = peer, metrics
+        other.request_bytes = peer.call_bytes
+        other.server = RecentMean(stale_s=OFFLOAD_STALE_S)
+        return other
 
     def blocked(self, now_s: float, lot: float) -> Reason | None:
         """Why the input that drew ``lot`` must not be sent, None when it may. Nobody's input is the breaker's probe."""

@@ -70,7 +70,7 @@ class ModelTime:
 async def own_work(bundle: Path, images: Any, requests: int) -> dict[str, float]:
     """Microseconds of the agent's own work per request: p50 and p99; and the models' p50 beside."""
     async with open_agent(EdgeConfig(bundle=bundle)) as agent:
-        servicer = EdgeService(agent, max_batch=256)
+        servicer = EdgeService({agent.manifest.name: agent}, max_batch=256)
         messages = [make_request(agent.manifest.name, {"image": images[i : i + 1]}) for i in range(len(images))]
         own, models = [], []
         with ModelTime() as inside:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemux.edge.status import status_of
-from edgemux.edge.watch import export
+from edgemux.edge.status import device_status
+from edgemux.edge.watch import sense
 from edgemux.multiplexer.estimate import RecentShare
 
 
@@ -37,11 +37,11 @@ async def test_the_link_s_losses_and_the_cloud_s_queue_are_seen_from_offloads(
     async with agent_of(cloud.address) as agent:
         await ask(agent, images)
         now = time.monotonic()
-        export(agent, now)
+        sense([agent], now)
         sensed = agent.metrics.registry.get_sample_value
         assert sensed("edgemux_resource", {"sensor": "link_lost_share"}) == 0.0
         assert sensed("edgemux_resource", {"sensor": "cloud_queue_seconds"}) == pytest.approx(1e-4)
-        assert status_of(agent)["cloud"]["lost_share"] == 0.0
+        assert device_status(agent)["cloud"]["lost_share"] == 0.0
         cloud.answer = cloud.refusing(grpc.StatusCode.UNAVAILABLE)
         await ask(agent, images)
         assert 0 < agent.cloud.lost.share(time.monotonic()) < 1
@@ -57,9 +57,9 @@ async def test_a_cloud_that_answers_nonsense_or_is_full_loses_nothing(cloud: Any
 
 async def test_every_configured_sensor_shows_its_age(agent_of: Any) -> None:
     async with agent_of(None, sensors=("cpu", "memory")) as agent:
-        export(agent, time.monotonic())
+        sense([agent], time.monotonic())
         ages = agent.metrics.registry.get_sample_value
         assert ages("edgemux_sensor_age_seconds", {"sensor": "cpu"}) >= 0
         assert ages("edgemux_sensor_age_seconds", {"sensor": "memory"}) >= 0
         assert ages("edgemux_sensor_age_seconds", {"sensor": "heat"}) is None
-        assert set(status_of(agent)["reading_ages_seconds"]) == {"cpu", "memory"}
+        assert set(device_status(agent)["reading_ages_seconds"]) == {"cpu", "memory"}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -33,10 +35,14 @@ class EnergyProxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EdgeMetrics:
-    """What the agent counts, in a registry of its own."""
+    """What the agent counts for one model. All models of a process are in one registry and share what is no model's."""
 
-    def __init__(self, model: str, variants: tuple[str, ...], energy: EnergyProxy) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(
+        self, model: str, variants: tuple[str, ...], energy: EnergyProxy, beside: EdgeMetrics | None = None
+    ) -> None:
+        """``beside``: the metrics of another model of this process, None for the first."""
+        self.registry: CollectorRegistry = CollectorRegistry() if beside is None else beside.registry
+        self._families: dict[str, Any] = {} if beside is None else beside._families
         self._energy = energy
         self._model = model
         self._requests = self._counter("edgemux_requests", "Answered inputs.", "model", "route", "variant", "reason")
@@ -79,14 +85,26 @@ class EdgeMetrics:
         for outcome in ("agree", "differ", "failed"):
             self._audits.labels(model, outcome)
 
+    def of_another(self, model: str, variants: tuple[str, ...] = ()) -> EdgeMetrics:
+        """The metrics of another model of the same process."""
+        return EdgeMetrics(model, variants, self._energy, beside=self)
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, registry=self.registry)
+        found: Counter = self._family(Counter, name, text, labels)
+        return found
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(name, text, labels, registry=self.registry)
+        found: Gauge = self._family(Gauge, name, text, labels)
+        return found
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+        found: Histogram = self._family(partial(Histogram, buckets=buckets), name, text, labels)
+        return found
+
+    def _family(self, kind: Callable[..., Any], name: str, text: str, labels: tuple[str, ...]) -> Any:
+        if name not in self._families:
+            self._families[name] = kind(name, text, labels, registry=self.registry)
+        return self._families[name]
 
     def answered(self, place: Placement, variant: str, reason: Reason, score: float, elapsed_s: float) -> None:
         """An input was answered."""

@@ -87,7 +87,7 @@ class Serving(msgspec.Struct, frozen=True):
     answer as they should, asked now and then where there is a watchdog."""
 
     name: str
-    model: str
+    models: tuple[str, ...]
     servicer: Any  # a ModelService with ModelInfer
     registry: CollectorRegistry
     pages: Mapping[str, Callable[[], Page]]
@@ -124,7 +124,7 @@ async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
         door, checks = Door(), health.aio.HealthServicer()
         register(server, serving.servicer, door)
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        for service in ("", serving.model):
+        for service in ("", *serving.models):
             await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
         stack.enter_context(exporting(metrics_socket, serving.registry, guard.gate, guard.certificates))
         pages = App(serving.pages, guard.gate)
@@ -135,7 +135,7 @@ async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
         stack.enter_context(served())
         http_port, metrics_port = http_socket.getsockname()[1], metrics_socket.getsockname()[1]
         say(
-            f"edgemux {serving.name} ready model={serving.model} grpc={listen.host}:{grpc_port} "
+            f"edgemux {serving.name} ready model={','.join(serving.models)} grpc={listen.host}:{grpc_port} "
             f"http={listen.host}:{http_port} metrics={listen.host}:{metrics_port}"
         )
         notifier = stack.enter_context(contextlib.closing(Notifier()))

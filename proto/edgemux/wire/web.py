@@ -70,7 +70,7 @@ class Web:
         head_s: float = HEAD_S,
         life_s: float = LIFE_S,
     ) -> None:
-        """``certificates``: None for plaintext. ``most`` connections, each for ``life_s``, of that ``head_s`` to ask."""
+        """``certificates``: None for plaintext. ``most`` connections, each for ``life_s``, ``head_s`` to ask."""
         self._listener = listener
         listener.setblocking(False)
         self._config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none", http="h11")

@@ -44,6 +44,7 @@ from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, DurationEstimate, Link
 from edgemux.multiplexer.onnx_model import Stop
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import DTYPES, MODEL_DIGEST, add_checksum, get_parameters, make_request, read_outputs
+from edgemux.wire.renewed import RenewedChannel
 from edgemux.wire.service import Stub
 from edgemux.wire.status import from_peer
 
@@ -198,11 +199,9 @@ class CloudExecutor:
         purse: Purse,
         metrics: EdgeMetrics,
         clock: Clock,
-        trouble: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """``trouble`` says what is wrong with our own certificate: a server that refuses it just hangs up."""
-        self._trouble = trouble
         self._channel = channel
+        self._secured = channel if isinstance(channel, RenewedChannel) else None
         self._stub = Stub(channel)
         # Ids of our own: a client's may be too long for the cloud, or another client's too.
         self._name = secrets.token_hex(4)
@@ -257,6 +256,10 @@ class CloudExecutor:
     def incompatible(self) -> bool:
         """Whether the cloud has said, more than once, that it does not serve what is wanted, or not to us."""
         return self._incompatible >= INCOMPATIBLE_IN_A_ROW
+
+    def security(self) -> dict[str, Any]:
+        """Whether the cloud is spoken to with TLS and a token, and what is wrong with that now."""
+        return {"tls": False, "token": False} if self._secured is None else self._secured.describe()
 
     def predict_s(self, now_s: float) -> float:
         """Seconds an offload is expected to take; 0 when nothing is known, so that somebody finds out."""
@@ -328,7 +331,8 @@ class CloudExecutor:
 
     def _cause(self, error: grpc.aio.AioRpcError) -> ExecutionError:
         cause = from_peer(error.code(), error.details())
-        trouble = self._trouble() if isinstance(cause, Unreachable) else None
+        # A server that refuses our certificate just hangs up: only we can know why.
+        trouble = self._secured.trouble() if self._secured and isinstance(cause, Unreachable) else None
         return cause if trouble is None else Untrusted(f"our own certificate {trouble}")
 
     def _failed(

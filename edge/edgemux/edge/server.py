@@ -175,7 +175,7 @@ def _channel(cloud: CloudSettings) -> RenewedChannel | None:
 def _cloud(
     config: EdgeConfig, peer: Peer, channel: RenewedChannel, purse: Purse, metrics: EdgeMetrics
 ) -> CloudExecutor:
-    return CloudExecutor(channel, peer, Breaker(config.breaker), purse, metrics, time.monotonic, channel.trouble)
+    return CloudExecutor(channel, peer, Breaker(config.breaker), purse, metrics, time.monotonic)
 
 
 def _request_log(config: EdgeConfig, metrics: EdgeMetrics) -> RequestLog | None:

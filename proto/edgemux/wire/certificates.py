@@ -174,16 +174,16 @@ def dates(pem: bytes) -> tuple[datetime.datetime, datetime.datetime]:
 
     The standard library reads the dates of a peer's certificate only; these are three steps into X.509's DER.
     """
-    text = pem.decode("ascii")
-    start, end = text.index(ssl.PEM_HEADER), text.index(ssl.PEM_FOOTER)
-    der = ssl.PEM_cert_to_DER_cert(text[start : end + len(ssl.PEM_FOOTER)])
     try:
+        text = pem.decode("ascii")
+        start, end = text.index(ssl.PEM_HEADER), text.index(ssl.PEM_FOOTER)
+        der = ssl.PEM_cert_to_DER_cert(text[start : end + len(ssl.PEM_FOOTER)])
         certificate = next(_fields(der))[1]
         signed = list(_fields(next(_fields(certificate))[1]))
         validity = signed[_VALIDITY_AT if signed[0][0] == 0xA0 else _VALIDITY_AT - 1][1]
         first, last = _fields(validity)
         return _time(*first), _time(*last)
-    except (IndexError, StopIteration) as error:
+    except (ValueError, IndexError, StopIteration) as error:
         raise ValueError("not a certificate") from error
 
 

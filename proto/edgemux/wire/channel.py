@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,20 +84,21 @@ def open_renewed_channel(
     tls: ClientTls = PLAINTEXT,
     token_file: Path | None = None,
     section: str = "cloud",
+    clock: Callable[[], float] = time.monotonic,
 ) -> RenewedChannel:
     """A channel to ``HOST:PORT``; nothing is connected until the first call. ``section`` is what errors call it.
 
     With ``tls`` it is never plaintext. Raises ConfigError when a file cannot be used, or a token would be readable.
     """
     options = [*client_options(max_answer_bytes), *_name_options(tls)]
-    certificates, tokens = client_files(address, tls, token_file, section)
+    certificates, tokens = client_files(address, tls, token_file, section, clock)
 
     def make() -> grpc.aio.Channel:
         if certificates is None:
             return grpc.aio.insecure_channel(address, options=options)
         return grpc.aio.secure_channel(address, credentials(certificates), options=options)
 
-    return RenewedChannel(make, certificates, tokens)
+    return RenewedChannel(make, certificates, tokens, clock)
 
 
 def open_blocking_channel(
@@ -110,13 +113,17 @@ def open_blocking_channel(
 
 
 def client_files(
-    address: str, tls: ClientTls, token_file: Path | None, section: str
+    address: str,
+    tls: ClientTls,
+    token_file: Path | None,
+    section: str,
+    clock: Callable[[], float] = time.monotonic,
 ) -> tuple[Certificates | None, TokenFile | None]:
     """The files of a client. Raises ConfigError when one cannot be used, or a token would be sent for all to read."""
     if token_file is not None and not tls.on and not is_loopback(address.rpartition(":")[0]):
         raise ConfigError(f"{section}.token_file: a token is sent only over TLS, or to this machine; see {section}.tls")
-    certificates = Certificates(Files(tls.cert, tls.key, tls.ca), f"{section}.tls") if tls.on else None
-    return certificates, None if token_file is None else TokenFile(token_file, f"{section}.token_file")
+    certificates = Certificates(Files(tls.cert, tls.key, tls.ca), f"{section}.tls", clock) if tls.on else None
+    return certificates, None if token_file is None else TokenFile(token_file, f"{section}.token_file", clock)
 
 
 def credentials(certificates: Certificates) -> grpc.ChannelCredentials:

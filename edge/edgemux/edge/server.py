@@ -16,6 +16,7 @@ from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.purse import Kind, Purse, Tariff, fill
 from edgemux.edge.request_log import RequestLog
 from edgemux.edge.sampler import Sampler
+from edgemux.edge.self_check import SelfCheck
 from edgemux.edge.service import EdgeService
 from edgemux.edge.store import Store
 from edgemux.edge.variants import Family
@@ -146,7 +147,9 @@ def _agent(
         cloud = None if channel is None else _cloud(config, peer, channel, purse, metrics)
     vigil = Vigil(manifest, config.drift, config.audit_share)
     device.warm_up({name: array[:1] for name, array in golden.inputs.items()})
-    return Agent(manifest, config, family, gates, policy, device, cloud, purse, sampler, metrics, vigil)
+    agent = Agent(manifest, config, family, gates, policy, device, cloud, purse, sampler, metrics, vigil)
+    agent.self_check = SelfCheck(golden, manifest, device.answer)
+    return agent
 
 
 def _purse(config: EdgeConfig, call_bytes: float, kept: dict[str, float] | None) -> Purse:
@@ -196,6 +199,9 @@ def serve(config: EdgeConfig) -> None:
         def drain() -> None:
             service.draining = True
 
+        async def well() -> bool:
+            return all([await agent.well() for agent in agents.values()])
+
         async def closed() -> None:
             service.close()
             await stack.aclose()
@@ -210,6 +216,7 @@ def serve(config: EdgeConfig) -> None:
             pages=service.pages(),
             drain=drain,
             closed=closed,
+            well=well,
         )
 
     run(config.listen, make)

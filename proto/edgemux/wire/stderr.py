@@ -46,17 +46,26 @@ class Lines(logging.Handler):
 
     def end(self) -> None:
         """Let the thread write what it has, for LAST_LINES_S at most."""
-        with contextlib.suppress(queue.Full):
+        try:
             self._queue.put_nowait(None)
+        except queue.Full:  # stuck: make room for the word that it is over
+            with contextlib.suppress(queue.Empty, queue.Full):
+                self._queue.get_nowait()
+                self.dropped += 1
+                self._queue.put_nowait(None)
         self._thread.join(LAST_LINES_S)
 
     def _write_all(self) -> None:
         told = 0
-        while (line := self._queue.get()) is not None:
-            self._write(line)
-            if self.dropped > told and self._queue.empty():
+        while True:
+            line = self._queue.get()
+            if line is not None:
+                self._write(line)
+            if self.dropped > told and (line is None or self._queue.empty()):
                 told, lost = self.dropped, self.dropped - told
                 self._write(f"WARNING edgemux: {lost} lines of this log were given up, nobody read them")
+            if line is None:
+                return
 
     def _write(self, line: str) -> None:
         # Past sys.stderr: a thread that hangs in there holds a lock that the end of the interpreter needs.

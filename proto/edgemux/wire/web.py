@@ -40,11 +40,16 @@ FRESH_SCRAPES_PER_S = 10
 _log = logging.getLogger("edgemux.wire")
 
 
+# Whoever sends nonsense is told so; a line in the log for each would be theirs to fill it with.
+_unheard = logging.Logger("edgemux.unheard", logging.CRITICAL)
+
+
 class _Connection(H11Protocol):
     """The library's, which says when it has a request and when it is over."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
+        self.logger = _unheard
         self.asked = asyncio.Event()
         self.gone = asyncio.Event()
 

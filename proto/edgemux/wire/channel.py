@@ -91,7 +91,8 @@ def open_renewed_channel(
 ) -> RenewedChannel:
     """A channel to ``HOST:PORT``; nothing is connected until the first call. ``section`` is what errors call it.
 
-    With ``tls`` it is never plaintext; without it, beyond this machine, the log says so. Raises ConfigError when a file cannot be used, or a token would be readable.
+    With ``tls`` it is never plaintext; without it, beyond this machine, the log says so. Raises ConfigError when a file
+    cannot be used, or a token would be readable.
     """
     options = [*client_options(max_answer_bytes), *_name_options(tls)]
     certificates, tokens = client_files(address, tls, token_file, section, clock)

@@ -9,26 +9,25 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import msgspec
+
 from edgemux.edge.agent import Agent
 from edgemux.edge.breaker import Breaker
 from edgemux.edge.config import ApplicationSettings, EdgeConfig
 from edgemux.edge.executors import CloudExecutor, DeviceExecutor, Peer
+from edgemux.edge.loading import Loaded, load
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.purse import Kind, Purse, Tariff, fill
 from edgemux.edge.request_log import RequestLog
 from edgemux.edge.sampler import Sampler
 from edgemux.edge.service import EdgeService
 from edgemux.edge.store import Store
-from edgemux.edge.variants import Family
 from edgemux.edge.vigil import Vigil
 from edgemux.edge.watch import sense, watch
 from edgemux.multiplexer import plugins
 from edgemux.multiplexer.baselines import Learned
-from edgemux.multiplexer.bundle import Bundle
-from edgemux.multiplexer.chain import Golden
 from edgemux.multiplexer.domain import Placement
 from edgemux.multiplexer.errors import ConfigError
-from edgemux.multiplexer.gates import Gates
 from edgemux.multiplexer.policy import Policy
 from edgemux.wire.channel import open_channel
 from edgemux.wire.process import Serving, run
@@ -58,8 +57,10 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
     """
     applications = config.every_application()
     policies = [plugins.make("edgemux.policies", each.policy or config.policy, "policy") for each in applications]
-    bundles = [_opened(each) for each in applications]
-    names = [bundle.manifest.name for bundle in bundles]
+    loaded = [
+        load(each.bundle, each.previous_bundle, each.name, config.cloud.address is not None) for each in applications
+    ]
+    names = [each.bundle.manifest.name for each in loaded]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"applications: several are named {name}; give each a name of its own")
@@ -68,13 +69,17 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
     )
     channel = open_channel(config.cloud.address, MAX_ANSWER_BYTES) if config.cloud.address else None
     store = Store(config.state_dir)
-    call_bytes = max(Peer.of(bundle.manifest, None).call_bytes for bundle in bundles)
+    call_bytes = max(Peer.of(each.bundle.manifest, None).call_bytes for each in loaded)
     purse = _purse(config, call_bytes, store.begin() if config.budgets else None)
+    forgetful = bool(config.budgets) and not store.works
     agents: dict[str, Agent] = {}
     try:
-        for application, policy, bundle in zip(applications, policies, bundles, strict=True):
+        for application, policy, each in zip(applications, policies, loaded, strict=True):
             first = next(iter(agents.values()), None)
-            agents[bundle.manifest.name] = _agent(config, application, policy, bundle, sampler, channel, purse, first)
+            agents[each.bundle.manifest.name] = _agent(
+                config, application, policy, each, sampler, channel, purse, first
+            )
+            agents[each.bundle.manifest.name].metrics.forgets(forgetful)
         sampler.start()
         async with _watched(list(agents.values()), config.cloud.probe_interval_s):
             yield agents
@@ -100,31 +105,21 @@ async def _watched(agents: Sequence[Agent], probe_interval_s: float) -> AsyncIte
         await asyncio.gather(watching, return_exceptions=True)
 
 
-def _opened(application: ApplicationSettings) -> Bundle:
-    """The application's bundle, under the name that the application has on the wire."""
-    bundle = Bundle.open(application.bundle)
-    return bundle if application.name is None else bundle.named(application.name)
-
-
 def _agent(
     config: EdgeConfig,
     application: ApplicationSettings,
     policy: Policy,
-    bundle: Bundle,
+    loaded: Loaded,
     sampler: Sampler,
     channel: Any,
     purse: Purse,
     first: Agent | None,
 ) -> Agent:
-    """One application: loaded, checked and measured; it shares what ``first`` has of the cloud and the metrics."""
+    """One application, measured; it shares what ``first`` has of the cloud and the metrics."""
+    bundle, family = loaded.bundle, loaded.family
     manifest = bundle.manifest
     if isinstance(policy, Learned):
         policy.check(len(manifest.classes))
-    family = Family(bundle)
-    gates = Gates(bundle)
-    golden = Golden(bundle)
-    family.check(golden, manifest)
-    gates.check(golden, manifest)
     routes = manifest.multiplexer.routes
     if first is None:
         metrics = EdgeMetrics(manifest.name, routes, config.energy)
@@ -137,16 +132,22 @@ def _agent(
         metrics.spent_cpu(Placement.EDGE, cpu_s)
         purse.used(cpu_s * config.energy.active_watts, time.monotonic())
 
-    device = DeviceExecutor(family, tuple(level.median_ms / 1000 for level in manifest.levels), metrics, spent)
+    priors_s = tuple(manifest.levels[route.level - 1].median_ms / 1000 for route in family.routes)
+    device = DeviceExecutor(family, priors_s, metrics, spent)
     digest = bundle.sha256(manifest.cloud.files[0])
     peer = Peer.of(manifest, digest, application.cloud_model or bundle.own_name, config.cloud.accept_other_models)
     if first is not None and first.cloud is not None:
         cloud: CloudExecutor | None = first.cloud.beside(peer, metrics)
     else:
         cloud = None if channel is None else _cloud(config, peer, channel, purse, metrics)
-    vigil = Vigil(manifest, config.drift, config.audit_share)
-    device.warm_up({name: array[:1] for name, array in golden.inputs.items()})
-    return Agent(manifest, config, family, gates, policy, device, cloud, purse, sampler, metrics, vigil)
+    # Where no level runs there is nothing to keep, and nothing to watch over.
+    drift = config.drift if family.routes else msgspec.structs.replace(config.drift, enabled=False)
+    vigil = Vigil(manifest, drift, config.audit_share if family.routes else 0.0)
+    device.warm_up(loaded.warm)
+    metrics.degraded(loaded.fallback)
+    return Agent(
+        manifest, config, family, loaded.gates, policy, device, cloud, purse, sampler, metrics, vigil, loaded.fallback
+    )
 
 
 def _purse(config: EdgeConfig, call_bytes: float, kept: dict[str, float] | None) -> Purse:

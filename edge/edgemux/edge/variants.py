@@ -21,7 +21,9 @@ class Family:
     def __init__(self, bundle: Bundle) -> None:
         """Load all deltas. Raises ArtifactError naming the file."""
         manifest = bundle.manifest
-        self.routes = tuple(Route(level.name, Placement.EDGE, level.level) for level in manifest.levels)
+        self.routes: tuple[Route, ...] = tuple(
+            Route(level.name, Placement.EDGE, level.level) for level in manifest.levels
+        )
         self.bytes_of = {level.level: bundle.size(level.files) for level in manifest.levels}
         self.load_s: list[float] = []
         deltas: list[OnnxModel] = []
@@ -30,6 +32,13 @@ class Family:
             deltas.append(OnnxModel(bundle.read(level.files[-1]), level.files[-1]))
             self.load_s.append(time.perf_counter() - began)
         self._chain = Chain(deltas, (tensor.name for tensor in manifest.inputs))
+
+    @classmethod
+    def empty(cls) -> Family:
+        """A family without a level: nothing runs on this device."""
+        family = cls.__new__(cls)
+        family.routes, family.bytes_of, family.load_s = (), {}, []
+        return family
 
     def run(self, level: int, activations: Activations, stop: Stop | None = None) -> Array:
         """Probabilities FP32 [N, classes] of a level; only the deltas above ``activations.reached`` are run."""

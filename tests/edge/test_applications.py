@@ -97,7 +97,7 @@ async def test_budgets_breaker_and_link_are_one_and_estimates_are_each_one_s_own
         assert 0 < cloud.seen <= 5
         assert door.cloud.breaker is gate.cloud.breaker
         assert door.cloud.link is gate.cloud.link
-        assert door.cloud.offloads is gate.cloud.offloads
+        assert door.purse is gate.purse is door.cloud.purse
         assert door.cloud.server is not gate.cloud.server
         assert door._device is not gate._device
         assert door.sampler is gate.sampler

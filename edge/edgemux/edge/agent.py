@@ -16,6 +16,7 @@ from edgemux.edge.budget import Allowance, Demand, Readings, budget_for
 from edgemux.edge.config import DriftSettings, EdgeConfig, RequestSettings
 from edgemux.edge.executors import Clock, CloudExecutor, DeviceExecutor
 from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
 from edgemux.edge.sampler import Sampler
 from edgemux.edge.variants import Family
@@ -74,6 +75,7 @@ class Agent:
         policy: Policy,
         device: DeviceExecutor,
         cloud: CloudExecutor | None,
+        purse: Purse,
         sampler: Sampler,
         metrics: EdgeMetrics,
         vigil: Vigil,
@@ -83,6 +85,7 @@ class Agent:
         self.metrics = metrics
         self.vigil = vigil
         self.cloud = cloud
+        self.purse = purse
         self.sampler = sampler
         self.loop_lag_s = 0.0
         self.rate = RateEstimate()
@@ -163,7 +166,7 @@ class Agent:
                     elapsed = now - arrived
                     route = prediction.route
                     if self.cloud is not None:
-                        self.cloud.settle(lacks_tokens(case), now)
+                        self.purse.settle(lacks_tokens(case), now)
                     self.metrics.answered(route.placement, route.variant, reason, prediction.confidence, elapsed)
                     drawn = self._draws()
                     if route.placement is Placement.EDGE:
@@ -216,7 +219,7 @@ class Agent:
         """The levels above ``above``, and the cloud at ``price``, with their scores and expected costs."""
         row = scores[0].tolist()
         device, now = self._device, self._clock()
-        left_s, wait_s = sample.deadline_s - now, device.backlog.wait_s
+        left_s, wait_s, watts = sample.deadline_s - now, device.backlog.wait_s, self._config.energy.active_watts
         found = []
         best = 0.0
         for i in range(above, len(self._family.routes)):
@@ -224,14 +227,22 @@ class Agent:
             # A higher level is never taken to be worse: the level follows what the device affords, not the input. The
             # certificate is one per level; it would not hold for levels picked by the input.
             row[i] = best = max(row[i], best + LEAST_STEP)
-            cost = Cost(wait_s + device.latency[i].mean_s, device.compute[i].mean_s, self._family.bytes_of[i + 1])
+            compute_s = device.compute[i].mean_s
+            cost = Cost(wait_s + device.latency[i].mean_s, compute_s, self._family.bytes_of[i + 1], watts * compute_s)
             blocked = None if device.fits(i + 1, sample.client, left_s, now) else Reason.OVERLOADED
             found.append(Candidate(route, row[i], cost, REFINE_PRICE if above else 0.0, blocked))
         if self.cloud is None:
             found.append(Candidate(self._cloud_route, row[-1], Cost(), price, Reason.NO_CLOUD))
         else:
-            cost = Cost(self.cloud.predict_s(now), sent_bytes=self.cloud.request_bytes, offloads=1)
-            toll = self.cloud.toll(now)
+            size, tariff = self.cloud.request_bytes, self.purse.tariff
+            cost = Cost(
+                self.cloud.predict_s(now),
+                energy_j=size * tariff.joules_per_byte,
+                sent_bytes=size,
+                offloads=1,
+                money=tariff.money_per_offload + size * tariff.money_per_byte,
+            )
+            toll = self.purse.toll(now)
             if above and self._config.limits.spend == "fully":
                 toll -= max(0.0, price)  # the toll alone is the price, but what is certified to be sent is still sent
             found.append(Candidate(self._cloud_route, row[-1], cost, price, self.cloud.blocked(now, sample.lot), toll))
@@ -253,9 +264,7 @@ class Agent:
 
     def allowance(self, now_s: float) -> Allowance:
         """What the long-run budgets still hold."""
-        if self.cloud is None:
-            return Allowance()
-        return Allowance(self.cloud.offloads.available(now_s), self.cloud.sent_bytes.available(now_s))
+        return self.purse.allowance(now_s)
 
     def affordable_level(self, readings: Readings) -> int:
         """The highest level whose CPU time and memory fit the device as it is now; at least 1."""

@@ -78,11 +78,12 @@ class Demand(msgspec.Struct, frozen=True):
 
 
 class Allowance(msgspec.Struct, frozen=True):
-    """What the long-run budgets still hold: offloads, bytes to send, joules."""
+    """What the long-run budgets still hold: offloads, bytes to send, joules, money."""
 
     offloads: float = math.inf
     sent_bytes: float = math.inf
     energy_j: float = math.inf
+    money: float = math.inf
 
 
 def budget_for(
@@ -110,6 +111,7 @@ def budget_for(
         energy_j=allowance.energy_j,
         sent_bytes=allowance.sent_bytes,
         offloads=allowance.offloads,
+        money=allowance.money,
         reserve_s=reserve_s,
     )
 

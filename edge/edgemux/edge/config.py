@@ -14,6 +14,7 @@ import msgspec
 from edgemux.edge.admission import AdmissionSettings
 from edgemux.edge.breaker import BreakerSettings
 from edgemux.edge.metrics import EnergyProxy
+from edgemux.edge.purse import BudgetSettings, PriceSettings
 from edgemux.multiplexer.limits import TokenBucket, allowed_s
 from edgemux.wire.process import Listen
 from edgemux.wire.settings import load_settings
@@ -213,6 +214,9 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drift: DriftSettings = DriftSettings()
     log: LogSettings = LogSettings()
     admission: AdmissionSettings = AdmissionSettings()
+    budgets: tuple[BudgetSettings, ...] = ()
+    prices: PriceSettings = PriceSettings()
+    state_dir: Path | None = None
     policy: str = "expected-gain"
     sensors: tuple[str, ...] = ("cpu", "memory", "heat", "battery")
     sensor_interval_s: float = 0.25
@@ -228,6 +232,9 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _positive(self, "sensor_interval_s", most=MAX_INTERVAL_S)
         if not 0 <= self.audit_share <= 1:
             raise ValueError("audit_share must be in [0, 1]")
+        names = [budget.name for budget in self.budgets]
+        if len(set(names)) < len(names):
+            raise ValueError("budgets: two of the same kind for the same period")
 
     def every_application(self) -> tuple[ApplicationSettings, ...]:
         """What is served: the applications, or the one bundle as an application."""

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from edgemux.edge.admission import Backlog
 from edgemux.edge.breaker import Breaker, Call, State
 from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
 from edgemux.edge.variants import Family
 from edgemux.multiplexer.bundle import Manifest, Tensor
 from edgemux.multiplexer.chain import PROBABILITIES, Activations
-from edgemux.multiplexer.domain import Placement, Prediction, Reason, Route
+from edgemux.multiplexer.domain import Prediction, Reason, Route
 from edgemux.multiplexer.errors import (
     BadAnswer,
     DeadlineExceeded,
@@ -38,7 +39,6 @@ from edgemux.multiplexer.errors import (
 )
 from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, DurationEstimate, LinkEstimate, RecentMean, RecentShare
 from edgemux.multiplexer.onnx_model import Stop
-from edgemux.multiplexer.toll import TolledBudget
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import DTYPES, MODEL_DIGEST, add_checksum, get_parameters, make_request, read_outputs
 from edgemux.wire.service import Stub
@@ -65,10 +65,15 @@ INLINE_S = 0.002
 class DeviceExecutor:
     """Runs levels of the nested family, and learns what each takes."""
 
-    def __init__(self, family: Family, priors_s: tuple[float, ...], metrics: EdgeMetrics) -> None:
-        """``priors_s``: seconds per level, by rising level, as the bundle's maker measured them."""
+    def __init__(
+        self, family: Family, priors_s: tuple[float, ...], metrics: EdgeMetrics, spent: Callable[[float], None]
+    ) -> None:
+        """``priors_s``: seconds per level, by rising level, as the bundle's maker measured them. ``spent`` is told the
+        CPU seconds of every run.
+        """
         self._family = family
         self._metrics = metrics
+        self._spent = spent
         self.latency = [DurationEstimate(prior) for prior in priors_s]
         self.compute = [DurationEstimate(prior) for prior in priors_s]
         self.backlog = Backlog()
@@ -90,7 +95,7 @@ class DeviceExecutor:
             self.latency[route.level - 1].observe(elapsed)
             self.compute[route.level - 1].observe(cpu_s)
         self._metrics.stage("device", elapsed)
-        self._metrics.spent_cpu(Placement.EDGE, cpu_s)
+        self._spent(cpu_s)
         row = probabilities[0]
         label = int(row.argmax())
         if not np.isfinite(row).all():
@@ -179,7 +184,7 @@ class Peer(msgspec.Struct, frozen=True):
 class CloudExecutor:
     """Sends inputs to the cloud, checks what comes back, and learns the link and the cloud from it.
 
-    ``offloads`` and ``sent_bytes`` are hard: a token is taken before anything is sent. Not thread-safe.
+    What is sent is paid before, from ``purse``, or not sent. Not thread-safe.
     """
 
     def __init__(
@@ -187,8 +192,7 @@ class CloudExecutor:
         channel: grpc.aio.Channel,
         peer: Peer,
         breaker: Breaker,
-        offloads: TolledBudget,
-        sent_bytes: TolledBudget,
+        purse: Purse,
         metrics: EdgeMetrics,
         clock: Clock,
     ) -> None:
@@ -199,8 +203,7 @@ class CloudExecutor:
         self._numbers = itertools.count()
         self._peer = peer
         self.breaker = breaker
-        self.offloads = offloads
-        self.sent_bytes = sent_bytes
+        self.purse = purse
         self._metrics = metrics
         self._clock = clock
         self.link = LinkEstimate()
@@ -253,15 +256,6 @@ class CloudExecutor:
         network = self.link.predict_s(now_s)
         return 0.0 if network is None else network + (self.server.mean(now_s) or 0.0)
 
-    def toll(self, now_s: float) -> float:
-        """What an offload must gain beside its own price while budgets are scarce, in P(correct)."""
-        return self.offloads.price(now_s) + self.sent_bytes.price(now_s)
-
-    def settle(self, lacked: bool, now_s: float) -> None:
-        """An input is done with; ``lacked``: only tokens kept it from being sent. The tolls learn from every input."""
-        self.offloads.settle(lacked and self.offloads.available(now_s) < 1, now_s)
-        self.sent_bytes.settle(lacked and self.sent_bytes.available(now_s) < self.request_bytes, now_s)
-
     async def run(self, route: Route, sample: Sample, timeout_s: float) -> Prediction:
         """Answer in the cloud. Raises ExecutionError; the breaker and the estimates learn from every outcome."""
         request_id = f"{self._name}-{next(self._numbers):x}"
@@ -299,13 +293,12 @@ class CloudExecutor:
 
     def _claim(self, size: int, now_s: float) -> Call:
         """Take the tokens and the breaker's leave, or nothing. The policy has looked at both just before."""
-        if self.offloads.available(now_s) < 1 or self.sent_bytes.available(now_s) < size:
+        if not self.breaker.allows(now_s):
+            raise Unreachable("the cloud is not being asked")
+        if not self.purse.pay(self.purse.tariff.offload(size), now_s):
             raise Overloaded("the offload budget is spent")
         call = self.breaker.begin(now_s)
-        if call is None:
-            raise Unreachable("the cloud is not being asked")
-        self.offloads.take(1, now_s)
-        self.sent_bytes.take(size, now_s)
+        assert call is not None
         return call
 
     def _read(self, route: Route, response: Any, request_id: str) -> Prediction:
@@ -378,9 +371,10 @@ class CloudExecutor:
             await self._shake_hands(timeout_s, started)
             return
         # A tight budget is for requests: a ping is made only if one more request would fit beside it.
-        if self.sent_bytes.available(started) < self.request_bytes + CALL_OVERHEAD_BYTES:
+        tariff = self.purse.tariff
+        if not self.purse.affords(tariff.sending(self.request_bytes + CALL_OVERHEAD_BYTES), started):
             return
-        self.sent_bytes.take(CALL_OVERHEAD_BYTES, started)
+        self.purse.pay(tariff.sending(CALL_OVERHEAD_BYTES), started)
         missing = self.breaker.state(started) is State.OPEN
         try:
             await self._stub.ServerLive(oip.ServerLiveRequest(), timeout=timeout_s, wait_for_ready=missing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -13,9 +14,11 @@ from edgemux.edge.breaker import Breaker
 from edgemux.edge.config import ApplicationSettings, EdgeConfig
 from edgemux.edge.executors import CloudExecutor, DeviceExecutor, Peer
 from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.purse import Kind, Purse, Tariff, fill
 from edgemux.edge.request_log import RequestLog
 from edgemux.edge.sampler import Sampler
 from edgemux.edge.service import EdgeService
+from edgemux.edge.store import Store
 from edgemux.edge.variants import Family
 from edgemux.edge.vigil import Vigil
 from edgemux.edge.watch import sense, watch
@@ -23,10 +26,10 @@ from edgemux.multiplexer import plugins
 from edgemux.multiplexer.baselines import Learned
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.chain import Golden
+from edgemux.multiplexer.domain import Placement
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.gates import Gates
 from edgemux.multiplexer.policy import Policy
-from edgemux.multiplexer.toll import TolledBudget
 from edgemux.wire.channel import open_channel
 from edgemux.wire.process import Serving, run
 
@@ -64,17 +67,22 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
         {name: plugins.load("edgemux.sensors", name)() for name in config.sensors}, config.sensor_interval_s
     )
     channel = open_channel(config.cloud.address, MAX_ANSWER_BYTES) if config.cloud.address else None
+    store = Store(config.state_dir)
+    call_bytes = max(Peer.of(bundle.manifest, None).call_bytes for bundle in bundles)
+    purse = _purse(config, call_bytes, store.begin() if config.budgets else None)
     agents: dict[str, Agent] = {}
     try:
         for application, policy, bundle in zip(applications, policies, bundles, strict=True):
             first = next(iter(agents.values()), None)
-            agents[bundle.manifest.name] = _agent(config, application, policy, bundle, sampler, channel, first)
+            agents[bundle.manifest.name] = _agent(config, application, policy, bundle, sampler, channel, purse, first)
         sampler.start()
         async with _watched(list(agents.values()), config.cloud.probe_interval_s):
             yield agents
     finally:
         for agent in agents.values():
             await agent.close()
+        if config.budgets:
+            store.end(purse.tokens(time.monotonic()))
         sampler.stop()
         if channel is not None:
             await channel.close()
@@ -105,6 +113,7 @@ def _agent(
     bundle: Bundle,
     sampler: Sampler,
     channel: Any,
+    purse: Purse,
     first: Agent | None,
 ) -> Agent:
     """One application: loaded, checked and measured; it shares what ``first`` has of the cloud and the metrics."""
@@ -123,30 +132,42 @@ def _agent(
         metrics = first.metrics.of_another(manifest.name, routes)
     for seconds in family.load_s:
         metrics.level_switch.observe(seconds)
-    device = DeviceExecutor(family, tuple(level.median_ms / 1000 for level in manifest.levels), metrics)
+
+    def spent(cpu_s: float) -> None:
+        metrics.spent_cpu(Placement.EDGE, cpu_s)
+        purse.used(cpu_s * config.energy.active_watts, time.monotonic())
+
+    device = DeviceExecutor(family, tuple(level.median_ms / 1000 for level in manifest.levels), metrics, spent)
     digest = bundle.sha256(manifest.cloud.files[0])
     peer = Peer.of(manifest, digest, application.cloud_model or bundle.own_name, config.cloud.accept_other_models)
     if first is not None and first.cloud is not None:
         cloud: CloudExecutor | None = first.cloud.beside(peer, metrics)
     else:
-        cloud = None if channel is None else _cloud(config, peer, channel, metrics)
+        cloud = None if channel is None else _cloud(config, peer, channel, purse, metrics)
     vigil = Vigil(manifest, config.drift, config.audit_share)
     device.warm_up({name: array[:1] for name, array in golden.inputs.items()})
-    return Agent(manifest, config, family, gates, policy, device, cloud, sampler, metrics, vigil)
+    return Agent(manifest, config, family, gates, policy, device, cloud, purse, sampler, metrics, vigil)
 
 
-def _cloud(config: EdgeConfig, peer: Peer, channel: Any, metrics: EdgeMetrics) -> CloudExecutor:
-    limits = config.limits
-    return CloudExecutor(
-        channel,
-        peer,
-        Breaker(config.breaker),
-        TolledBudget(limits.bucket(limits.offloads_per_s, least=1.0)),
-        # Twice what a call is estimated to take: names can be longer, and it must fit whole.
-        TolledBudget(limits.bucket(limits.bytes_per_s, least=2.0 * peer.call_bytes), unit=peer.call_bytes),
-        metrics,
-        time.monotonic,
+def _purse(config: EdgeConfig, call_bytes: float, kept: dict[str, float] | None) -> Purse:
+    """The limits as rates, which start full, and the budgets of periods, which go on where they were."""
+    limits, prices = config.limits, config.prices
+    tariff = Tariff(config.energy.joules_per_byte, prices.money_per_offload, prices.money_per_byte)
+    purse = Purse(tariff, call_bytes)
+    # Twice what a call is estimated to take: names can be longer, and it must fit whole.
+    rates: tuple[tuple[Kind, float, float], ...] = (
+        ("offloads", limits.offloads_per_s, 1.0),
+        ("bytes", limits.bytes_per_s, 2.0 * call_bytes),
     )
+    for kind, rate, least in rates:
+        if not math.isinf(rate):
+            purse.limit(kind, limits.bucket(rate, least))
+    fill(purse, config.budgets, kept)
+    return purse
+
+
+def _cloud(config: EdgeConfig, peer: Peer, channel: Any, purse: Purse, metrics: EdgeMetrics) -> CloudExecutor:
+    return CloudExecutor(channel, peer, Breaker(config.breaker), purse, metrics, time.monotonic)
 
 
 def _request_log(config: EdgeConfig, metrics: EdgeMetrics) -> RequestLog | None:

@@ -24,16 +24,13 @@ def status_of_all(agents: Mapping[str, Agent]) -> dict[str, Any]:
 def device_status(agent: Agent) -> dict[str, Any]:
     """What the device senses, what it may spend, how the link and the breaker stand."""
     now = time.monotonic()
-    allowance = agent.allowance(now)
     cloud = agent.cloud
     return {
         "loop_lag_seconds": round(agent.loop_lag_s, 6),
         "readings": msgspec.to_builtins(agent.sampler.latest),
         "reading_ages_seconds": agent.sampler.ages_s(now),
-        "budgets": {"offloads": _number(allowance.offloads), "bytes": _number(allowance.sent_bytes)},
-        "budget_prices": None
-        if cloud is None
-        else {"offloads": round(cloud.offloads.price(now), 6), "bytes": round(cloud.sent_bytes.price(now), 6)},
+        "budgets": {kind: _number(left) for kind, left in agent.purse.left(now).items()},
+        "budget_prices": {kind: round(price, 6) for kind, price in agent.purse.prices(now).items()},
         "cloud": None
         if cloud is None
         else {

@@ -92,11 +92,10 @@ def export(agent: Agent, now_s: float) -> None:
     metrics = agent.metrics
     if agent.cloud is not None:
         metrics.breaker.set(agent.cloud.breaker.state(now_s))
-        metrics.toll.labels("offloads").set(agent.cloud.offloads.price(now_s))
-        metrics.toll.labels("bytes").set(agent.cloud.sent_bytes.price(now_s))
-    allowance = agent.allowance(now_s)
-    metrics.budget.labels("offloads").set(allowance.offloads)
-    metrics.budget.labels("bytes").set(allowance.sent_bytes)
+    for kind, left in agent.purse.left(now_s).items():
+        metrics.budget.labels(kind).set(left)
+    for kind, price in agent.purse.prices(now_s).items():
+        metrics.toll.labels(kind).set(price)
     metrics.bound.set(agent.vigil.state.bound)
     metrics.drift.set(agent.vigil.state.alarmed)
     metrics.level.set(agent.affordable_level(agent.sampler.latest))

@@ -60,6 +60,7 @@ class Cost(msgspec.Struct, frozen=True):
     energy_j: float = 0.0
     sent_bytes: float = 0.0
     offloads: float = 0.0
+    money: float = 0.0
 
 
 class Budget(msgspec.Struct, frozen=True):
@@ -75,6 +76,7 @@ class Budget(msgspec.Struct, frozen=True):
     energy_j: float = math.inf
     sent_bytes: float = math.inf
     offloads: float = math.inf
+    money: float = math.inf
     reserve_s: float = 0.0
     margin_s: float = 0.0
 

@@ -71,7 +71,9 @@ def obstacle(candidate: Candidate, budget: Budget, held: Prediction | None) -> R
     cost = candidate.cost
     if cost.latency_s > time_for(candidate, budget, held):
         return Reason.LINK if candidate.route.placement is not Placement.EDGE else Reason.EXPIRED
-    if cost.offloads > budget.offloads or cost.sent_bytes > budget.sent_bytes or cost.energy_j > budget.energy_j:
+    if cost.offloads > budget.offloads or cost.sent_bytes > budget.sent_bytes or cost.money > budget.money:
+        return Reason.BUDGET
+    if cost.energy_j > budget.energy_j:
         return Reason.BUDGET
     if cost.memory_bytes > budget.memory_bytes or cost.compute_s > budget.compute_s:
         return Reason.DEVICE_BUSY

@@ -27,7 +27,7 @@ from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
 from edgemux.edge.variants import Family
 from edgemux.multiplexer.bundle import Manifest, Tensor
-from edgemux.multiplexer.chain import PROBABILITIES, Activations
+from edgemux.multiplexer.chain import PROBABILITIES, Activations, Chain
 from edgemux.multiplexer.domain import Prediction, Reason, Route
 from edgemux.multiplexer.errors import (
     BadAnswer,
@@ -77,6 +77,7 @@ class DeviceExecutor:
         self.latency = [DurationEstimate(prior) for prior in priors_s]
         self.compute = [DurationEstimate(prior) for prior in priors_s]
         self.backlog = Backlog()
+        self.spent_s = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="edgemux-device")
 
     async def run(self, route: Route, sample: Sample, timeout_s: float) -> Prediction:
@@ -84,7 +85,7 @@ class DeviceExecutor:
         fresh = sample.activations.reached == 0
         try:
             if self.inline(route.level):
-                probabilities, elapsed, cpu_s = self._timed(route.level, sample.activations)
+                probabilities, elapsed, cpu_s = self._timed(route.level, sample.activations, None, sample.chain)
             else:
                 probabilities, elapsed, cpu_s = await self._in_thread(route.level, sample, timeout_s)
         except TimeoutError as error:
@@ -95,6 +96,7 @@ class DeviceExecutor:
             self.latency[route.level - 1].observe(elapsed)
             self.compute[route.level - 1].observe(cpu_s)
         self._metrics.stage("device", elapsed)
+        self.spent_s += cpu_s
         self._spent(cpu_s)
         row = probabilities[0]
         label = int(row.argmax())
@@ -112,7 +114,11 @@ class DeviceExecutor:
 
     def reserve_s(self, client: str, left_s: float, now_s: float) -> float:
         """What must be left of ``left_s`` for the device to answer after all; 0 where it could not in any case."""
-        return self.backlog.wait_s + self.latency[-1].upper_s if self.fits(1, client, left_s, now_s) else 0.0
+        return (
+            self.backlog.wait_s + self.latency[self._family.resident - 1].upper_s
+            if self.fits(1, client, left_s, now_s)
+            else 0.0
+        )
 
     @contextlib.contextmanager
     def room_for(self, level: int, client: str) -> Iterator[None]:
@@ -132,7 +138,7 @@ class DeviceExecutor:
         stop = Stop()
         with self.room_for(level, sample.client):
             loop = asyncio.get_running_loop()
-            work = loop.run_in_executor(self._thread, self._timed, level, sample.activations, stop)
+            work = loop.run_in_executor(self._thread, self._timed, level, sample.activations, stop, sample.chain)
             try:
                 return await asyncio.wait_for(work, timeout_s)
             except BaseException:
@@ -140,16 +146,16 @@ class DeviceExecutor:
                 raise
 
     def _timed(
-        self, level: int, activations: Activations, stop: Stop | None = None
+        self, level: int, activations: Activations, stop: Stop | None = None, chain: Chain | None = None
     ) -> tuple[NDArray[Any], float, float]:
         """Probabilities, seconds and CPU seconds; time spent waiting for the thread is not the model's."""
         wall, cpu = time.perf_counter(), time.thread_time()
-        probabilities = self._family.run(level, activations, stop)
+        probabilities = (chain or self._family).run(level, activations, stop)
         return probabilities, time.perf_counter() - wall, time.thread_time() - cpu
 
     def warm_up(self, tensors: Mapping[str, NDArray[Any]], times: int = 5) -> None:
         """Measure every level on this device: the first run allocates and is not counted."""
-        for index, route in enumerate(self._family.routes):
+        for index, route in enumerate(self._family.routes[: self._family.resident]):
             self._family.run(route.level, Activations(tensors))
             for _ in range(times):
                 _, elapsed, cpu_s = self._timed(route.level, Activations(tensors))

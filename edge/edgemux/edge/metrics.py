@@ -68,6 +68,16 @@ class EdgeMetrics:
         )
         self._sensed: set[str] = set()
         self.level = self._gauge("edgemux_level", "The highest level that the device affords.", "model").labels(model)
+        self.plan_level = self._gauge("edgemux_plan_level", "The level that the scheduler gives.", "model").labels(
+            model
+        )
+        self.plan_share = self._gauge(
+            "edgemux_plan_share", "The share of the device's CPU that the scheduler gives.", "model"
+        ).labels(model)
+        self.resident = self._gauge(
+            "edgemux_resident_bytes", "Bytes of the files of the levels that are loaded.", "model"
+        ).labels(model)
+        self._paged = self._counter("edgemux_paged_bytes", "Bytes of deltas that were loaded.", "model").labels(model)
         self.level_switch = self._histogram("edgemux_level_switch_seconds", "Loading the delta of a level.", _SECONDS)
         self.breaker = self._gauge("edgemux_breaker_state", "0 closed, 1 half-open, 2 open.")
         self.bound = self._gauge(
@@ -150,6 +160,11 @@ class EdgeMetrics:
         for name, age_s in ages_s.items():
             if age_s is not None:
                 self._age.labels(name).set(age_s)
+
+    def paged(self, seconds: float, size: int) -> None:
+        """A delta was loaded."""
+        self.level_switch.observe(seconds)
+        self._paged.inc(size)
 
     def audited(self, outcome: str) -> None:
         """A kept answer was compared with the cloud's: ``agree``, ``differ`` or ``failed``."""

@@ -287,6 +287,11 @@ class Planner:
         self._raise: Plan | None = None  # what might be raised to, since when, what it would have gained until when
         self._since_s = self._gained = self._seen_s = 0.0
 
+    @property
+    def weighing(self) -> bool:
+        """Whether time alone may change the plan: a raise is being weighed."""
+        return self._raise is not None
+
     def consider(self, applications: Sequence[Application], device: Device, now_s: float) -> Plan:
         """The plan from now on."""
         held = self.plan

@@ -14,6 +14,7 @@ from edgemux.edge.breaker import Breaker
 from edgemux.edge.config import ApplicationSettings, EdgeConfig
 from edgemux.edge.executors import CloudExecutor, DeviceExecutor, Peer
 from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.pager import Pager
 from edgemux.edge.purse import Kind, Purse, Tariff, fill
 from edgemux.edge.request_log import RequestLog
 from edgemux.edge.sampler import Sampler
@@ -70,13 +71,20 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
     store = Store(config.state_dir)
     call_bytes = max(Peer.of(bundle.manifest, None).call_bytes for bundle in bundles)
     purse = _purse(config, call_bytes, store.begin() if config.budgets else None)
+    tight = sum(bundle.size(bundle.manifest.levels[-1].files) for bundle in bundles) > config.limits.memory_bytes
     agents: dict[str, Agent] = {}
     try:
         for application, policy, bundle in zip(applications, policies, bundles, strict=True):
             first = next(iter(agents.values()), None)
-            agents[bundle.manifest.name] = _agent(config, application, policy, bundle, sampler, channel, purse, first)
+            others = sum(other.size(other.manifest.levels[0].files) for other in bundles if other is not bundle)
+            family = Family(bundle, config.limits.memory_bytes - others)
+            agent = _agent(config, application, policy, bundle, family, sampler, channel, purse, first)
+            agents[bundle.manifest.name] = agent
+            if tight:  # the next one has to fit beside it while it is checked
+                family.lower_to(1)
         sampler.start()
-        async with _watched(list(agents.values()), config.cloud.probe_interval_s):
+        pager = Pager(list(agents.values()), applications, config.limits, config.scheduler)
+        async with _watched(list(agents.values()), pager, config.cloud.probe_interval_s):
             yield agents
     finally:
         for agent in agents.values():
@@ -89,15 +97,17 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
 
 
 @contextlib.asynccontextmanager
-async def _watched(agents: Sequence[Agent], probe_interval_s: float) -> AsyncIterator[None]:
+async def _watched(agents: Sequence[Agent], pager: Pager, probe_interval_s: float) -> AsyncIterator[None]:
     """Somebody looks after the agents meanwhile."""
+    await pager.start()
     sense(agents, time.monotonic())
-    watching = asyncio.create_task(watch(agents, probe_interval_s))
+    watching = asyncio.create_task(watch(agents, pager, probe_interval_s))
     try:
         yield
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+        await pager.stop()
 
 
 def _opened(application: ApplicationSettings) -> Bundle:
@@ -111,6 +121,7 @@ def _agent(
     application: ApplicationSettings,
     policy: Policy,
     bundle: Bundle,
+    family: Family,
     sampler: Sampler,
     channel: Any,
     purse: Purse,
@@ -120,7 +131,6 @@ def _agent(
     manifest = bundle.manifest
     if isinstance(policy, Learned):
         policy.check(len(manifest.classes))
-    family = Family(bundle)
     gates = Gates(bundle)
     golden = Golden(bundle)
     family.check(golden, manifest)
@@ -130,8 +140,8 @@ def _agent(
         metrics = EdgeMetrics(manifest.name, routes, config.energy)
     else:
         metrics = first.metrics.of_another(manifest.name, routes)
-    for seconds in family.load_s:
-        metrics.level_switch.observe(seconds)
+    for load in family.loads:
+        metrics.paged(load.seconds, load.bytes)
 
     def spent(cpu_s: float) -> None:
         metrics.spent_cpu(Placement.EDGE, cpu_s)

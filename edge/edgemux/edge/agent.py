@@ -91,7 +91,7 @@ class Agent:
         self.rate = RateEstimate()
         self.family = family
         self._device = device
-        # What the scheduler says: a level and a share of the CPU, of which bursts may take more than planned until it plans again.
+        # What the scheduler says: a level, a share of the CPU, and what a burst may exceed it by until it plans again.
         self.planned = family.resident
         self.share = 1.0
         self.slack = 1.0
@@ -166,7 +166,7 @@ class Agent:
                 task.cancel()
 
     async def _answer(self, sample: Sample, arrived: float) -> Answer:
-        sample.chain = self.family.chain
+        sample.activations.chain = self.family.chain
         case = Case(self._budget(sample), self._candidates(sample, sample.scores, 0, self.vigil.terms.offload_first))
         while True:
             decision = self._policy(case)
@@ -174,7 +174,7 @@ class Agent:
                 case Run():
                     case = await self._attempt(case, decision, sample)
                 case Accept(prediction, reason, degraded):
-                    sample.chain = None
+                    sample.activations.chain = None
                     now = self._clock()
                     elapsed = now - arrived
                     route = prediction.route
@@ -233,7 +233,7 @@ class Agent:
         row = scores[0].tolist()
         device, now = self._device, self._clock()
         left_s, wait_s, watts = sample.deadline_s - now, device.backlog.wait_s, self._config.energy.active_watts
-        resident = len(sample.chain) if sample.chain is not None else self.family.resident
+        resident = len(sample.activations.chain or self.family.chain)
         found = []
         best = 0.0
         for i in range(above, len(self.family.routes)):

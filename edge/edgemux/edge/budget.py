@@ -25,8 +25,8 @@ CRUSHED = 0.3
 WORST_LAG_S = 0.1
 
 
-# What a byte of a level's file takes in memory, where it is stored as int8: measured, docs/nested.md (79.6 MB of private
-# memory for files of 5.6 MB; the runtime's own layout in float32, and what it needed on the way there).
+# What a byte of a level's file takes in memory, where it is stored as int8: measured, docs/nested.md (79.6 MB of
+# private memory for files of 5.6 MB; the runtime's own layout in float32, and what it needed on the way there).
 BYTES_IN_MEMORY = 14.0
 # An input may not take longer than the share allows in a second, however rarely one comes.
 LEAST_RATE = 1.0

@@ -27,7 +27,7 @@ from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
 from edgemux.edge.variants import Family
 from edgemux.multiplexer.bundle import Manifest, Tensor
-from edgemux.multiplexer.chain import PROBABILITIES, Activations, Chain
+from edgemux.multiplexer.chain import PROBABILITIES, Activations
 from edgemux.multiplexer.domain import Prediction, Reason, Route
 from edgemux.multiplexer.errors import (
     BadAnswer,
@@ -85,7 +85,7 @@ class DeviceExecutor:
         fresh = sample.activations.reached == 0
         try:
             if self.inline(route.level):
-                probabilities, elapsed, cpu_s = self._timed(route.level, sample.activations, None, sample.chain)
+                probabilities, elapsed, cpu_s = self._timed(route.level, sample.activations)
             else:
                 probabilities, elapsed, cpu_s = await self._in_thread(route.level, sample, timeout_s)
         except TimeoutError as error:
@@ -138,7 +138,7 @@ class DeviceExecutor:
         stop = Stop()
         with self.room_for(level, sample.client):
             loop = asyncio.get_running_loop()
-            work = loop.run_in_executor(self._thread, self._timed, level, sample.activations, stop, sample.chain)
+            work = loop.run_in_executor(self._thread, self._timed, level, sample.activations, stop)
             try:
                 return await asyncio.wait_for(work, timeout_s)
             except BaseException:
@@ -146,11 +146,11 @@ class DeviceExecutor:
                 raise
 
     def _timed(
-        self, level: int, activations: Activations, stop: Stop | None = None, chain: Chain | None = None
+        self, level: int, activations: Activations, stop: Stop | None = None
     ) -> tuple[NDArray[Any], float, float]:
         """Probabilities, seconds and CPU seconds; time spent waiting for the thread is not the model's."""
         wall, cpu = time.perf_counter(), time.thread_time()
-        probabilities = (chain or self._family).run(level, activations, stop)
+        probabilities = self._family.run(level, activations, stop)
         return probabilities, time.perf_counter() - wall, time.thread_time() - cpu
 
     def warm_up(self, tensors: Mapping[str, NDArray[Any]], times: int = 5) -> None:

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Sequence
 
 from edgemux.edge.agent import Agent
-from edgemux.edge.budget import cpu_share, memory_for
+from edgemux.edge.budget import LEAST_FREE_CPU, Readings, cpu_share, memory_for
 from edgemux.edge.config import ApplicationSettings, LimitSettings
 from edgemux.edge.scheduler import Application, Device, Level, Plan, Planner, SchedulerSettings, plan_for
 from edgemux.multiplexer.onnx_model import OnnxModel
@@ -89,13 +89,20 @@ class Pager:
         readings = self._agents[0].sampler.latest
         resident = sum(agent.family.bytes_of[agent.family.resident] for agent in self._agents)
         memory = memory_for(readings, self.memory_bytes, resident)
-        cpu = _stepped(cpu_share(readings) * self._limits.compute_share)
         # The limit is exact; how much happens to be there is not.
-        device = Device(cpu, memory if memory == self.memory_bytes else _stepped(memory))
+        device = Device(
+            _stepped(self._cpu(readings, now_s)), memory if memory == self.memory_bytes else _stepped(memory)
+        )
         wanted = self._wanted(now_s)
         if (device, wanted) != self._seen or self._planner.weighing:
             self._seen = (device, wanted)
             self._move(self._planner.consider(wanted, device, now_s))
+
+    def _cpu(self, readings: Readings, now_s: float) -> float:
+        """The share of a core that models may have: of what is free, and beside the agent's own work for the inputs."""
+        free = cpu_share(readings)
+        own = self.own_s * sum(agent.rate.per_s(now_s) for agent in self._agents)
+        return max(LEAST_FREE_CPU, min(free * self._limits.compute_share, free - own))
 
     def _wanted(self, now_s: float) -> tuple[Application, ...]:
         """What the applications are and want, as the scheduler sees it."""
@@ -118,7 +125,7 @@ class Pager:
         return [
             Level(
                 level.accuracy,
-                _stepped(change * measured_s[at] + self.own_s),
+                _stepped(change * measured_s[at]),
                 family.bytes_of[level.level],
                 family.load_s[at],
             )
@@ -160,7 +167,7 @@ class Pager:
     async def _raise(self, rising: Sequence[tuple[Agent, int]], dropped: Sequence[weakref.ref[OnnxModel]]) -> None:
         """Load what the plan says, once what it drops is gone: together they might not fit the memory."""
         until_s = self._clock() + DROPPED_S
-        while any(delta() is not None for delta in dropped) and self._clock() < until_s:
+        while any(delta() is not None for delta in dropped) and self._clock() < until_s:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
         for agent, level in rising:
             try:

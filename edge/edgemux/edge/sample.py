@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edgemux.multiplexer.chain import Activations, Chain
+from edgemux.multiplexer.chain import Activations
 from edgemux.multiplexer.domain import Prediction
 from edgemux.multiplexer.gates import Scores
 
@@ -19,11 +19,10 @@ class Sample:
     time. client: whoever sent it, for a fair share of the device. activations: what the device levels have computed so
     far, so that a higher level runs only its delta.
     lot: a number in [0, 1), drawn once: is it among the share that may be sent to a cloud that has just come back?
-    chain: the levels that were loaded when it came; with them it is answered, whatever is paged out meanwhile.
     answer: the latest level's, None before the first; epoch: of the terms on which it was scored.
     """
 
-    __slots__ = ("activations", "answer", "chain", "client", "deadline_s", "epoch", "lot", "scores", "tensors")
+    __slots__ = ("activations", "answer", "client", "deadline_s", "epoch", "lot", "scores", "tensors")
 
     def __init__(self, tensors: dict[str, NDArray[Any]], scores: Scores, deadline_s: float, client: str = "") -> None:
         self.tensors = tensors
@@ -32,6 +31,5 @@ class Sample:
         self.client = client
         self.lot = random.random()
         self.activations = Activations(tensors)
-        self.chain: Chain | None = None
         self.answer: Prediction | None = None
         self.epoch = 0

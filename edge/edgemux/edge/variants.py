@@ -31,8 +31,8 @@ class Family:
 
     ``routes`` by rising level, of all of them; ``bytes_of[k]``: bytes of level k and below; ``load_s`` is what loading
     each level's delta took, by rising level: what raising the level to it costs. ``highest`` is the highest level that
-    could ever be loaded; ``loads`` are those of the start. ``chain`` is what is loaded now: a value, so that whoever holds it can go on with levels that
-    are dropped meanwhile.
+    could ever be loaded; ``loads`` are those of the start. ``chain`` is what is loaded now: a value, so that whoever
+    holds it can go on with levels that are dropped meanwhile.
     """
 
     def __init__(self, bundle: Bundle, most_bytes: float = math.inf) -> None:
@@ -70,7 +70,7 @@ class Family:
         return loads
 
     def lower_to(self, level: int) -> list[weakref.ref[OnnxModel]]:
-        """Drop the deltas above ``level``, at least 1. They are gone when nobody's chain holds them: see the references."""
+        """Drop the deltas above ``level``, at least 1; they are gone when no input in flight is answered with them."""
         dropped = [weakref.ref(delta) for delta in self._deltas[max(1, level) :]]
         if dropped:
             self._keep(self._deltas[: max(1, level)])
@@ -82,7 +82,7 @@ class Family:
 
     def run(self, level: int, activations: Activations, stop: Stop | None = None) -> Array:
         """Probabilities FP32 [N, classes] of a level; only the deltas above ``activations.reached`` are run."""
-        return self.chain.run(level, activations, stop)
+        return (activations.chain or self.chain).run(level, activations, stop)
 
     def check(self, golden: Golden, manifest: Manifest) -> None:
         """Run the golden inputs through every loaded level. Raises ArtifactError naming one that answers otherwise."""

@@ -298,9 +298,11 @@ class Planner:
         if held is None or len(held.allotments) != len(applications):
             self.plan = self._best(applications, device)
             return self.plan
-        kept = self._kept(applications, device, held.levels)
+        # A level that could not be loaded is no longer among those that there are.
+        levels = [min(old, len(each.levels)) for old, each in zip(held.levels, applications, strict=True)]
+        kept = self._kept(applications, device, levels)
         least = LEAST_GAIN * sum(application.weight for application in applications)
-        lower = self._best(applications, device, [(1, level) for level in held.levels])
+        lower = self._best(applications, device, [(1, level) for level in levels])
         if not fits(applications, device, kept) or kept.cost - lower.cost > least:
             kept, self._raise = lower, None
         self.plan = kept
@@ -314,6 +316,10 @@ class Planner:
     ) -> bool:
         """Whether what might be raised to has gained enough by now; what does not gain any more is forgotten."""
         busier = [msgspec.structs.replace(each, rate_per_s=each.rate_per_s * HEADROOM) for each in applications]
+        if self._raise is not None and any(
+            level > len(each.levels) for level, each in zip(self._raise.levels, applications, strict=True)
+        ):
+            self._raise = None
         if self._raise is not None:
             would = self._kept(busier, device, self._raise.levels)
             if not fits(busier, device, would) or kept.cost - would.cost <= least:

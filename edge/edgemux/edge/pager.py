@@ -19,8 +19,8 @@ _log = logging.getLogger("edgemux.edge")
 
 # Bursts may take this much more CPU than is planned for; what takes more runs a lower level until the next plan.
 SLACK = 1.5
-# Readings are told apart in steps of 5 %: smaller changes do not make a new plan.
-STEP = 0.05
+# What changes by less than this share does not make a new plan: estimates of rates are never still.
+STEP = 0.1
 # A request in flight holds what is dropped until it is answered; nothing waits longer for it than this.
 DROPPED_S = 1.0
 # A delta that cannot be loaded (its file has gone or changed) is tried again after this.
@@ -57,6 +57,7 @@ class Pager:
         self._retry_s = math.inf
         self._raising: asyncio.Task[None] | None = None
         self._seen: tuple[object, ...] = ()
+        self._held: dict[object, float] = {}
         self._used = self._usage()
 
     async def start(self) -> None:
@@ -89,10 +90,9 @@ class Pager:
         readings = self._agents[0].sampler.latest
         resident = sum(agent.family.bytes_of[agent.family.resident] for agent in self._agents)
         memory = memory_for(readings, self.memory_bytes, resident)
-        # The limit is exact; how much happens to be there is not.
-        device = Device(
-            _stepped(self._cpu(readings, now_s)), memory if memory == self.memory_bytes else _stepped(memory)
-        )
+        if memory != self.memory_bytes:  # the limit is exact; how much happens to be there is not
+            memory = min(memory, self._steady("memory", memory))
+        device = Device(self._steady("cpu", self._cpu(readings, now_s)), memory)
         wanted = self._wanted(now_s)
         if (device, wanted) != self._seen or self._planner.weighing:
             self._seen = (device, wanted)
@@ -109,7 +109,7 @@ class Pager:
         return tuple(
             Application(
                 tuple(self._levels(number)),
-                _stepped(agent.rate.per_s(now_s)),
+                self._steady(("rate", number), agent.rate.per_s(now_s)),
                 application.accuracy,
                 application.latency_s,
                 application.weight,
@@ -120,17 +120,24 @@ class Pager:
     def _levels(self, number: int) -> list[Level]:
         agent, measured_s = self._agents[number], self._measured_s[number]
         family = agent.family
-        current = family.resident - 1
-        change = agent.device.compute[current].mean_s / measured_s[current] if measured_s[current] > 0 else 1.0
+        change = self._steady(("change", number), self._changed(number))
         return [
-            Level(
-                level.accuracy,
-                _stepped(change * measured_s[at]),
-                family.bytes_of[level.level],
-                family.load_s[at],
-            )
+            Level(level.accuracy, change * measured_s[at], family.bytes_of[level.level], family.load_s[at])
             for at, level in enumerate(agent.manifest.levels[: self._highest[number]])
         ]
+
+    def _changed(self, number: int) -> float:
+        """By how much the level in use takes longer than when all were measured."""
+        agent, measured_s = self._agents[number], self._measured_s[number]
+        current = agent.family.resident - 1
+        return agent.device.compute[current].mean_s / measured_s[current] if measured_s[current] > 0 else 1.0
+
+    def _steady(self, name: object, value: float) -> float:
+        """The value of ``name`` as last said, unless it has changed by more than STEP since."""
+        held = self._held.get(name)
+        if held is None or not held * (1 - STEP) <= value <= held * (1 + STEP):
+            held = self._held[name] = value
+        return held
 
     def _usage(self) -> tuple[float, float, int]:
         return (
@@ -179,10 +186,3 @@ class Pager:
                 continue
             for load in loads:
                 agent.metrics.paged(load.seconds, load.bytes)
-
-
-def _stepped(value: float) -> float:
-    """``value`` rounded down to a step of 5 %."""
-    if not 0 < value < math.inf:
-        return value
-    return math.exp(math.floor(math.log(value) / STEP) * STEP)

@@ -42,7 +42,7 @@ class SchedulerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
     scheme: Scheme = "total"
     alpha: float = 0.1
-    settle_s: float = 1.0
+    settle_s: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < math.inf:
@@ -286,6 +286,9 @@ class Planner:
         self._settings = settings
         self._raise: Plan | None = None  # what might be raised to, since when, what it would have gained until when
         self._since_s = self._gained = self._seen_s = 0.0
+        # Solved before, for the same applications and device: most of the time nothing changes but the time.
+        self._problem: tuple[Sequence[Application], Device] | None = None
+        self._solved: dict[tuple[Any, ...], Plan] = {}
 
     @property
     def weighing(self) -> bool:
@@ -294,6 +297,9 @@ class Planner:
 
     def consider(self, applications: Sequence[Application], device: Device, now_s: float) -> Plan:
         """The plan from now on."""
+        if (applications, device) != self._problem:
+            self._problem = (applications, device)
+            self._solved.clear()
         held = self.plan
         if held is None or len(held.allotments) != len(applications):
             self.plan = self._best(applications, device)
@@ -343,9 +349,18 @@ class Planner:
         return now_s - self._since_s >= self._settings.settle_s and self._gained >= price
 
     def _best(self, applications: Sequence[Application], device: Device, ranges: Sequence[Range] | None = None) -> Plan:
-        return plan_for(applications, device, self._settings.scheme, self._settings.alpha, ranges)
+        return self._solution(applications, device, ranges, True)
 
     def _kept(self, applications: Sequence[Application], device: Device, levels: Sequence[int]) -> Plan:
         """The levels as they are, with the shares that are best for them now."""
-        ranges = [(level, level) for level in levels]
-        return plan_for(applications, device, self._settings.scheme, self._settings.alpha, ranges, strict=False)
+        return self._solution(applications, device, [(level, level) for level in levels], False)
+
+    def _solution(
+        self, applications: Sequence[Application], device: Device, ranges: Sequence[Range] | None, strict: bool
+    ) -> Plan:
+        rates = tuple(each.rate_per_s for each in applications)
+        key = (rates, None if ranges is None else tuple(ranges), strict)
+        if key not in self._solved:
+            settings = self._settings
+            self._solved[key] = plan_for(applications, device, settings.scheme, settings.alpha, ranges, strict)
+        return self._solved[key]

@@ -13,6 +13,7 @@ from edgemux.edge.agent import Agent
 from edgemux.edge.budget import LEAST_FREE_CPU, Readings, cpu_share, memory_for
 from edgemux.edge.config import ApplicationSettings, LimitSettings
 from edgemux.edge.scheduler import Application, Device, Level, Plan, Planner, SchedulerSettings, plan_for
+from edgemux.edge.variants import give_back
 from edgemux.multiplexer.onnx_model import OnnxModel
 
 _log = logging.getLogger("edgemux.edge")
@@ -56,6 +57,7 @@ class Pager:
         self._highest = [agent.family.highest for agent in agents]
         self._retry_s = math.inf
         self._raising: asyncio.Task[None] | None = None
+        self._dropping: asyncio.Task[None] | None = None
         self._seen: tuple[object, ...] = ()
         self._held: dict[object, float] = {}
         self._used = self._usage()
@@ -75,9 +77,10 @@ class Pager:
 
     async def stop(self) -> None:
         """Nothing is being loaded any more when this returns."""
-        if self._raising is not None:
-            self._raising.cancel()
-            await asyncio.gather(self._raising, return_exceptions=True)
+        tasks = [task for task in (self._raising, self._dropping) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def tick(self, now_s: float) -> None:
         """Plan again if what is known has changed, or a raise is being weighed. Called about ten times a second."""
@@ -170,12 +173,20 @@ class Pager:
                 rising.append((agent, allotment.level))
         if rising:
             self._raising = asyncio.create_task(self._raise(rising, dropped))
+        elif dropped:
+            self._dropping = asyncio.create_task(self._drop(dropped))
 
-    async def _raise(self, rising: Sequence[tuple[Agent, int]], dropped: Sequence[weakref.ref[OnnxModel]]) -> None:
-        """Load what the plan says, once what it drops is gone: together they might not fit the memory."""
+    async def _drop(self, dropped: Sequence[weakref.ref[OnnxModel]]) -> None:
+        """Wait until nobody is answered with what was dropped any more, and give its memory back."""
         until_s = self._clock() + DROPPED_S
         while any(delta() is not None for delta in dropped) and self._clock() < until_s:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
+        if dropped:
+            await asyncio.to_thread(give_back)
+
+    async def _raise(self, rising: Sequence[tuple[Agent, int]], dropped: Sequence[weakref.ref[OnnxModel]]) -> None:
+        """Load what the plan says, once what it drops is gone: together they might not fit the memory."""
+        await self._drop(dropped)
         for agent, level in rising:
             try:
                 loads = await asyncio.to_thread(agent.family.raise_to, level)

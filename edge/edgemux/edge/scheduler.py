@@ -277,8 +277,8 @@ class Planner:
     """The plan in force, and when another replaces it. Time is passed in, monotonic, in seconds.
 
     Shares follow the readings at once: they cost nothing. What no longer fits is lowered at once, and so is what gains
-    by it. A raise is made when it would have gained all the time for ``settle_s``, and more than it costs: while deltas
-    are paged in, all applications wait, so that costs the seconds of the load times the sum of their weights.
+    by it. A raise is made when it would have gained all the time for ``settle_s``, and more than it costs: what comes
+    while deltas are paged in may be late, the more likely the longer that takes beside the wanted latency.
     """
 
     def __init__(self, settings: SchedulerSettings) -> None:
@@ -345,7 +345,7 @@ class Planner:
             for each, old, new in zip(applications, kept.levels, self._raise.levels, strict=True)
             for level in each.levels[old:new]
         )
-        price = load_s * sum(each.weight for each in applications)
+        price = sum(each.weight * load_s * min(1.0, load_s / each.latency_s) for each in applications)
         return now_s - self._since_s >= self._settings.settle_s and self._gained >= price
 
     def _best(self, applications: Sequence[Application], device: Device, ranges: Sequence[Range] | None = None) -> Plan:

@@ -5,6 +5,7 @@ Raising a level pages in its delta and nothing else; lowering drops deltas and c
 
 from __future__ import annotations
 
+import ctypes
 import math
 import time
 import weakref
@@ -16,6 +17,13 @@ from edgemux.multiplexer.bundle import Bundle, Manifest
 from edgemux.multiplexer.chain import Activations, Chain, Golden
 from edgemux.multiplexer.domain import Placement, Route
 from edgemux.multiplexer.onnx_model import Array, OnnxModel, Stop
+
+
+def give_back() -> None:
+    """Have the C library return what was freed to the system; it keeps it otherwise. Only glibc can; some ms."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 class Load(msgspec.Struct, frozen=True):

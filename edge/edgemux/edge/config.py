@@ -15,6 +15,7 @@ from edgemux.edge.admission import AdmissionSettings
 from edgemux.edge.breaker import BreakerSettings
 from edgemux.edge.metrics import EnergyProxy
 from edgemux.edge.purse import BudgetSettings, PriceSettings
+from edgemux.edge.scheduler import SchedulerSettings
 from edgemux.multiplexer.limits import TokenBucket, allowed_s
 from edgemux.wire.process import Listen
 from edgemux.wire.security import ClientTls
@@ -91,7 +92,8 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     A burst holds at least one offload: a rate that is low but not 0 allows one now and then.
     spend: "needed" offloads what the certificate asks for, and no more; "fully" spends the whole of a limited rate on
     the inputs that gain most, as long as there is any gain: without a limit that is every input with a gain.
-    compute_share: how much of the free CPU the device models may use. memory_bytes: for the levels' weights.
+    compute_share: how much of the free CPU the device models may use. memory_bytes: for the weights of all levels that
+    are loaded, of all applications together, as large as their files are.
     """
 
     offloads_per_s: float = math.inf
@@ -220,6 +222,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     breaker: BreakerSettings = BreakerSettings()
     energy: EnergyProxy = EnergyProxy()
     drift: DriftSettings = DriftSettings()
+    scheduler: SchedulerSettings = SchedulerSettings()
     log: LogSettings = LogSettings()
     admission: AdmissionSettings = AdmissionSettings()
     budgets: tuple[BudgetSettings, ...] = ()

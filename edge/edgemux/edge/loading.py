@@ -6,9 +6,9 @@ give the golden answers. A right digest alone does not say that a model was expo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemux.edge.config import ApplicationSettings
+from edgemux.edge.metrics import Fallback
 from edgemux.edge.variants import Family
 from edgemux.multiplexer.bundle import Bundle, Manifest
 from edgemux.multiplexer.chain import Golden
@@ -23,13 +25,6 @@ from edgemux.multiplexer.errors import ArtifactError
 from edgemux.multiplexer.gates import Gates, Scores
 
 _log = logging.getLogger("edgemux.edge")
-
-
-class Fallback(StrEnum):
-    """What is served instead of the bundle that was asked for."""
-
-    PREVIOUS = "previous_bundle"
-    CLOUD_ONLY = "no_device_model"
 
 
 class CloudGates:
@@ -59,31 +54,44 @@ class Loaded(msgspec.Struct, frozen=True):
     fallback: Fallback | None = None
 
 
-def load(folder: Path, previous: Path | None, name: str | None, has_cloud: bool) -> Loaded:
-    """The bundle in ``folder``, under ``name`` where one is given, or what can be had instead; see the log for why.
+def described(application: ApplicationSettings) -> Bundle:
+    """What ``load`` is going to load, by its manifest: the bundle, or the previous one where that one's is damaged.
 
-    Raises ArtifactError naming what is wrong with the bundle in ``folder`` when nothing else can be had either.
+    Raises ArtifactError naming what is wrong with the former.
     """
     try:
-        return _whole(folder, name)
+        return _opened(application.bundle, application.name)
+    except ArtifactError:
+        if application.previous_bundle is None:
+            raise
+        with contextlib.suppress(ArtifactError):
+            return _opened(application.previous_bundle, application.name)
+        raise
+
+
+def load(application: ApplicationSettings, has_cloud: bool, most_bytes: float) -> Loaded:
+    """An application's bundle, with levels of ``most_bytes``, or what can be had instead; see the log for why.
+
+    Raises ArtifactError naming what is wrong with the bundle that was asked for, when nothing else can be had either.
+    """
+    name, previous = application.name, application.previous_bundle
+    try:
+        return _whole(application.bundle, name, most_bytes)
     except ArtifactError as error:
         wrong = error
     if previous is not None:
         _log.error("%s; the previous bundle is tried", wrong)
         try:
-            return msgspec.structs.replace(_whole(previous, name), fallback=Fallback.PREVIOUS)
+            return msgspec.structs.replace(_whole(previous, name, most_bytes), fallback=Fallback.PREVIOUS)
         except ArtifactError as error:
             _log.error("%s; it cannot be had either", error)
     if has_cloud:
-        for each in (folder, previous):
-            try:
-                bundle = _opened(each, name) if each is not None else None
-            except ArtifactError:
-                continue
-            if bundle is not None:
-                _log.error("%s; no model runs on this device, the cloud answers everything", wrong)
-                gates = CloudGates(bundle.manifest)
-                return Loaded(bundle, Family.empty(), gates, None, Fallback.CLOUD_ONLY)
+        for folder in (application.bundle, previous):
+            with contextlib.suppress(ArtifactError):
+                if folder is not None:
+                    bundle = _opened(folder, name)
+                    _log.error("%s; no model runs on this device, the cloud answers everything", wrong)
+                    return Loaded(bundle, Family.empty(), CloudGates(bundle.manifest), None, Fallback.CLOUD_ONLY)
     raise wrong
 
 
@@ -92,10 +100,10 @@ def _opened(folder: Path, name: str | None) -> Bundle:
     return bundle if name is None else bundle.named(name)
 
 
-def _whole(folder: Path, name: str | None) -> Loaded:
+def _whole(folder: Path, name: str | None, most_bytes: float) -> Loaded:
     """Raises ArtifactError naming the first file that is wrong."""
     bundle = _opened(folder, name)
-    family, gates, golden = Family(bundle), Gates(bundle), Golden(bundle)
+    family, gates, golden = Family(bundle, most_bytes), Gates(bundle), Golden(bundle)
     family.check(golden, bundle.manifest)
     gates.check(golden, bundle.manifest)
     return Loaded(bundle, family, gates, golden)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from functools import partial
 from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from edgemux.edge.loading import Fallback
 from edgemux.multiplexer.domain import Placement, Reason
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -18,7 +18,15 @@ _SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 STAGES = ("validate", "pre_gate", "device", "post_gate", "cloud")
 REFUSALS = ("input", "unknown_model", "too_large", "expired", "overloaded", "failed", "cancelled")
 
-# Like Fallback: what can be missing while requests are answered all the same.
+
+class Fallback(StrEnum):
+    """What is served instead of the bundle that was asked for."""
+
+    PREVIOUS = "previous_bundle"
+    CLOUD_ONLY = "no_device_model"
+
+
+# Another thing that can be missing while requests are answered all the same.
 NO_STATE = "no_state"
 
 
@@ -73,6 +81,16 @@ class EdgeMetrics:
         self._sensed: set[str] = set()
         self.level = self._gauge("edgemux_level", "The highest level that the device affords.", "model").labels(model)
         self._degraded = self._gauge("edgemux_degraded", "1 while that is so; see the log.", "model", "cause")
+        self.plan_level = self._gauge("edgemux_plan_level", "The level that the scheduler gives.", "model").labels(
+            model
+        )
+        self.plan_share = self._gauge(
+            "edgemux_plan_share", "The share of the device's CPU that the scheduler gives.", "model"
+        ).labels(model)
+        self.resident = self._gauge(
+            "edgemux_resident_bytes", "Bytes of the files of the levels that are loaded.", "model"
+        ).labels(model)
+        self._paged = self._counter("edgemux_paged_bytes", "Bytes of deltas that were loaded.", "model").labels(model)
         self.level_switch = self._histogram("edgemux_level_switch_seconds", "Loading the delta of a level.", _SECONDS)
         self.breaker = self._gauge("edgemux_breaker_state", "0 closed, 1 half-open, 2 open.")
         self.bound = self._gauge(
@@ -164,6 +182,11 @@ class EdgeMetrics:
         for name, age_s in ages_s.items():
             if age_s is not None:
                 self._age.labels(name).set(age_s)
+
+    def paged(self, seconds: float, size: int) -> None:
+        """A delta was loaded."""
+        self.level_switch.observe(seconds)
+        self._paged.inc(size)
 
     def audited(self, outcome: str) -> None:
         """A kept answer was compared with the cloud's: ``agree``, ``differ`` or ``failed``."""

@@ -14,8 +14,9 @@ from edgemux.edge.agent import Agent
 from edgemux.edge.breaker import Breaker
 from edgemux.edge.config import ApplicationSettings, CloudSettings, EdgeConfig
 from edgemux.edge.executors import CloudExecutor, DeviceExecutor, Peer
-from edgemux.edge.loading import Loaded, load
+from edgemux.edge.loading import Loaded, described, load
 from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.pager import Pager
 from edgemux.edge.purse import Kind, Purse, Tariff, fill
 from edgemux.edge.request_log import RequestLog
 from edgemux.edge.sampler import Sampler
@@ -58,10 +59,8 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
     """
     applications = config.every_application()
     policies = [plugins.make("edgemux.policies", each.policy or config.policy, "policy") for each in applications]
-    loaded = [
-        load(each.bundle, each.previous_bundle, each.name, config.cloud.address is not None) for each in applications
-    ]
-    names = [each.bundle.manifest.name for each in loaded]
+    bundles = [described(each) for each in applications]
+    names = [bundle.manifest.name for bundle in bundles]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"applications: several are named {name}; give each a name of its own")
@@ -70,19 +69,24 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
     )
     channel = _channel(config.cloud)
     store = Store(config.state_dir)
-    call_bytes = max(Peer.of(each.bundle.manifest, None).call_bytes for each in loaded)
+    call_bytes = max(Peer.of(bundle.manifest, None).call_bytes for bundle in bundles)
+    least_bytes = [bundle.size(bundle.manifest.levels[0].files) for bundle in bundles]
     purse = _purse(config, call_bytes, store.begin() if config.budgets else None)
     forgetful = bool(config.budgets) and not store.works
     agents: dict[str, Agent] = {}
     try:
-        for application, policy, each in zip(applications, policies, loaded, strict=True):
+        for application, policy in zip(applications, policies, strict=True):
             first = next(iter(agents.values()), None)
-            agents[each.bundle.manifest.name] = _agent(
-                config, application, policy, each, sampler, channel, purse, first
-            )
-            agents[each.bundle.manifest.name].metrics.forgets(forgetful)
+            memory_bytes = config.limits.memory_bytes - (sum(least_bytes) - least_bytes[len(agents)])
+            loaded = load(application, config.cloud.address is not None, memory_bytes)
+            agent = _agent(config, application, policy, loaded, sampler, channel, purse, first)
+            agent.metrics.forgets(forgetful)
+            agents[agent.manifest.name] = agent
+            if len(applications) > 1 and not math.isinf(config.limits.memory_bytes):
+                loaded.family.lower_to(1)  # the next one has to fit beside it while it is checked
         sampler.start()
-        async with _watched(list(agents.values()), config.cloud.probe_interval_s):
+        pager = Pager(list(agents.values()), applications, config.limits, config.scheduler)
+        async with _watched(list(agents.values()), pager, config.cloud.probe_interval_s):
             yield agents
     finally:
         for agent in agents.values():
@@ -95,15 +99,17 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
 
 
 @contextlib.asynccontextmanager
-async def _watched(agents: Sequence[Agent], probe_interval_s: float) -> AsyncIterator[None]:
+async def _watched(agents: Sequence[Agent], pager: Pager, probe_interval_s: float) -> AsyncIterator[None]:
     """Somebody looks after the agents meanwhile."""
+    await pager.start()
     sense(agents, time.monotonic())
-    watching = asyncio.create_task(watch(agents, probe_interval_s))
+    watching = asyncio.create_task(watch(agents, pager, probe_interval_s))
     try:
         yield
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+        await pager.stop()
 
 
 def _agent(
@@ -126,8 +132,8 @@ def _agent(
         metrics = EdgeMetrics(manifest.name, routes, config.energy)
     else:
         metrics = first.metrics.of_another(manifest.name, routes)
-    for seconds in family.load_s:
-        metrics.level_switch.observe(seconds)
+    for delta in family.loads:
+        metrics.paged(delta.seconds, delta.bytes)
 
     def spent(cpu_s: float) -> None:
         metrics.spent_cpu(Placement.EDGE, cpu_s)

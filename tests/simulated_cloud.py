@@ -27,6 +27,7 @@ class SimulatedCloud:
         self._model = OnnxModel(bundle.read(manifest.cloud.files[0]), "cloud.onnx")
         self.manifest = manifest
         self.seen = 0
+        self.ready = False
         self.reached = asyncio.Event()
         self.address = ""
         self.answer: Callable[[Any, Any], Awaitable[Any]] = self.well
@@ -65,11 +66,14 @@ class SimulatedCloud:
         self.reached.set()
         return await self.answer(request, context)
 
+    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return oip.ModelReadyResponse(ready=self.ready)
+
     async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
         return oip.ServerLiveResponse(live=True)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "RepositoryIndex"):
+        if name in ("ServerReady", "ServerMetadata", "ModelMetadata", "RepositoryIndex"):
             return self.refusing(grpc.StatusCode.UNIMPLEMENTED)
         raise AttributeError(name)
 

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from edgemux.edge import Answer
 from edgemux.edge.breaker import BreakerSettings, State
 from edgemux.edge.config import LimitSettings, RequestSettings
+from edgemux.edge.vigil import Standing, Withdrawal
 from edgemux.multiplexer.domain import Placement, Reason
 from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError
+from edgemux.wire.codec import add_checksum
 
 Pictures = Callable[[int, int], tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -116,8 +118,10 @@ def nothing(response: Any) -> None:
     response.Clear()
 
 
-def other_model(response: Any) -> None:
-    response.parameters["edgemux_model_digest"].string_param = "f" * 64
+def flipped_bit(response: Any) -> None:
+    """As damaged on the way: still a distribution, and of the right size, but for the checksum."""
+    row = np.frombuffer(response.raw_output_contents[0], dtype=np.float32)
+    response.raw_output_contents[0] = np.roll(row, 1).tobytes()
 
 
 SPOILS = [
@@ -129,7 +133,7 @@ SPOILS = [
     no_distribution,
     other_output,
     nothing,
-    other_model,
+    flipped_bit,
 ]
 
 
@@ -152,8 +156,9 @@ STATUSES = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: Reason.CLOUD_OVERLOADED,
     grpc.StatusCode.INTERNAL: Reason.CLOUD_BAD_ANSWER,
     grpc.StatusCode.UNKNOWN: Reason.CLOUD_BAD_ANSWER,
-    grpc.StatusCode.UNIMPLEMENTED: Reason.CLOUD_BAD_ANSWER,
-    grpc.StatusCode.NOT_FOUND: Reason.CLOUD_BAD_ANSWER,
+    grpc.StatusCode.UNIMPLEMENTED: Reason.CLOUD_INCOMPATIBLE,
+    grpc.StatusCode.NOT_FOUND: Reason.CLOUD_INCOMPATIBLE,
+    grpc.StatusCode.FAILED_PRECONDITION: Reason.CLOUD_INCOMPATIBLE,
     grpc.StatusCode.DEADLINE_EXCEEDED: Reason.CLOUD_TIMEOUT,
 }
 
@@ -184,6 +189,55 @@ async def test_a_refusal_with_pushback_is_respected_and_does_not_open_the_breake
         assert agent.cloud.breaker.state(1e12) is State.CLOSED
     assert cloud.seen == 1
     assert sum(a.reason is Reason.CLOUD_OVERLOADED for a in answers) > 1
+
+
+def other_model(response: Any) -> None:
+    response.parameters["edgemux_model_digest"].string_param = "f" * 64
+    add_checksum(response)
+
+
+async def test_a_cloud_with_another_model_is_not_asked_a_third_time_and_is_no_outage(
+    cloud: Any, agent_of: Any, pictures: Pictures, caplog: pytest.LogCaptureFixture
+) -> None:
+    cloud.answer = cloud.bending(other_model)
+    images, _ = pictures(60, 4)
+    async with agent_of(cloud.address) as agent:
+        answers = await answer_all(agent, images)
+        counted = agent.metrics.registry.get_sample_value("edgemux_other_model_total")
+        assert agent.cloud.breaker.state(0.0) is State.CLOSED
+    assert cloud.seen == counted == 2
+    assert places(answers) == {Placement.EDGE}
+    assert {a.reason for a in answers} == {Reason.CONFIDENT, Reason.CLOUD_INCOMPATIBLE}
+    assert len([record for record in caplog.records if "serves what is wanted" in record.message]) == 1
+
+
+async def test_another_model_may_be_accepted_but_then_there_is_no_certificate(
+    cloud: Any, agent_of: Any, pictures: Pictures
+) -> None:
+    cloud.answer = cloud.bending(other_model)
+    images, _ = pictures(60, 4)
+    async with agent_of(cloud.address, accept_other_models=True) as agent:
+        assert agent.vigil.state.standing is Standing.IN_FORCE
+        assert places(await answer_all(agent, images)) == {Placement.EDGE, Placement.CLOUD}
+        assert agent.vigil.due
+        agent.vigil.step()
+        assert agent.vigil.state.reason is Withdrawal.OTHER_MODEL
+        assert agent.vigil.state.standing is Standing.WITHDRAWN
+
+
+async def test_a_cloud_that_serves_the_model_by_now_is_asked_again_after_a_handshake(
+    cloud: Any, agent_of: Any, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgemux.edge.executors.RECHECK_S", 0.0)
+    cloud.answer = cloud.refusing(grpc.StatusCode.UNIMPLEMENTED)
+    images, _ = pictures(60, 4)
+    async with agent_of(cloud.address) as agent:
+        await answer_all(agent, images)
+        assert agent.cloud.incompatible
+        await agent.cloud.ping(PATIENT_S)
+        assert agent.cloud.incompatible, "it does not even say that it is ready"
+        cloud.answer, cloud.ready = cloud.well, True
+        assert await asks_the_cloud_again(agent, images)
 
 
 async def test_a_silent_cloud_is_hedged_before_the_deadline_and_then_left_alone(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgemux.edge.breaker import Breaker, BreakerSettings, Call, State
 
-SETTINGS = BreakerSettings(failures=3, window=20, rate=0.5, slow_s=1.0, open_s=0.5, max_open_s=2.0)
+SETTINGS = BreakerSettings(failures=3, window=20, rate=0.5, slow_s=1.0, open_s=0.5, max_open_s=2.0, jitter=0.0)
 
 
 def begun(breaker: Breaker, now_s: float) -> Call:
@@ -107,6 +107,66 @@ def test_calls_from_before_it_opened_say_nothing_about_now() -> None:
     assert breaker.state(0.9) is State.CLOSED
 
 
+def recovered() -> Breaker:
+    """One that has closed at 1.0 after an outage."""
+    breaker = opened()
+    succeed(breaker, 1.0)
+    return breaker
+
+
+def test_after_an_outage_inputs_come_back_a_tenth_at_first_and_all_when_the_ramp_is_over() -> None:
+    breaker = recovered()
+    shares = [breaker.share(1.0 + second) for second in range(7)]
+    assert shares == pytest.approx([0.1, 0.28, 0.46, 0.64, 0.82, 1.0, 1.0])
+    assert opened().share(0.1) == 0.0
+    assert Breaker(SETTINGS).share(0.0) == 1.0
+
+
+def test_the_first_input_after_an_outage_is_sent_whatever_lot_it_drew_and_the_others_by_lot() -> None:
+    breaker = recovered()
+    assert breaker.admits(1.0, 0.99)
+    call = begun(breaker, 1.0)
+    assert not breaker.admits(1.0, 0.99)
+    assert breaker.admits(1.0, 0.05)
+    breaker.succeeded(call, 0.1, 1.1)
+    assert not breaker.admits(1.1, 0.99)
+    assert breaker.admits(6.0, 0.99)
+
+
+def test_one_failure_while_it_recovers_opens_it_again_for_twice_as_long() -> None:
+    breaker = recovered()
+    fail(breaker, 2.0)
+    assert breaker.state(2.9) is State.OPEN
+    assert breaker.state(3.0) is State.HALF_OPEN
+    succeed(breaker, 3.0)
+    fail(breaker, 4.0)
+    assert breaker.state(5.9) is State.OPEN
+
+
+def test_once_it_has_recovered_it_takes_three_failures_again_and_the_first_short_pause() -> None:
+    breaker = recovered()
+    fail(breaker, 2.0)
+    succeed(breaker, 3.0)
+    for _ in range(2):
+        fail(breaker, 9.0)
+    assert breaker.state(9.0) is State.CLOSED
+    fail(breaker, 9.0)
+    assert breaker.state(9.4) is State.OPEN
+    assert breaker.state(9.5) is State.HALF_OPEN
+
+
+@given(st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=20))
+def test_jitter_makes_pauses_shorter_by_its_share_at_most(draws: list[float]) -> None:
+    lots = iter(draws * 10)
+    breaker = Breaker(BreakerSettings(failures=1, open_s=1.0, max_open_s=1.0, jitter=0.2), lambda: next(lots))
+    now = 0.0
+    for _ in draws:
+        fail(breaker, now)
+        assert breaker.state(now + 0.79) is State.OPEN
+        assert breaker.state(now + 1.0) is State.HALF_OPEN
+        now += 1.0
+
+
 def test_a_cancelled_probe_leaves_room_for_the_next() -> None:
     breaker = opened()
     breaker.cancelled(begun(breaker, 0.6))
@@ -147,6 +207,8 @@ def test_hearing_of_the_cloud_changes_nothing_while_closed() -> None:
         {"slow_s": float("nan")},
         {"open_s": -1},
         {"max_open_s": float("inf")},
+        {"ramp_s": float("nan")},
+        {"jitter": 1.0},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:

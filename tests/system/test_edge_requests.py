@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -252,3 +254,23 @@ def test_a_message_over_the_limit_is_refused_and_the_next_request_is_served(
         send(agent, bad(raw=bytes(4 * 2**20)))
     assert caught.value.code().name == "RESOURCE_EXHAUSTED"
     assert good(client, pictures).as_numpy("label") is not None
+
+
+def test_the_request_log_has_every_request_once_and_nothing_stays_in_flight(
+    serving: Any, tiny_bundle: Path, tmp_path: Path, samples: Any
+) -> None:
+    config, log = tmp_path / "edge.toml", tmp_path / "requests.jsonl"
+    config.write_text(f'[log]\nrequests = "{log}"\n')
+    with serving("edge", "--bundle", str(tiny_bundle), "--config", str(config)) as running:
+        with running.client() as client:
+            for number in range(20):
+                client.ask(samples["images"][number : number + 1], request_id=f"r{number}")
+            with pytest.raises(InferenceServerException):
+                client.ask(samples["images"][:1].reshape(1, 784), request_id="bad")
+        assert running.scrape()['edgemux_inflight{model="fashion-mnist"}'] == 0
+        running.stop()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["id"] for line in lines] == [*(f"r{number}" for number in range(20)), "bad"]
+    assert {line["outcome"] for line in lines[:20]} == {"answered"}
+    assert lines[20]["outcome"] == "input"
+    assert lines[20]["labels"] == []

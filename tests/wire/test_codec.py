@@ -17,9 +17,11 @@ from edgemux.multiplexer.errors import BadAnswer, EdgemuxError, InputError, TooL
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import (
     DTYPES,
+    add_checksum,
     check_inputs,
     decode_inputs,
     get_parameters,
+    intact,
     join_bytes,
     make_request,
     make_response,
@@ -273,7 +275,42 @@ def test_an_answer_prefers_raw_contents_and_reads_typed_ones() -> None:
     response.outputs[0].contents.SetInParent()  # one server sends both, the typed one empty
     assert read_outputs(response, (tensor,), 1)["p"].tolist() == [[0.25, 0.75]]
     del response.raw_output_contents[:]
+    add_checksum(response)
     with pytest.raises(BadAnswer, match="p: wrong size"):
         read_outputs(response, (tensor,), 1)
     response.outputs[0].contents.fp32_contents.extend([0.5, 0.5])
     assert read_outputs(response, (tensor,), 1)["p"].tolist() == [[0.5, 0.5]]
+
+
+@given(st.binary(min_size=1, max_size=64), st.integers(0, 63), st.integers(0, 7))
+def test_any_bit_that_flips_in_the_contents_of_a_request_is_noticed(content: bytes, byte: int, bit: int) -> None:
+    request = make_request("m", {"x": np.frombuffer(content, np.uint8)[None]}, request_id="7")
+    assert intact(request)
+    damaged = bytearray(content)
+    damaged[byte % len(content)] ^= 1 << bit
+    request.raw_input_contents[0] = bytes(damaged)
+    assert not intact(request)
+    with pytest.raises(InputError, match="edgemux_crc32"):
+        read_inputs(request, [Tensor("x", "UINT8", (-1, len(content)))])
+
+
+def test_what_else_an_answer_is_trusted_for_is_under_its_checksum_too() -> None:
+    def response() -> Any:
+        return make_response("m", "1", "7", {"y": np.ones((1, 2), np.float32)}, {"edgemux_model_digest": "ab"})
+
+    assert intact(response())
+    for spoil in (
+        lambda message: setattr(message, "id", "8"),
+        lambda message: setattr(message.parameters["edgemux_model_digest"], "string_param", "ac"),
+    ):
+        damaged = response()
+        spoil(damaged)
+        assert not intact(damaged)
+        with pytest.raises(BadAnswer):
+            read_outputs(damaged, [Tensor("y", "FP32", (-1, 2))], rows=1)
+
+
+def test_a_message_of_other_software_has_no_checksum_and_is_taken() -> None:
+    request = make_request("m", {"x": np.zeros((1, 2), np.uint8)})
+    del request.parameters["edgemux_crc32"]
+    assert intact(request)

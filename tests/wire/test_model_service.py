@@ -23,7 +23,7 @@ from edgemux.multiplexer.errors import ConfigError, DeadlineExceeded, InputError
 from edgemux.wire import image, process
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.channel import bind, open_channel, server_options
-from edgemux.wire.codec import make_request
+from edgemux.wire.codec import add_checksum, make_request
 from edgemux.wire.model_service import ModelService
 from edgemux.wire.service import Door, Stub, register
 
@@ -113,6 +113,7 @@ async def test_no_count_that_a_client_claims_brings_pictures_into_the_loop(
     request.raw_input_contents.append(request.raw_input_contents[0])
     for tensor, size in zip(request.inputs, sizes, strict=True):
         tensor.shape[:] = [size]
+    add_checksum(request)
     with pytest.raises(InputError, match=r"^image: "):
         await service.tensors(request, later())
     assert decoder.begun == 0

@@ -38,6 +38,7 @@ from edgemux.multiplexer.errors import (
     BadAnswer,
     DeadlineExceeded,
     ExecutionError,
+    Incompatible,
     Overloaded,
     Unreachable,
 )
@@ -143,7 +144,7 @@ class Agent:
                 task.cancel()
 
     async def _answer(self, sample: Sample, arrived: float) -> Answer:
-        case = Case(self._budget(sample), self._candidates(sample.scores, 0, self.vigil.terms.offload_first))
+        case = Case(self._budget(sample), self._candidates(sample, sample.scores, 0, self.vigil.terms.offload_first))
         while True:
             decision = self._policy(case)
             match decision:
@@ -159,6 +160,8 @@ class Agent:
                     drawn = self._draws()
                     if route.placement is Placement.EDGE:
                         self._ask_again(sample, reason, prediction if drawn else None, degraded)
+                    elif self.cloud is not None and self.cloud.foreign:
+                        self.vigil.met_another_model()
                     else:
                         self.vigil.compared(sample, prediction, kept=False, drawn=drawn)
                     return Answer(prediction, reason, degraded, elapsed)
@@ -194,9 +197,9 @@ class Agent:
         confident = Prediction(
             prediction.route, prediction.label, prediction.probabilities, float(scores[0, level - 1])
         )
-        return confident, self._candidates(scores, level, terms.defer[level - 1])
+        return confident, self._candidates(sample, scores, level, terms.defer[level - 1])
 
-    def _candidates(self, scores: NDArray[Any], above: int, price: float) -> tuple[Candidate, ...]:
+    def _candidates(self, sample: Sample, scores: NDArray[Any], above: int, price: float) -> tuple[Candidate, ...]:
         """The levels above ``above``, and the cloud at ``price``, with their scores and expected costs."""
         row = scores[0].tolist()
         device = self._device
@@ -217,7 +220,7 @@ class Agent:
             toll = self.cloud.toll(now)
             if above and self._config.limits.spend == "fully":
                 toll -= max(0.0, price)  # the toll alone is the price, but what is certified to be sent is still sent
-            found.append(Candidate(self._cloud_route, row[-1], cost, price, self.cloud.blocked(now), toll))
+            found.append(Candidate(self._cloud_route, row[-1], cost, price, self.cloud.blocked(now, sample.lot), toll))
         return tuple(found)
 
     def _budget(self, sample: Sample) -> Budget:
@@ -265,7 +268,9 @@ class Agent:
         if self.cloud is None or self._background:
             return False
         # Chance first: few are drawn, and whether the cloud may be asked costs more to find out.
-        return self._random.random() < self.vigil.audit_share and self.cloud.blocked(self._clock()) is None
+        if self._random.random() >= self.vigil.audit_share:
+            return False
+        return self.cloud.blocked(self._clock(), self._random.random()) is None
 
     def _ask_again(
         self, sample: Sample, reason: Reason, audited: Prediction | None = None, degraded: bool = False
@@ -311,6 +316,8 @@ def cause_of(route: Route, error: ExecutionError) -> Reason:
             return Reason.CLOUD_OVERLOADED
         case Unreachable():
             return Reason.CLOUD_UNREACHABLE
+        case Incompatible():
+            return Reason.CLOUD_INCOMPATIBLE
         case BadAnswer():
             return Reason.CLOUD_BAD_ANSWER
         case _:

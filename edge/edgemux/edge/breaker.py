@@ -1,23 +1,32 @@
 """When to stop asking the cloud, and when to try again. A pure state machine over a monotonic clock.
 
-closed --(enough failures)--> open --(time)--> half-open --(one probe: success)--> closed
-                                ^------------(probe fails; the pause doubles)------/
+closed --(enough failures)--> open --(time)--> half-open --(one probe: success)--> recovering --(ramp_s)--> closed
+                                ^-------------(one failure; the pause doubles)----------/
+
+Recovering is closed with a smaller door: after an outage of the cloud a fleet comes back a share at a time.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections import deque
+from collections.abc import Callable
 from enum import IntEnum
 
 import msgspec
+
+# The share of inputs that may be sent right after a probe has succeeded.
+RAMP_FROM = 0.1
 
 
 class BreakerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """failures: consecutive ones that open it. rate: so does this share of the last ``window`` calls.
 
     A success slower than slow_s counts as a failure. It stays open for open_s, doubled at each failed probe up to
-    max_open_s.
+    max_open_s, and up to the share ``jitter`` shorter, by chance: a fleet must not come back at one moment. After a
+    probe has succeeded, the share of inputs that may be sent grows from a tenth to all within ramp_s; a failure
+    meanwhile opens it again at once, for twice as long.
     """
 
     failures: int = 3
@@ -26,6 +35,8 @@ class BreakerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slow_s: float = 1.0
     open_s: float = 0.5
     max_open_s: float = 1.5
+    ramp_s: float = 5.0
+    jitter: float = 0.2
 
     def __post_init__(self) -> None:
         if self.failures < 1 or self.window < 1:
@@ -36,6 +47,10 @@ class BreakerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("slow_s must be positive")
         if not 0 < self.open_s <= self.max_open_s < math.inf:
             raise ValueError("open_s must be positive and at most max_open_s, which must be finite")
+        if not 0 <= self.ramp_s < math.inf:
+            raise ValueError("ramp_s must be finite and not negative")
+        if not 0 <= self.jitter < 1:
+            raise ValueError("jitter must be in [0, 1)")
 
 
 class State(IntEnum):
@@ -61,8 +76,14 @@ class Breaker:
     before it closed again, has to say is about another time.
     """
 
-    def __init__(self, settings: BreakerSettings = BreakerSettings()) -> None:  # noqa: B008 - it is frozen
+    def __init__(
+        self,
+        settings: BreakerSettings = BreakerSettings(),  # noqa: B008 - it is frozen
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """``chance`` gives numbers in [0, 1), for the jitter."""
         self._settings = settings
+        self._chance = chance
         self._outcomes: deque[bool] = deque(maxlen=settings.window)
         self._consecutive = 0
         self._open_until_s: float | None = None
@@ -70,6 +91,9 @@ class Breaker:
         self._pause_s = settings.open_s
         self._probing = False
         self._period = 0
+        # When it closed after an outage, until the ramp is over; whether an input has been sent since.
+        self._closed_s: float | None = None
+        self._used = False
 
     def state(self, now_s: float) -> State:
         """Where the breaker stands now."""
@@ -82,6 +106,19 @@ class Breaker:
         state = self.state(now_s)
         return state is State.CLOSED or (state is State.HALF_OPEN and not self._probing)
 
+    def share(self, now_s: float) -> float:
+        """The share of inputs that may be sent: 0 unless closed, and less than 1 while the cloud has just come back."""
+        if self._open_until_s is not None:
+            return 0.0
+        if self._closed_s is None or now_s >= self._closed_s + self._settings.ramp_s:
+            return 1.0
+        return RAMP_FROM + (1.0 - RAMP_FROM) * max(0.0, now_s - self._closed_s) / self._settings.ramp_s
+
+    def admits(self, now_s: float, lot: float) -> bool:
+        """Whether the input that drew ``lot``, in [0, 1), may be sent. The first one after an outage always may."""
+        share = self.share(now_s)
+        return lot < share or (share > 0 and not self._used)
+
     @property
     def slow_s(self) -> float:
         """From when on a call that is not answered yet has failed."""
@@ -93,6 +130,7 @@ class Breaker:
             return None
         probe = self._open_until_s is not None
         self._probing = probe
+        self._used = self._used or not probe
         return Call(self._period, probe)
 
     def succeeded(self, call: Call, elapsed_s: float, now_s: float) -> None:
@@ -101,7 +139,7 @@ class Breaker:
             self.failed(call, now_s)
         elif self._settle(call):
             if call.probe:
-                self._close()
+                self._close(now_s)
             self._consecutive = 0
             self._outcomes.append(True)
 
@@ -109,10 +147,11 @@ class Breaker:
         """The call failed, timed out or was too slow."""
         if not self._settle(call):
             return
-        if call.probe:
+        if call.probe or self.share(now_s) < 1:
             self._pause_s = min(self._pause_s * 2, self._settings.max_open_s)
             self._open(now_s)
             return
+        self._pause_s = self._settings.open_s
         self._consecutive += 1
         self._outcomes.append(False)
         full = len(self._outcomes) == self._settings.window
@@ -138,13 +177,15 @@ class Breaker:
 
     def _open(self, now_s: float) -> None:
         self._opened_s = now_s
-        self._open_until_s = now_s + self._pause_s
+        self._open_until_s = now_s + self._pause_s * (1.0 - self._settings.jitter * self._chance())
         self._probing = False
         self._period += 1
 
-    def _close(self) -> None:
+    def _close(self, now_s: float) -> None:
+        """The pause is not reset: should the cloud fail again before the ramp is over, the next one is longer."""
         self._open_until_s = None
         self._probing = False
-        self._pause_s = self._settings.open_s
+        self._closed_s = now_s
+        self._used = False
         self._outcomes.clear()
         self._period += 1

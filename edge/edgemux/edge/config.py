@@ -57,12 +57,14 @@ def _is_host(text: str) -> bool:
 class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The cloud: ``address`` HOST:PORT, None for none; ``model`` its name there, None for the bundle's.
 
-    probe_interval_s: the longest the link goes unmeasured while requests come in.
+    probe_interval_s: the longest the link goes unmeasured while requests come in. accept_other_models: whether answers
+    of another model than the bundle's count as answers; the certificate is then withdrawn, for it is about that one.
     """
 
     address: str | None = None
     model: str | None = None
     probe_interval_s: float = 0.5
+    accept_other_models: bool = False
 
     def __post_init__(self) -> None:
         if self.address is not None:
@@ -150,6 +152,18 @@ class DriftSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("audit_share_alarm must be in [0, 1]")
 
 
+class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """requests: a file that gets a line of JSON for every finished request, None for none. most_waiting: lines that
+    may wait to be written; while the file cannot take more, the oldest are dropped and counted.
+    """
+
+    requests: Path | None = None
+    most_waiting: int = 10_000
+
+    def __post_init__(self) -> None:
+        _positive(self, "most_waiting", most=1_000_000)
+
+
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file. ``policy`` names a plug-in of ``edgemux.policies``, with its parameters if it has any."""
 
@@ -161,6 +175,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     breaker: BreakerSettings = BreakerSettings()
     energy: EnergyProxy = EnergyProxy()
     drift: DriftSettings = DriftSettings()
+    log: LogSettings = LogSettings()
     policy: str = "expected-gain"
     sensors: tuple[str, ...] = ("cpu", "memory", "heat", "battery")
     sensor_interval_s: float = 0.25

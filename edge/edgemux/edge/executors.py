@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import math
 import secrets
 import time
@@ -28,15 +29,18 @@ from edgemux.multiplexer.errors import (
     BadAnswer,
     DeadlineExceeded,
     ExecutionError,
+    Incompatible,
     Overloaded,
     Unreachable,
 )
 from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, DurationEstimate, LinkEstimate, RecentMean
 from edgemux.multiplexer.toll import TolledBudget
 from edgemux.wire import oip_pb2 as oip
-from edgemux.wire.codec import DTYPES, get_parameters, make_request, read_outputs
+from edgemux.wire.codec import DTYPES, MODEL_DIGEST, add_checksum, get_parameters, make_request, read_outputs
 from edgemux.wire.service import Stub
 from edgemux.wire.status import from_peer
+
+_log = logging.getLogger("edgemux.edge")
 
 Clock = Callable[[], float]
 
@@ -46,6 +50,10 @@ CALL_OVERHEAD_BYTES = 120
 MESSAGE_BYTES = 80
 # The longest that nothing is known about a cloud which is not asked because it was slow.
 SHADOW_S = 1.0
+# A cloud that does not serve what is wanted is asked whether it does by now when it was restarted, or this much later.
+RECHECK_S = 30.0
+# One such answer can be a damaged one; so many in a row are not.
+INCOMPATIBLE_IN_A_ROW = 2
 # A model that takes longer than this leaves the event loop for a thread: a hop costs 0.15-0.2 ms, blocking costs all.
 INLINE_S = 0.002
 
@@ -108,19 +116,23 @@ class DeviceExecutor:
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """The cloud as the agent expects it: model name, output, the digest of the model (None for any), bytes a call."""
+    """The cloud as the agent expects it: model name, output, digest of the model (None: any), bytes a call.
+
+    accept_others: whether answers of a model with another digest count.
+    """
 
     model: str
     output: Tensor
     digest: str | None
     call_bytes: int
+    accept_others: bool = False
 
     @classmethod
-    def of(cls, manifest: Manifest, digest: str | None, model: str | None = None) -> Peer:
+    def of(cls, manifest: Manifest, digest: str | None, model: str | None = None, accept_others: bool = False) -> Peer:
         """The peer that serves a bundle's cloud model."""
         output = next(tensor for tensor in manifest.outputs if tensor.name == PROBABILITIES)
         payload = sum(math.prod(t.shape[1:]) * DTYPES[t.datatype].itemsize for t in manifest.inputs)
-        return cls(model or manifest.name, output, digest, payload + MESSAGE_BYTES + CALL_OVERHEAD_BYTES)
+        return cls(model or manifest.name, output, digest, payload + MESSAGE_BYTES + CALL_OVERHEAD_BYTES, accept_others)
 
 
 class CloudExecutor:
@@ -139,6 +151,7 @@ class CloudExecutor:
         metrics: EdgeMetrics,
         clock: Clock,
     ) -> None:
+        self._channel = channel
         self._stub = Stub(channel)
         # Ids of our own: a client's may be too long for the cloud, or another client's too.
         self._name = secrets.token_hex(4)
@@ -153,23 +166,35 @@ class CloudExecutor:
         self.server = RecentMean(stale_s=OFFLOAD_STALE_S)
         self.request_bytes = peer.call_bytes
         self.refused_until_s = float("-inf")
+        # Whether the latest answer came from another model than the bundle's.
+        self.foreign = False
+        self._incompatible = 0
+        self._recheck_s = math.inf
+        self._reconnected = False
 
-    def blocked(self, now_s: float) -> Reason | None:
-        """Why a request must not be sent now, None when it may. Nobody's request is the breaker's probe."""
+    def blocked(self, now_s: float, lot: float) -> Reason | None:
+        """Why the input that drew ``lot`` must not be sent, None when it may. Nobody's input is the breaker's probe."""
         if now_s < self.refused_until_s:
             return Reason.CLOUD_OVERLOADED
-        return None if self.breaker.state(now_s) is State.CLOSED else Reason.BREAKER
+        if self.incompatible:
+            return Reason.CLOUD_INCOMPATIBLE
+        return None if self.breaker.admits(now_s, lot) else Reason.BREAKER
 
     def wants_shadow(self, now_s: float, kept_for: Reason) -> bool:
         """Whether an input that the device has answered should be sent all the same, with nobody waiting.
 
         That is how a half-open breaker is probed, and how a link that was too slow is found to be quick again.
         """
-        if now_s < self.refused_until_s:
+        if now_s < self.refused_until_s or self.incompatible:
             return False
         if self.breaker.state(now_s) is State.CLOSED:
             return kept_for is Reason.LINK and self.link.offload_age_s(now_s) > SHADOW_S
         return self.breaker.allows(now_s)
+
+    @property
+    def incompatible(self) -> bool:
+        """Whether the cloud has said, more than once, that it does not serve what is wanted."""
+        return self._incompatible >= INCOMPATIBLE_IN_A_ROW
 
     def predict_s(self, now_s: float) -> float:
         """Seconds an offload is expected to take; 0 when nothing is known, so that somebody finds out."""
@@ -190,6 +215,7 @@ class CloudExecutor:
         request_id = f"{self._name}-{next(self._numbers):x}"
         request = make_request(self._peer.model, sample.tensors, request_id=request_id)
         request.outputs.add(name=self._peer.output.name)
+        add_checksum(request)
         size = request.ByteSize() + CALL_OVERHEAD_BYTES
         self.request_bytes = size
         started = self._clock()
@@ -203,7 +229,8 @@ class CloudExecutor:
             prediction = self._read(route, response, request_id)
         except grpc.aio.AioRpcError as error:
             raise self._failed(call, from_peer(error.code(), error.details()), size, started, error) from error
-        except BadAnswer:
+        except (BadAnswer, Incompatible) as error:
+            self._differs(error)
             self.breaker.failed(call, self._clock())
             raise
         except BaseException:  # our caller gave up, or a defect of ours: either way this call says nothing
@@ -212,6 +239,7 @@ class CloudExecutor:
         finally:
             overdue.cancel()
         elapsed = self._clock() - started
+        self._incompatible = 0
         self.breaker.succeeded(call, elapsed, self._clock())
         self._learn(response, size, elapsed)
         self._metrics.stage("cloud", elapsed)
@@ -234,10 +262,13 @@ class CloudExecutor:
             raise BadAnswer("no answer")
         if response.id != request_id:
             raise BadAnswer("the answer is to another request")
-        digest = response.parameters["edgemux_model_digest"].string_param if response.parameters else ""
-        if self._peer.digest is not None and digest and digest != self._peer.digest:
-            raise BadAnswer("the cloud runs another model than the bundle names")
         row = read_outputs(response, (self._peer.output,), rows=1)[self._peer.output.name][0]
+        digest = response.parameters[MODEL_DIGEST].string_param if MODEL_DIGEST in response.parameters else ""
+        self.foreign = self._peer.digest is not None and digest not in ("", self._peer.digest)
+        if self.foreign:
+            self._metrics.other_model.inc()
+            if not self._peer.accept_others:
+                raise Incompatible("the cloud runs another model than the bundle names")
         if row.min() < -1e-4 or abs(float(row.sum()) - 1.0) > 1e-2:
             raise BadAnswer("the answer is not a distribution")
         label = int(row.argmax())
@@ -247,6 +278,7 @@ class CloudExecutor:
         self, call: Call, error: ExecutionError, size: int, started: float, cause: grpc.aio.AioRpcError
     ) -> ExecutionError:
         now = self._clock()
+        self._differs(error)
         if isinstance(error, Overloaded):
             # The cloud is well, and says when to come back.
             self.breaker.succeeded(call, 0.0, now)
@@ -259,6 +291,17 @@ class CloudExecutor:
             self.link.forget()
         self.breaker.failed(call, now)
         return error
+
+    def _differs(self, error: ExecutionError) -> None:
+        """Count what says that the cloud does not serve what is wanted; said once in the log, until it does."""
+        if not isinstance(error, Incompatible):
+            self._incompatible = 0
+            return
+        self._incompatible += 1
+        if self._incompatible == INCOMPATIBLE_IN_A_ROW:
+            self._recheck_s = self._clock() + RECHECK_S
+            self._reconnected = False
+            _log.error("the cloud is not asked any more until it serves what is wanted: %s", error)
 
     def _learn(self, response: Any, size: int, elapsed: float) -> None:
         parameters = get_parameters(response)
@@ -275,6 +318,9 @@ class CloudExecutor:
         A cloud that is gone leaves the link unknown.
         """
         started = self._clock()
+        if self.incompatible:
+            await self._shake_hands(timeout_s, started)
+            return
         # A tight budget is for requests: a ping is made only if one more request would fit beside it.
         if self.sent_bytes.available(started) < self.request_bytes + CALL_OVERHEAD_BYTES:
             return
@@ -291,6 +337,21 @@ class CloudExecutor:
             self.breaker.heard(now)
         else:
             self.link.observe(CALL_OVERHEAD_BYTES, now - started, now)
+
+    async def _shake_hands(self, timeout_s: float, now_s: float) -> None:
+        """Ask a cloud that did not serve what is wanted whether it does by now: after a reconnection, or RECHECK_S."""
+        if self._channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
+            self._reconnected = True
+            return
+        if not self._reconnected and now_s < self._recheck_s:
+            return
+        self._reconnected, self._recheck_s = False, now_s + RECHECK_S
+        try:
+            reply = await self._stub.ModelReady(oip.ModelReadyRequest(name=self._peer.model), timeout=timeout_s)
+        except grpc.aio.AioRpcError:
+            return
+        if reply is not None and reply.ready:
+            self._incompatible = 0
 
 
 def _pushback_s(error: grpc.aio.AioRpcError) -> float:

@@ -13,7 +13,7 @@ from edgemux.multiplexer.domain import Placement, Reason
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 STAGES = ("validate", "pre_gate", "device", "post_gate", "cloud")
-REFUSALS = ("input", "unknown_model", "too_large", "expired", "overloaded", "failed")
+REFUSALS = ("input", "unknown_model", "too_large", "expired", "overloaded", "failed", "cancelled")
 
 
 class EnergyProxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,12 +41,15 @@ class EdgeMetrics:
         self._model = model
         self._requests = self._counter("edgemux_requests", "Answered inputs.", "model", "route", "variant", "reason")
         self._refused = self._counter("edgemux_refused", "Requests refused with a typed error.", "model", "reason")
+        self.inflight = self._gauge("edgemux_inflight", "Requests that are being answered.", "model").labels(model)
+        self.log_dropped = self._counter("edgemux_log_dropped", "Lines of the request log that were given up.")
         duration = self._histogram(
             "edgemux_request_duration_seconds", "From arrival to answer, per input.", _SECONDS, "model", "route"
         )
         stage = self._histogram("edgemux_stage_duration_seconds", "Time in each stage.", _SECONDS, "stage")
         self._bytes = self._counter("edgemux_offload_bytes", "Bytes sent to the cloud.")
         self._attempts = self._counter("edgemux_offload_attempts", "Inputs sent to the cloud, answered or not.")
+        self.other_model = self._counter("edgemux_other_model", "Answers of another cloud model than the bundle's.")
         self._score = self._histogram("edgemux_score", "P(correct) of the answer given.", _SCORES, "model").labels(
             model
         )

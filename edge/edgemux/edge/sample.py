@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 from numpy.typing import NDArray
@@ -16,15 +17,17 @@ class Sample:
 
     tensors: input arrays by name, [1, ...]. scores: the pre-gate's, FP32 [1, routes]. deadline_s: a point in monotonic
     time. activations: what the device levels have computed so far, so that a higher level runs only its delta.
+    lot: a number in [0, 1), drawn once: is it among the share that may be sent to a cloud that has just come back?
     answer: the latest level's, None before the first; epoch: of the terms on which it was scored.
     """
 
-    __slots__ = ("activations", "answer", "deadline_s", "epoch", "scores", "tensors")
+    __slots__ = ("activations", "answer", "deadline_s", "epoch", "lot", "scores", "tensors")
 
     def __init__(self, tensors: dict[str, NDArray[Any]], scores: Scores, deadline_s: float) -> None:
         self.tensors = tensors
         self.scores = scores
         self.deadline_s = deadline_s
+        self.lot = random.random()
         self.activations = Activations(tensors)
         self.answer: Prediction | None = None
         self.epoch = 0

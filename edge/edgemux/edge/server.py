@@ -13,6 +13,7 @@ from edgemux.edge.breaker import Breaker
 from edgemux.edge.config import EdgeConfig
 from edgemux.edge.executors import CloudExecutor, DeviceExecutor, Peer
 from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.request_log import RequestLog
 from edgemux.edge.sensors import Sampler
 from edgemux.edge.service import EdgeService
 from edgemux.edge.variants import Family
@@ -72,7 +73,8 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
 
 def _cloud(config: EdgeConfig, bundle: Bundle, channel: Any, metrics: EdgeMetrics) -> CloudExecutor:
     limits = config.limits
-    peer = Peer.of(bundle.manifest, bundle.sha256(bundle.manifest.cloud.files[0]), config.cloud.model)
+    digest = bundle.sha256(bundle.manifest.cloud.files[0])
+    peer = Peer.of(bundle.manifest, digest, config.cloud.model, config.cloud.accept_other_models)
     return CloudExecutor(
         channel,
         peer,
@@ -85,13 +87,19 @@ def _cloud(config: EdgeConfig, bundle: Bundle, channel: Any, metrics: EdgeMetric
     )
 
 
+def _request_log(config: EdgeConfig, metrics: EdgeMetrics) -> RequestLog | None:
+    path = config.log.requests
+    return None if path is None else RequestLog(path, config.log.most_waiting, metrics.log_dropped.inc)
+
+
 def serve(config: EdgeConfig) -> None:
     """Run the agent until SIGTERM. Raises ConfigError or ArtifactError when it cannot start."""
     stack = contextlib.AsyncExitStack()
 
     async def make() -> Serving:
         agent = await stack.enter_async_context(open_agent(config))
-        service = EdgeService(agent, config.request.max_batch)
+        log = _request_log(config, agent.metrics)
+        service = EdgeService(agent, config.request.max_batch, log)
 
         def drain() -> None:
             service.draining = True
@@ -99,6 +107,8 @@ def serve(config: EdgeConfig) -> None:
         async def closed() -> None:
             service.close()
             await stack.aclose()
+            if log is not None:
+                await asyncio.to_thread(log.close)
 
         return Serving(
             name="edge",

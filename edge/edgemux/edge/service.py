@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from edgemux.edge.agent import Agent, Answer
+from edgemux.edge.request_log import Line, RequestLog
 from edgemux.edge.status import status_of
 from edgemux.multiplexer.errors import (
     DeadlineExceeded,
@@ -18,26 +20,43 @@ from edgemux.multiplexer.errors import (
     UnknownModel,
 )
 from edgemux.wire.codec import Parameter, make_response, requested_outputs
-from edgemux.wire.model_service import ModelService, timeout_s
+from edgemux.wire.model_service import MAX_ID_CHARACTERS, ModelService, timeout_s
 
 
 class EdgeService(ModelService):
     """Answers with an agent."""
 
-    def __init__(self, agent: Agent, max_batch: int) -> None:
+    def __init__(self, agent: Agent, max_batch: int, log: RequestLog | None = None) -> None:
         super().__init__("edgemux-edge", "edgemux", agent.manifest, max_batch, max_decoding=max_batch)
         self._agent = agent
+        self._log = log
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Raises InputError, DeadlineExceeded, Overloaded, ExecutionError."""
-        try:
-            return await self._infer(request, context.time_remaining())
-        except EdgemuxError as error:
-            self._agent.metrics.refused(_kind(error))
-            raise
-
-    async def _infer(self, request: Any, left_s: float | None) -> Any:
+        """Raises InputError, DeadlineExceeded, Overloaded, ExecutionError. Every end of it is counted and logged."""
+        metrics = self._agent.metrics
         came_s = self._loop.time()
+        outcome, answers = "failed", list[Answer]()
+        metrics.inflight.inc()
+        try:
+            response, answers = await self._infer(request, context.time_remaining(), came_s)
+            outcome = "answered"
+        except EdgemuxError as error:
+            outcome = _kind(error)
+            raise
+        except asyncio.CancelledError:
+            # The library cancels a call whose own deadline passes, often a moment before the agent would.
+            left_s = context.time_remaining()
+            outcome = "cancelled" if left_s is None or left_s > 0 else "expired"
+            raise
+        finally:
+            metrics.inflight.dec()
+            if outcome != "answered":
+                metrics.refused(outcome)
+            if self._log is not None:
+                self._log.add(_line(request, outcome, self._loop.time() - came_s, answers))
+        return response
+
+    async def _infer(self, request: Any, left_s: float | None, came_s: float) -> tuple[Any, list[Answer]]:
         self.check_model(request.model_name, request.model_version)
         deadline_s = came_s + self._agent.request.allowed_s(left_s, timeout_s(request))
         outputs = requested_outputs(request, self._manifest.outputs)
@@ -52,11 +71,27 @@ class EdgeService(ModelService):
             "label": np.array([answer.prediction.label for answer in answers], dtype=np.int64),
         }
         chosen = {name: arrays[name] for name in outputs}
-        return make_response(self._manifest.name, self._manifest.version, request.id, chosen, said(answers))
+        response = make_response(self._manifest.name, self._manifest.version, request.id, chosen, said(answers))
+        return response, answers
 
     def status(self) -> dict[str, Any]:
         """The agent's state now."""
         return super().status() | status_of(self._agent)
+
+
+def _line(request: Any, outcome: str, elapsed_s: float, answers: Sequence[Answer]) -> Line:
+    """What the request log keeps; names that a client made up are cut to a bound."""
+    return Line(
+        id=request.id[:MAX_ID_CHARACTERS],
+        model=request.model_name[:MAX_ID_CHARACTERS],
+        outcome=outcome,
+        elapsed_s=elapsed_s,
+        rows=len(answers),
+        routes=tuple(answer.prediction.route.placement.value for answer in answers),
+        variants=tuple(answer.prediction.route.variant for answer in answers),
+        reasons=tuple(answer.reason.value for answer in answers),
+        labels=tuple(answer.prediction.label for answer in answers),
+    )
 
 
 def said(answers: Sequence[Answer]) -> dict[str, Parameter]:

@@ -55,6 +55,7 @@ class Withdrawal(StrEnum):
     AUDITS = "audits"  # kept answers differ from the cloud's more often than certified
     SCORE_SHIFT = "score_shift"  # the post-gate's gains are not what they were
     INPUT_SHIFT = "input_shift"  # the pre-gate's gain, the brightness or the contrast is not what it was
+    OTHER_MODEL = "other_model"  # the cloud answers with another model than the bundle's
     WATCH_FAILED = "watch_failed"  # the watch itself ended with an error, which is in the log
 
 
@@ -128,6 +129,7 @@ class Vigil:
             self._standing = Standing.UNWATCHED
         self._reason: Withdrawal | None = None
         self._since_s: float | None = None
+        self._other_model = False
         prices = manifest.multiplexer
         self.terms = Terms(0, prices.offload_first, prices.defer)
         self._begin(None if manifest.references is msgspec.UNSET else manifest.references)
@@ -201,19 +203,25 @@ class Vigil:
             seen = Comparison(sample.epoch, device.route.level, surest, device.label != cloud.label, kept, drawn)
         self._comparisons.append(seen)
 
+    def met_another_model(self) -> None:
+        """The cloud has answered with another model than the certificate is about."""
+        self._other_model = True
+
     # --- beside it ------------------------------------------------------------------------------------------------
 
     @property
     def due(self) -> bool:
         """Whether anything waits for a step."""
-        return self._reason is not Withdrawal.WATCH_FAILED and bool(self._inputs or self._scores or self._comparisons)
+        waiting = self._inputs or self._scores or self._comparisons or self._other_model
+        return self._reason is not Withdrawal.WATCH_FAILED and bool(waiting)
 
     def step(self) -> None:
         """Work off what has come in. Some milliseconds at most; never two at once."""
         now = self._wall()
         self._watch_streams()
         self._read_comparisons()
-        alarm = self._alarm()
+        alarm = Withdrawal.OTHER_MODEL if self._other_model and self._reason is None else self._alarm()
+        self._other_model = False
         if alarm is not None:
             self.withdraw(alarm)
         elif self.terms.calibrations:

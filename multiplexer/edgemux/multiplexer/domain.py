@@ -36,6 +36,7 @@ class Reason(StrEnum):
     CLOUD_UNREACHABLE = "cloud_unreachable"  # the device, after nobody answered
     CLOUD_OVERLOADED = "cloud_overloaded"  # the device, after the cloud refused
     CLOUD_BAD_ANSWER = "cloud_bad_answer"  # the device, after the cloud answered nonsense
+    CLOUD_INCOMPATIBLE = "cloud_incompatible"  # the device: the cloud lacks the model or method, or has another version
     DEVICE_FAILED = "device_failed"  # the cloud, after the device's own model failed
     EXPIRED = "expired"  # shed: the deadline passed before anything could run
     NO_ROUTE = "no_route"  # shed: every route failed or is too expensive

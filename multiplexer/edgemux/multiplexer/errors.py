@@ -10,7 +10,8 @@ EdgemuxError
 │   ├── DeadlineExceeded    not within the time allowed
 │   ├── Overloaded          refused by choice; may say when to come back
 │   ├── Unreachable         nobody answered
-│   └── BadAnswer           somebody answered, but not what was asked for
+│   ├── BadAnswer           somebody answered, but not what was asked for
+│   └── Incompatible        somebody answered that it does not serve this, or serves another version
 └── PassError               a compression pass could not be applied
 
 Messages may reach clients: they name fields, never paths, modules or the text of foreign exceptions.
@@ -70,6 +71,10 @@ class Unreachable(ExecutionError):
 
 class BadAnswer(ExecutionError):
     """The other side answered something else than was asked for: shape, dtype, values, identity."""
+
+
+class Incompatible(ExecutionError):
+    """The other side lacks the method, the model, or has another one: asking again cannot help until it changes."""
 
 
 class PassError(EdgemuxError):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+
+from edgemux.edge.request_log import Line
 
 # The promise: nothing is answered later than this after its deadline.
 GRACE_S = 0.020
@@ -42,18 +44,6 @@ class Entry(msgspec.Struct):
         return self.sent_s + self.elapsed_s
 
 
-class Line(msgspec.Struct):
-    """A request of one row as the agent's log has it."""
-
-    id: str
-    outcome: str
-    elapsed_s: float
-    rows: int = 1
-    routes: tuple[str, ...] = ()
-    reasons: tuple[str, ...] = ()
-    labels: tuple[int, ...] = ()
-
-
 class Agent(msgspec.Struct):
     """The agent's ledger: the lines of its log, how many it dropped, and how many requests it has in hand."""
 
@@ -63,7 +53,7 @@ class Agent(msgspec.Struct):
 
 
 class Verdict(msgspec.Struct):
-    """What is wrong, each with its id and why; ``refused`` are typed errors, which are no answers but no fault either."""
+    """What is wrong, each with its id and why. ``refused``: typed errors, which are no answers but no fault either."""
 
     requests: int
     lost: tuple[str, ...]
@@ -82,8 +72,8 @@ class Verdict(msgspec.Struct):
 TYPED = frozenset({"INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE"})
 
 
-def reconcile(client: Sequence[Entry], agent: Agent | None, known: Mapping[str, Sequence[int]]) -> Verdict:
-    """Compare the ledgers. ``known``: every variant's label of every picture; ``agent`` None: it keeps none.
+def reconcile(client: Sequence[Entry], agent: Agent, known: Mapping[str, Sequence[int]]) -> Verdict:
+    """Compare the ledgers. ``known``: every variant's label of every picture.
 
     lost: no outcome before the deadline, an outcome that is no typed error, an answer that the agent knows nothing of,
     or a request that it has never finished. doubled: finished twice. late: answered after the deadline. wrong: an
@@ -106,24 +96,18 @@ def reconcile(client: Sequence[Entry], agent: Agent | None, known: Mapping[str, 
             refused.append(f"{entry.id}: {entry.outcome}")
         else:
             lost.append(f"{entry.id}: {entry.outcome}")
-    doubled: tuple[str, ...] = _twice(entry.id for entry in client)
-    if agent is not None:
-        doubled += _twice(line.id for line in agent.lines)
-        known_to_agent = _by_id(agent.lines)
-        late += _late_by_the_agent(client, known_to_agent)
-        wrong += _disagreements(client, known_to_agent)
-        unknown = [e.id for e in client if e.outcome == ANSWERED and e.id not in known_to_agent]
-        lost += [f"{name}: answered, but not in the agent's log" for name in unknown[agent.dropped :]]
-        lost += [f"the agent has {agent.inflight} requests in hand that nobody waits for"] * (agent.inflight > 0)
+    doubled = _twice(entry.id for entry in client) + _twice(line.id for line in agent.lines)
+    lines = {line.id: line for line in agent.lines}
+    late += _late_by_the_agent(client, lines)
+    wrong += _disagreements(client, lines)
+    unknown = [e.id for e in client if e.outcome == ANSWERED and e.id not in lines]
+    lost += [f"{name}: answered, but not in the agent's log" for name in unknown[agent.dropped :]]
+    lost += [f"the agent has {agent.inflight} requests in hand that nobody waits for"] * (agent.inflight > 0)
     return Verdict(len(client), tuple(lost), doubled, tuple(late), tuple(wrong), tuple(refused))
 
 
-def _by_id(lines: Sequence[Line]) -> dict[str, Line]:
-    return {line.id: line for line in lines}
-
-
-def _twice(ids: object) -> tuple[str, ...]:
-    counts = Counter(ids)  # type: ignore[call-overload]
+def _twice(ids: Iterable[str]) -> tuple[str, ...]:
+    counts = Counter(ids)
     return tuple(f"{name}: {count} outcomes" for name, count in counts.items() if count > 1)
 
 
@@ -142,9 +126,9 @@ def _disagreements(client: Sequence[Entry], lines: Mapping[str, Line]) -> list[s
         line = lines.get(entry.id)
         if entry.outcome != ANSWERED or line is None:
             continue
-        said = (ANSWERED, (entry.route,), (entry.reason,), (entry.label,))
-        if (line.outcome, line.routes, line.reasons, line.labels) != said:
-            logged = f"{line.outcome} {line.routes} {line.reasons} {line.labels}"
+        said = (ANSWERED, (entry.route,), (entry.variant,), (entry.reason,), (entry.label,))
+        logged = (line.outcome, line.routes, line.variants, line.reasons, line.labels)
+        if logged != said:
             found.append(f"{entry.id}: the client has {said}, the agent {logged}")
     return found
 

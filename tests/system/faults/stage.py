@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemux.edge.config import EdgeConfig
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.chain import Chain
 from edgemux.multiplexer.onnx_model import OnnxModel
@@ -42,7 +41,7 @@ class Pictures(msgspec.Struct):
 
     @classmethod
     def of(cls, folder: Path, images: NDArray[np.uint8]) -> Pictures:
-        """``images`` as the bundle's own models answer them, without those about which the levels are not of one mind."""
+        """``images`` as the bundle's own models answer them, less those about which the levels are not of one mind."""
         bundle = Bundle.open(folder)
         manifest = bundle.manifest
         name = manifest.inputs[0].name
@@ -71,14 +70,12 @@ def write_config(path: Path, settings: Mapping[str, Any]) -> Path:
 class Agent:
     """An agent process with a log of its requests."""
 
-    def __init__(self, server: Any, log: Path | None) -> None:
+    def __init__(self, server: Any, log: Path) -> None:
         self.server = server
         self.log = log
 
-    def ledger(self, client: Sequence[Entry]) -> ledgers.Agent | None:
-        """What it has to say about the client's requests, once it has finished them; None where it keeps no log."""
-        if self.log is None:
-            return None
+    def ledger(self, client: Sequence[Entry]) -> ledgers.Agent:
+        """What it has to say about the client's requests, once it has finished and written them."""
         ids = frozenset(entry.id for entry in client)
         answered = sum(entry.outcome == ledgers.ANSWERED for entry in client)
         give_up_s = time.monotonic() + _PATIENCE_S
@@ -149,6 +146,15 @@ class Stage:
             load.first(lambda entry: entry.route == "cloud", within_s=_PATIENCE_S)
             load.wait(lambda: self.agent.breaker() == 0, _PATIENCE_S)
 
+    def heal(self) -> float:
+        """Repair the link; returns when, by the clock of ``Entry.sent_s``."""
+        self.proxy.heal()
+        return time.monotonic()
+
+    def recovery_s(self, load: Load, repaired_s: float, within_s: float = _PATIENCE_S) -> float:
+        """Wait for a cloud answer to a request that was sent after the repair: seconds from the one to the other."""
+        return load.first(lambda entry: entry.route == "cloud", within_s, repaired_s).ended_s - repaired_s
+
     def judge(self, load: Load) -> Verdict:
         """Both ledgers of a load that is over."""
         return reconcile(load.entries, self.agent.ledger(load.entries), self.pictures.labels)
@@ -167,21 +173,15 @@ def found_by(
     return Found(row, fault, verdict.requests, p99_ms=p99_ms, recovery_s=recovery_s, note=note, **counts)
 
 
-def settings(bundle: Path, address: str | None, log: Path | None, **more: Mapping[str, Any]) -> dict[str, Any]:
+def settings(bundle: Path, address: str | None, log: Path, **more: Mapping[str, Any]) -> dict[str, Any]:
     """An agent's configuration: no audits, which would be offloads that nobody asked for."""
     chosen: dict[str, Any] = {"bundle": str(bundle), "audit_share": 0.0, "drift": {"enabled": False}}
+    chosen["log"] = {"requests": str(log)}
     if address is not None:
         chosen["cloud"] = {"address": address}
-    if log is not None:
-        chosen["log"] = {"requests": str(log)}
     for section, values in more.items():
         chosen[section] = {**chosen.get(section, {}), **values}
     return chosen
-
-
-def keeps_a_log() -> bool:
-    """Whether agents keep a ledger of their own."""
-    return "log" in EdgeConfig.__struct_fields__
 
 
 @contextlib.contextmanager
@@ -189,7 +189,7 @@ def agent_process(
     serving: Any, folder: Path, bundle: Path, address: str | None, **more: Mapping[str, Any]
 ) -> Iterator[Agent]:
     """An agent in front of ``address``, configured in ``folder``; ``more``: sections of its configuration."""
-    log = folder / "requests.jsonl" if keeps_a_log() else None
+    log = folder / "requests.jsonl"
     config = write_config(folder / "agent.toml", settings(bundle, address, log, **more))
     with serving("edge", "--config", str(config)) as server:
         yield Agent(server, log)

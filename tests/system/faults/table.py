@@ -11,7 +11,7 @@ HEADS = ("row", "fault", "requests", "lost", "doubled", "late", "wrong", "refuse
 
 
 class Found(msgspec.Struct, omit_defaults=True):
-    """One row. p99_ms: of all its requests, fault and repair included. recovery_s: from repair to the first cloud answer.
+    """One row. p99_ms: of all its requests, fault and repair included. recovery_s: from repair to a cloud answer.
 
     None where the row has no such thing.
     """

@@ -13,7 +13,8 @@ from edgemux.edge.request_log import Line
 # The promise: nothing is answered later than this after its deadline.
 GRACE_S = 0.020
 # What the client's clock may be off on a test machine of two cores on which other suites run: its event loop was seen
-# 0.2 s late there. The agent's own clock, in its log, gets the promise and no more.
+# 0.2 s late there. The agent's own clock, in its log, gets the promise and no more; both get the time for which the
+# agent was ready to run and the kernel let others run instead, which the kernel counts (Entry.starved_s).
 BUSY_S = 0.25
 
 ANSWERED = "answered"
@@ -23,7 +24,7 @@ class Entry(msgspec.Struct):
     """A request as its client saw it; times by the client's monotonic clock.
 
     picture: its index among the load's pictures. outcome: "answered", the name of a gRPC status, or "" while there is
-    none. elapsed_s: from sending to the outcome.
+    none. elapsed_s: from sending to the outcome. starved_s: how long in between the agent waited for a CPU.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Entry(msgspec.Struct):
     variant: str = ""
     reason: str = ""
     degraded: bool = False
+    starved_s: float = 0.0
 
     @property
     def ended_s(self) -> float:
@@ -81,7 +83,7 @@ def reconcile(client: Sequence[Entry], agent: Agent, known: Mapping[str, Sequenc
     """
     lost, late, wrong, refused = [], [], [], []
     for entry in client:
-        over_s = entry.elapsed_s - entry.timeout_s
+        over_s = entry.elapsed_s - entry.timeout_s - entry.starved_s
         if entry.outcome == ANSWERED:
             if over_s > GRACE_S + BUSY_S:
                 late.append(f"{entry.id}: answered {over_s:.3f} s after its deadline")
@@ -115,8 +117,11 @@ def _late_by_the_agent(client: Sequence[Entry], lines: Mapping[str, Line]) -> li
     found = []
     for entry in client:
         line = lines.get(entry.id)
-        if line is not None and line.outcome == ANSWERED and line.elapsed_s > entry.timeout_s + GRACE_S:
-            found.append(f"{entry.id}: the agent took {line.elapsed_s:.3f} s of {entry.timeout_s:g} s")
+        if line is None or line.outcome != ANSWERED:
+            continue
+        if line.elapsed_s > entry.timeout_s + GRACE_S + entry.starved_s:
+            starved = f", {entry.starved_s:.3f} s of them without a CPU" if entry.starved_s else ""
+            found.append(f"{entry.id}: the agent took {line.elapsed_s:.3f} s of {entry.timeout_s:g} s{starved}")
     return found
 
 

@@ -25,6 +25,8 @@ from tests.system.faults.table import Found
 
 # A device answer of the tiny bundle below this confidence is worth an offload: the cloud's is sure, its price 0.2.
 DOUBTFUL = 0.75
+# So many doubtful pictures in a row that the cloud answers: nothing keeps them on the device any more.
+WELL = 25
 _PATIENCE_S = 30.0
 
 
@@ -38,6 +40,11 @@ class Pictures(msgspec.Struct):
     images: NDArray[np.uint8]
     labels: Mapping[str, Sequence[int]]
     doubtful: int
+
+    @property
+    def mixed(self) -> list[int]:
+        """Two doubtful ones, then a sure one, and so on."""
+        return [i // 3 * 2 + i % 3 if i % 3 < 2 else self.doubtful + i // 3 for i in range(self.doubtful // 2 * 3)]
 
     @classmethod
     def of(cls, folder: Path, images: NDArray[np.uint8]) -> Pictures:
@@ -88,6 +95,11 @@ class Agent:
                 return ledgers.Agent(lines, dropped, inflight)
             time.sleep(0.02)
 
+    def load(self, backstage: Backstage, seen: Pictures, **how: Any) -> Load:
+        """A load on it of the pictures that are seen."""
+        how.setdefault("order", seen.mixed)
+        return Load(backstage, self.server.grpc, seen.images, pid=self.server.popen.pid, **how)
+
     def metric(self, name: str) -> float:
         """The sum of all series of a metric; 0 where there is none yet."""
         series = self.server.scrape()
@@ -118,9 +130,8 @@ class Stage:
         self._real = real
 
     def load(self, **how: Any) -> Load:
-        """A load on the agent, by default of pictures for which the cloud is wanted."""
-        how.setdefault("order", range(self.pictures.doubtful))
-        return Load(self.backstage, self.agent.server.grpc, self.pictures.images, **how)
+        """A load on the agent, by default of two pictures for which the cloud is wanted and one for which it is not."""
+        return self.agent.load(self.backstage, self.pictures, **how)
 
     def lead_to_the_real_cloud(self) -> None:
         """Also cuts the connection to the simulated one."""
@@ -138,13 +149,17 @@ class Stage:
         """What the simulated cloud does from now on."""
         self.backstage.call(setattr, self.simulated, "answer", how)
 
+    def simulated_is_ready(self, ready: bool) -> None:
+        """What the simulated cloud says when it is asked whether it serves the model."""
+        self.backstage.call(setattr, self.simulated, "ready", ready)
+
     def well(self) -> None:
         """Everything works again, and the agent knows: it offloads."""
         self.proxy.heal()
         self.answer(self.simulated.well)
-        with self.load(rate_per_s=40.0) as load:
-            load.first(lambda entry: entry.route == "cloud", within_s=_PATIENCE_S)
-            load.wait(lambda: self.agent.breaker() == 0, _PATIENCE_S)
+        self.simulated_is_ready(True)
+        with self.load(order=range(self.pictures.doubtful)) as load:
+            load.wait(lambda: _all_in_the_cloud([e for e in list(load.entries) if e.outcome][-WELL:]), _PATIENCE_S)
 
     def heal(self) -> float:
         """Repair the link; returns when, by the clock of ``Entry.sent_s``."""
@@ -159,9 +174,9 @@ class Stage:
         """Both ledgers of a load that is over."""
         return reconcile(load.entries, self.agent.ledger(load.entries), self.pictures.labels)
 
-    def found(self, row: int, fault: str, load: Load, recovery_s: float | None = None, note: str = "") -> Found:
-        """The line of a row's load for the table."""
-        return found_by(self.judge(load), row, fault, load, recovery_s, note)
+
+def _all_in_the_cloud(latest: Sequence[Entry]) -> bool:
+    return len(latest) == WELL and all(entry.route == "cloud" for entry in latest)
 
 
 def found_by(

@@ -96,6 +96,12 @@ def test_each_fault_is_found_and_named(what: str) -> None:
     assert set(verdict.faults) >= set(getattr(verdict, kind))
 
 
+def test_time_without_a_cpu_is_not_the_agents_and_no_more_than_that_is_forgiven() -> None:
+    late = line(GOOD[0], elapsed_s=0.4 + GRACE_S + 0.05)
+    assert judged(spoilt(starved_s=0.051), [late, *LOG[1:]]).faults == ()
+    assert judged(spoilt(starved_s=0.049), [late, *LOG[1:]]).late
+
+
 def test_a_typed_error_in_time_is_a_refusal_and_no_fault() -> None:
     verdict = judged(spoilt(outcome="RESOURCE_EXHAUSTED"), LOG[1:])
     assert (len(verdict.refused), verdict.faults) == (1, ())

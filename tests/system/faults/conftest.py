@@ -75,7 +75,7 @@ def shared_stage(
 ) -> Iterator[Stage]:
     """The processes that rows share whose fault lies between agent and cloud."""
     # A shorter ramp, so that rows need not wait five seconds for each other; rows 4 and 32 have the usual one.
-    breaker = {"ramp_s": 1.0}
+    breaker = {"ramp_s": 0.5}
     with stage(serving, tmp_path_factory.mktemp("stage"), tiny_bundle, seen, breaker=breaker) as set_up:
         yield set_up
 

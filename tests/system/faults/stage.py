@@ -172,7 +172,11 @@ class Stage:
 
     def judge(self, load: Load) -> Verdict:
         """Both ledgers of a load that is over."""
-        return reconcile(load.entries, self.agent.ledger(load.entries), self.pictures.labels)
+        return self.judge_of(self.agent, load)
+
+    def judge_of(self, agent: Agent, load: Load) -> Verdict:
+        """The same of another agent's load."""
+        return reconcile(load.entries, agent.ledger(load.entries), self.pictures.labels)
 
 
 def _all_in_the_cloud(latest: Sequence[Entry]) -> bool:

@@ -30,8 +30,7 @@ def agent_of(tiny_bundle: Path) -> AgentFactory:
 
     def make(address: str | None, **settings: Any) -> contextlib.AbstractAsyncContextManager[Agent]:
         settings.setdefault("audit_share", 0.0)
-        accept = settings.pop("accept_other_models", False)
-        cloud = CloudSettings(address=address, accept_other_models=accept)
+        cloud = CloudSettings(address=address, accept_other_models=settings.pop("accept_other_models", False))
         config = EdgeConfig(bundle=tiny_bundle, cloud=cloud, **settings)
         return open_agent(config)
 

@@ -65,6 +65,12 @@ def test_an_array_of_any_datatype_arrives_as_it_was_sent(data: st.DataObject, da
     np.testing.assert_array_equal(read_outputs(response, (tensor,), shape[0])["x"], array)
 
 
+def test_a_dimension_of_0_is_refused_where_any_size_is_taken() -> None:
+    empty = make_request("m", {"x": np.zeros((1, 0, 2), np.float32)})
+    with pytest.raises(InputError, match=r"^x: shape has a dimension of 0$"):
+        read_inputs(empty, (Tensor("x", "FP32", (-1, -1, 2)),))
+
+
 @pytest.mark.parametrize(
     ("shape", "says"),
     [

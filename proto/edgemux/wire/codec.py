@@ -135,6 +135,8 @@ def _checked_shape(message: Any, expected: Sequence[int], max_batch: int) -> tup
     for size, want in zip(shape, expected, strict=True):
         if want >= 0 and size != want:
             raise InputError(name, f"shape {list(shape)}, expected {_dims(expected)}"[:200])
+    if 0 in shape:  # which a dimension of any size would take
+        raise InputError(name, "shape has a dimension of 0")
     if shape[0] > max_batch:
         raise TooLarge(name, f"batch of {shape[0]}, at most {max_batch}")
     return shape

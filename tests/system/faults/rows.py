@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import msgspec
 
 from edgemux.edge.request_log import Line
 from tests.system.faults.ledgers import Entry, percentile, waited_after
 from tests.system.faults.load import Load
-from tests.system.faults.stage import Stage, found_by
+from tests.system.faults.stage import Scene, found_by
 from tests.system.faults.table import Found
 
 # Reasons of a device answer that was held up by the cloud until it was clear that the cloud would not answer.
@@ -23,10 +24,10 @@ RECOVERY_S, BUSY_RECOVERY_S = 2.0, 1.0
 # (A request that waited for a dead cloud would be 0.3 s over.)
 OVER_DEVICE_S, BUSY_DEVICE_S = 0.002, 0.15
 
-Act = Callable[[Stage], None]
+S = TypeVar("S", bound=Scene)
 
 
-class Row(msgspec.Struct, frozen=True):
+class Row(msgspec.Struct, Generic[S], frozen=True):
     """A fault between the agent and a cloud, made while a load goes on, and repaired.
 
     causes: of these reasons at least one must be seen while the fault lasts, and beside USUAL no other may. during:
@@ -36,14 +37,13 @@ class Row(msgspec.Struct, frozen=True):
 
     number: int
     fault: str
-    begin: Act
+    begin: Callable[[S], None]
     causes: frozenset[str]
-    during: Callable[[Stage, Load], None] | None = None
-    repair: Act | None = None
+    during: Callable[[S, Load], None] | None = None
+    repair: Callable[[S], None] | None = None
     requests: int = 120
     opens: bool = True
     recovery_s: float = RECOVERY_S
-    simulated: bool = False
     timeout_s: float = 0.4
     rate_per_s: float = 80.0
 
@@ -66,7 +66,7 @@ class Played(msgspec.Struct):
         return [e for e in self.load.entries if e.ended_s > self.began_s and e.sent_s < self.repaired_s]
 
 
-def play(row: Row, stage: Stage) -> Played:
+def play(row: Row[S], stage: S) -> Played:
     """Half a second of normality, the fault, the repair, the first cloud answer and half a second more."""
     opened = False
     with stage.load(timeout_s=row.timeout_s, rate_per_s=row.rate_per_s) as load:
@@ -88,7 +88,7 @@ def play(row: Row, stage: Stage) -> Played:
     return Played(load, began_s, repaired_s, recovery_s, opened)
 
 
-def check(row: Row, played: Played, stage: Stage, report: Callable[[Found], None]) -> None:
+def check(row: Row[S], played: Played, stage: S, report: Callable[[Found], None]) -> None:
     """Every promise that holds for all rows; the line for the table comes first, so that it shows failures too."""
     load, during = played.load, played.during
     ledger = stage.agent.ledger(load.entries)

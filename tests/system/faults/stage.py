@@ -110,61 +110,32 @@ class Agent:
         return int(self.metric("edgemux_breaker_state"))
 
 
-class Stage:
-    """An agent whose cloud is behind ``proxy``: the real one, or a simulated one that answers as it is told."""
+class Scene:
+    """An agent, a cloud, and something between them that can be broken and mended."""
 
-    def __init__(
-        self,
-        backstage: Backstage,
-        proxy: FaultProxy,
-        agent: Agent,
-        real: str,
-        simulated: SimulatedCloud,
-        seen: Pictures,
-    ) -> None:
+    def __init__(self, backstage: Backstage, agent: Agent, seen: Pictures) -> None:
         self.backstage = backstage
-        self.proxy = proxy
         self.agent = agent
-        self.simulated = simulated
         self.pictures = seen
-        self._real = real
+
+    def mend(self) -> None:
+        """Repair what is between them."""
+        raise NotImplementedError
+
+    def heal(self) -> float:
+        """Repair it; returns when, by the clock of ``Entry.sent_s``."""
+        self.mend()
+        return time.monotonic()
 
     def load(self, **how: Any) -> Load:
         """A load on the agent, by default of two pictures for which the cloud is wanted and one for which it is not."""
         return self.agent.load(self.backstage, self.pictures, **how)
 
-    def lead_to_the_real_cloud(self) -> None:
-        """Also cuts the connection to the simulated one."""
-        self._lead_to(self._real)
-
-    def lead_to_the_simulated_cloud(self) -> None:
-        """Also cuts the connection to the real one."""
-        self._lead_to(self.simulated.address)
-
-    def _lead_to(self, address: str) -> None:
-        self.proxy.lead_to(address)
-        self.proxy.reset()
-
-    def answer(self, how: Callable[[Any, Any], Any]) -> None:
-        """What the simulated cloud does from now on."""
-        self.backstage.call(setattr, self.simulated, "answer", how)
-
-    def simulated_is_ready(self, ready: bool) -> None:
-        """What the simulated cloud says when it is asked whether it serves the model."""
-        self.backstage.call(setattr, self.simulated, "ready", ready)
-
     def well(self) -> None:
-        """Everything works again, and the agent knows: it offloads."""
-        self.proxy.heal()
-        self.answer(self.simulated.well)
-        self.simulated_is_ready(True)
+        """Everything works again, and the agent knows: nothing that the cloud is wanted for stays on the device."""
+        self.mend()
         with self.load(order=range(self.pictures.doubtful)) as load:
             load.wait(lambda: _all_in_the_cloud([e for e in list(load.entries) if e.outcome][-WELL:]), _PATIENCE_S)
-
-    def heal(self) -> float:
-        """Repair the link; returns when, by the clock of ``Entry.sent_s``."""
-        self.proxy.heal()
-        return time.monotonic()
 
     def recovery_s(self, load: Load, repaired_s: float, within_s: float = _PATIENCE_S) -> float:
         """Wait for a cloud answer to a request that was sent after the repair: seconds from the one to the other."""
@@ -177,6 +148,55 @@ class Stage:
     def judge_of(self, agent: Agent, load: Load) -> Verdict:
         """The same of another agent's load."""
         return reconcile(load.entries, agent.ledger(load.entries), self.pictures.labels)
+
+
+class Stage(Scene):
+    """A scene with a proxy in between, and a real cloud, or a simulated one that answers as it is told."""
+
+    def __init__(
+        self,
+        backstage: Backstage,
+        proxy: FaultProxy,
+        agent: Agent,
+        real: str,
+        simulated: SimulatedCloud,
+        seen: Pictures,
+    ) -> None:
+        super().__init__(backstage, agent, seen)
+        self.proxy = proxy
+        self.simulated = simulated
+        self.real = real
+
+    def mend(self) -> None:
+        """Make the link clear."""
+        self.proxy.heal()
+
+    def lead_to_the_real_cloud(self) -> None:
+        """Also cuts the connection to the simulated one."""
+        self.lead_to(self.real)
+
+    def lead_to_the_simulated_cloud(self) -> None:
+        """Also cuts the connection to the real one."""
+        self.lead_to(self.simulated.address)
+
+    def lead_to(self, address: str) -> None:
+        """Let the proxy lead to HOST:PORT, and cut what leads elsewhere."""
+        self.proxy.lead_to(address)
+        self.proxy.reset()
+
+    def answer(self, how: Callable[[Any, Any], Any]) -> None:
+        """What the simulated cloud does from now on."""
+        self.backstage.call(setattr, self.simulated, "answer", how)
+
+    def simulated_is_ready(self, ready: bool) -> None:
+        """What the simulated cloud says when it is asked whether it serves the model."""
+        self.backstage.call(setattr, self.simulated, "ready", ready)
+
+    def well(self) -> None:
+        """So is the simulated cloud."""
+        self.answer(self.simulated.well)
+        self.simulated_is_ready(True)
+        super().well()
 
 
 def _all_in_the_cloud(latest: Sequence[Entry]) -> bool:

@@ -50,7 +50,7 @@ def slow(delay_s: float) -> Callable[[Stage], None]:
     return lambda stage: stage.answer(answers.slow(stage.simulated, delay_s))
 
 
-ROWS = (
+ROWS: tuple[Row[Stage], ...] = (
     Row(11, "slow, just under the deadline", slow(0.3), TIMEOUT | {"deferred"}, opens=False),
     Row(11, "slow, over the deadline", slow(0.6), TIMEOUT),
     Row(11, "slower than a cloud may be", slow(SLOW_S + 0.2), TIMEOUT | {"deferred"}, timeout_s=3.0, requests=240),
@@ -81,12 +81,14 @@ ROWS = (
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
-def test_every_accepted_request_gets_one_answer(row: Row, simulated: Stage, report: Callable[[Found], None]) -> None:
+def test_every_accepted_request_gets_one_answer(
+    row: Row[Stage], simulated: Stage, report: Callable[[Found], None]
+) -> None:
     row = row_with_repair(row)
     check(row, play(row, simulated), simulated, report)
 
 
-def row_with_repair(row: Row) -> Row:
+def row_with_repair(row: Row[Stage]) -> Row[Stage]:
     """The cloud answers well again."""
     return replace(row, repair=lambda stage: stage.answer(stage.simulated.well))
 

@@ -39,7 +39,7 @@ def corrupted(share: float) -> Callable[[Stage], None]:
     return lambda stage: stage.proxy.trouble(corrupt=share)
 
 
-ROWS = (
+ROWS: tuple[Row[Stage], ...] = (
     Row(4, "black hole both ways", lambda s: s.proxy.stall(), SILENCE),
     Row(5, "black hole, answers lost", lambda s: s.proxy.stall("mute"), SILENCE),
     Row(5, "black hole, requests lost", lambda s: s.proxy.stall("deaf"), SILENCE),
@@ -63,5 +63,7 @@ ROWS = (
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
-def test_every_accepted_request_gets_one_answer(row: Row, on_stage: Stage, report: Callable[[Found], None]) -> None:
+def test_every_accepted_request_gets_one_answer(
+    row: Row[Stage], on_stage: Stage, report: Callable[[Found], None]
+) -> None:
     check(row, play(row, on_stage), on_stage, report)

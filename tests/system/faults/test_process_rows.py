@@ -75,7 +75,7 @@ def test_row_1_an_agent_whose_cloud_is_down_is_ready_as_soon_as_any_and_finds_th
 
 
 def test_row_2_a_name_that_nobody_knows_is_as_good_as_a_cloud_that_is_down(
-    backstage: Backstage,
+    on_stage: Stage,
     serving: Any,
     tmp_path: Path,
     tiny_bundle: Path,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from edgemux.edge.request_log import Line
 from tests.system.faults.ledgers import Entry, percentile, waited_after
@@ -18,6 +19,8 @@ from tests.system.faults.table import Found
 WAITED = frozenset({"cloud_timeout", "cloud_unreachable", "cloud_bad_answer", "cloud_incompatible"})
 # What may be said of any request while the cloud is not well: it was not asked, or did answer.
 USUAL = frozenset({"confident", "breaker", "link", "deferred", "offloaded", "device_busy"})
+# The share of requests that may still be sent over a link on which they turn out to be too slow.
+MISJUDGED = 0.1
 # The promises, and what a busy test machine may add to each; the true figures are in the table.
 FAILURES = 3
 RECOVERY_S, BUSY_RECOVERY_S = 2.0, 1.0
@@ -32,7 +35,8 @@ class Row(msgspec.Struct, Generic[S], frozen=True):
 
     causes: of these reasons at least one must be seen while the fault lasts, and beside USUAL no other may. during:
     what happens while it lasts, None for ``requests`` requests. opens: whether the breaker must open. repair: what it
-    takes beside healing the proxy. recovery_s: the longest from the repair to a cloud answer.
+    takes beside healing the proxy. recovery_s: the longest from the repair to a cloud answer. gated: the agent must know
+    the link well enough after half of the fault to send hardly anything more that will not be answered in time.
     """
 
     number: int
@@ -44,6 +48,7 @@ class Row(msgspec.Struct, Generic[S], frozen=True):
     requests: int = 120
     opens: bool = True
     recovery_s: float = RECOVERY_S
+    gated: bool = False
     timeout_s: float = 0.4
     rate_per_s: float = 80.0
 
@@ -95,8 +100,8 @@ def check(row: Row[S], played: Played, stage: S, report: Callable[[Found], None]
     lines = {line.id: line for line in ledger.lines}
     verdict = stage.judge(load)
     over_s = over_device_s(load.entries, during, lines)
-    note = "" if over_s is None else f"{over_s * 1000:+.1f} ms"
-    report(found_by(verdict, row.number, row.fault, load, played.recovery_s, note))
+    found = found_by(verdict, row.number, row.fault, load, played.recovery_s)
+    report(replace(found, open_ms=None if over_s is None else over_s * 1000))
     assert verdict.faults == ()
     assert verdict.refused == ()
     reasons = {entry.reason for entry in during}
@@ -106,6 +111,9 @@ def check(row: Row[S], played: Played, stage: S, report: Callable[[Found], None]
     if row.opens:
         assert played.opened
         assert [entry.id for entry in waited_after(during, FAILURES, WAITED, played.began_s)] == []
+    if row.gated:
+        later = during[len(during) // 2 :]
+        assert sum(entry.reason in WAITED for entry in later) <= MISJUDGED * len(later)
     if over_s is not None:
         assert over_s <= OVER_DEVICE_S + BUSY_DEVICE_S
 

@@ -79,10 +79,11 @@ def on_cable(wired: Wired) -> Wired:
 ROWS: tuple[Row[Wired], ...] = (
     Row(4, "packets lost both ways", lambda s: s.cable.lose_everything(), SILENCE, requests=160),
     Row(5, "packets lost, answers", lambda s: s.cable.lose_answers(), SILENCE),
-    Row(12, "1 Gbit/s becomes 2 KB/s, tc", lambda s: s.cable.limit(16_000), SILENCE | {"link"}, opens=False),
+    Row(12, "bandwidth falls to 2 KB/s, tc", lambda s: s.cable.limit(16_000), SILENCE | {"link"},
+        opens=False, gated=True, requests=200),
     Row(14, "5 % of packets lost", lambda s: s.cable.lose(0.05), SILENCE | {"deferred"}, requests=320, opens=False),
     Row(15, "packets over 576 bytes lost", lambda s: s.cable.lose_large(576), SILENCE),
-)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)

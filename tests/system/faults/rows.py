@@ -35,8 +35,8 @@ class Row(msgspec.Struct, Generic[S], frozen=True):
 
     causes: of these reasons at least one must be seen while the fault lasts, and beside USUAL no other may. during:
     what happens while it lasts, None for ``requests`` requests. opens: whether the breaker must open. repair: what it
-    takes beside healing the proxy. recovery_s: the longest from the repair to a cloud answer. gated: the agent must know
-    the link well enough after half of the fault to send hardly anything more that will not be answered in time.
+    takes beside healing the proxy. recovery_s: the longest from the repair to a cloud answer. gated: the agent must
+    know the link so well after half of the fault that it sends hardly anything more that is not answered in time.
     """
 
     number: int

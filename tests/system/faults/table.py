@@ -7,25 +7,13 @@ from pathlib import Path
 
 import msgspec
 
-HEADS = (
-    "row",
-    "fault",
-    "requests",
-    "lost",
-    "doubled",
-    "late",
-    "wrong",
-    "refused",
-    "p99 ms",
-    "open +ms",
-    "recovery s",
-    "note",
-)
+COUNTS = ("requests", "lost", "doubled", "late", "wrong", "refused")
+HEADS = ("row", "fault", *COUNTS, "p99 ms", "open +ms", "recovery s", "note")
 
 
 class Found(msgspec.Struct, omit_defaults=True):
     """One row. p99_ms: of all its requests, fault and repair included. recovery_s: from repair to a cloud answer.
-    open_ms: by how much the p99 of requests kept from the cloud by the breaker exceeds that of the device's own answers.
+    open_ms: by how much the p99 of requests that the breaker kept from the cloud exceeds that of the device's own.
 
     None where the row has no such thing.
     """
@@ -54,7 +42,7 @@ class Found(msgspec.Struct, omit_defaults=True):
 
 def total(found: Sequence[Found]) -> Found:
     """All rows together: sums, and the worst of the times."""
-    sums = {name: sum(getattr(row, name) for row in found) for name in HEADS[2:8]}
+    sums = {name: sum(getattr(row, name) for row in found) for name in COUNTS}
     p99 = max((row.p99_ms for row in found if row.p99_ms is not None), default=None)
     recovery = max((row.recovery_s for row in found if row.recovery_s is not None), default=None)
     return Found(

@@ -219,7 +219,7 @@ def settings(bundle: Path, address: str | None, log: Path, **more: Mapping[str, 
     if address is not None:
         chosen["cloud"] = {"address": address}
     for section, values in more.items():
-        chosen[section] = {**chosen.get(section, {}), **values}
+        chosen[section] = chosen.get(section, {}) | dict(values)
     return chosen
 
 

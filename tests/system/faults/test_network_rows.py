@@ -51,7 +51,7 @@ def wired(tiny_bundle: Path, serving: Any, seen: Pictures, tmp_path_factory: pyt
         def start_cloud(again: bool = False) -> str:
             """``again``: kill the one that runs; the new one listens where it did."""
             clouds.close()
-            options = ("--bundle", str(tiny_bundle), "--host", CLOUD_ADDRESS, "--grpc-port", at[0])
+            options = ("--bundle", str(tiny_bundle), "--host", CLOUD_ADDRESS, "--insecure", "--grpc-port", at[0])
             server = clouds.enter_context(serving("cloud", *options, within=between.cloud.within))
             at[0] = server.grpc.rpartition(":")[2]
             return str(server.grpc)

@@ -138,3 +138,8 @@ def overloaded(pushback_s: float, seen_s: list[float]) -> Answer:
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
 
     return answer
+
+
+def label_of(probabilities: bytes) -> bytes:
+    """The label INT64 of probabilities FP32 [classes], as raw contents."""
+    return np.frombuffer(probabilities, np.float32).argmax().astype(np.int64).tobytes()

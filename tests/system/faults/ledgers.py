@@ -55,7 +55,10 @@ class Agent(msgspec.Struct):
 
 
 class Verdict(msgspec.Struct):
-    """What is wrong, each with its id and why. ``refused``: typed errors, which are no answers but no fault either."""
+    """What is wrong, each with its id and why. ``refused``: typed errors, which are no answers but no fault either.
+
+    starved: those of them that would have been answered in time, had the kernel let the agent run.
+    """
 
     requests: int
     lost: tuple[str, ...]
@@ -63,6 +66,7 @@ class Verdict(msgspec.Struct):
     late: tuple[str, ...]
     wrong: tuple[str, ...]
     refused: tuple[str, ...]
+    starved: tuple[str, ...] = ()
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -81,7 +85,7 @@ def reconcile(client: Sequence[Entry], agent: Agent, known: Mapping[str, Sequenc
     or a request that it has never finished. doubled: finished twice. late: answered after the deadline. wrong: an
     answer that its variant does not give for that picture, or about which the ledgers disagree.
     """
-    lost, late, wrong, refused = [], [], [], []
+    lost, late, wrong, refused, excused = [], [], [], [], []
     for entry in client:
         over_s = entry.elapsed_s - entry.timeout_s - entry.starved_s
         if entry.outcome == ANSWERED:
@@ -95,7 +99,9 @@ def reconcile(client: Sequence[Entry], agent: Agent, known: Mapping[str, Sequenc
         elif not entry.outcome or over_s > GRACE_S + BUSY_S:
             lost.append(f"{entry.id}: no outcome by {entry.timeout_s:g} s and {GRACE_S + BUSY_S:g} s of grace")
         elif entry.outcome in TYPED:
-            refused.append(f"{entry.id}: {entry.outcome}")
+            starved = f", {entry.starved_s:.3f} s of them without a CPU" if entry.starved_s else ""
+            kind = excused if was_starved(entry) else refused
+            kind.append(f"{entry.id}: {entry.outcome} after {entry.elapsed_s:.3f} s{starved}")
         else:
             lost.append(f"{entry.id}: {entry.outcome}")
     doubled = _twice(entry.id for entry in client) + _twice(line.id for line in agent.lines)
@@ -105,7 +111,16 @@ def reconcile(client: Sequence[Entry], agent: Agent, known: Mapping[str, Sequenc
     unknown = [e.id for e in client if e.outcome == ANSWERED and e.id not in lines]
     lost += [f"{name}: answered, but not in the agent's log" for name in unknown[agent.dropped :]]
     lost += [f"the agent has {agent.inflight} requests in hand that nobody waits for"] * (agent.inflight > 0)
-    return Verdict(len(client), tuple(lost), doubled, tuple(late), tuple(wrong), tuple(refused))
+    return Verdict(len(client), tuple(lost), doubled, tuple(late), tuple(wrong), tuple(refused), tuple(excused))
+
+
+def was_starved(entry: Entry) -> bool:
+    """Whether a request ran out of time because the agent got no CPU: without that it would have been in time.
+
+    A quarter of the deadline is more than what the agent can make up for by answering on the device.
+    """
+    needed_s = max(entry.elapsed_s - entry.timeout_s, entry.timeout_s / 4)
+    return entry.outcome == "DEADLINE_EXCEEDED" and entry.starved_s >= needed_s
 
 
 def _twice(ids: Iterable[str]) -> tuple[str, ...]:

@@ -84,14 +84,15 @@ class Agent:
     def ledger(self, client: Sequence[Entry]) -> ledgers.Agent:
         """What it has to say about the client's requests, once it has finished and written them."""
         ids = frozenset(entry.id for entry in client)
-        answered = sum(entry.outcome == ledgers.ANSWERED for entry in client)
+        answered = {entry.id for entry in client if entry.outcome == ledgers.ANSWERED}
         give_up_s = time.monotonic() + _PATIENCE_S
         while True:
             series = self.server.scrape()
             dropped = int(series.get("edgemux_log_dropped_total", 0))
             inflight = int(sum(value for name, value in series.items() if name.startswith("edgemux_inflight")))
             lines = read_log(self.log, ids)
-            if (len(lines) + dropped >= answered and not inflight) or time.monotonic() > give_up_s:
+            unwritten = len(answered - {line.id for line in lines})
+            if (unwritten <= dropped and not inflight) or time.monotonic() > give_up_s:
                 return ledgers.Agent(lines, dropped, inflight)
             time.sleep(0.02)
 
@@ -209,6 +210,8 @@ def found_by(
     """A verdict as a line for the table."""
     counts = {name: len(getattr(verdict, name)) for name in ("lost", "doubled", "late", "wrong", "refused")}
     p99_ms = percentile([entry.elapsed_s for entry in load.entries], 0.99) * 1000
+    if verdict.starved:
+        note = f"{note}; {len(verdict.starved)} starved of CPU".removeprefix("; ")
     return Found(row, fault, verdict.requests, p99_ms=p99_ms, recovery_s=recovery_s, note=note, **counts)
 
 

@@ -102,6 +102,14 @@ def test_time_without_a_cpu_is_not_the_agents_and_no_more_than_that_is_forgiven(
     assert judged(spoilt(starved_s=0.049), [late, *LOG[1:]]).late
 
 
+def test_running_out_of_time_for_want_of_a_cpu_is_told_apart_from_refusing() -> None:
+    spent = {"outcome": "DEADLINE_EXCEEDED", "elapsed_s": 0.6}
+    assert judged(spoilt(**spent, starved_s=0.25), LOG[1:]).starved
+    for why in ({"starved_s": 0.15}, {"starved_s": 0.25, "outcome": "RESOURCE_EXHAUSTED"}):
+        verdict = judged(spoilt(**(spent | why)), LOG[1:])
+        assert (len(verdict.refused), verdict.starved) == (1, ())
+
+
 def test_a_typed_error_in_time_is_a_refusal_and_no_fault() -> None:
     verdict = judged(spoilt(outcome="RESOURCE_EXHAUSTED"), LOG[1:])
     assert (len(verdict.refused), verdict.faults) == (1, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,8 @@ from tests.system.faults.table import Found
 
 GONE, TIMEOUT = frozenset({"cloud_unreachable"}), frozenset({"cloud_timeout"})
 SILENCE = GONE | TIMEOUT
-LONG_S = 6.0
+# Long enough for TCP to have doubled its patience several times. By hand it may be longer.
+LONG_S = float(os.environ.get("EDGEMUX_FAULTS_OUTAGE_S", "6"))
 
 
 class Wired(Scene):

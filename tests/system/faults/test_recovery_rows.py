@@ -111,8 +111,8 @@ def test_row_32_a_thousand_edges_come_back_a_share_at_a_time(outage_s: float, re
     asked = reconnection(BreakerSettings(), edges, rate_per_s, outage_s, after_s=12.0, seed=1)
     per_s = [sum(second <= at < second + 1 for at in asked) for second in range(12)]
     tenths = [sum(tenth <= at * 10 < tenth + 1 for at in asked) for tenth in range(120)]
-    note = " ".join(f"{count / full_per_s:.2f}" for count in per_s[:8])
-    report(Found(32, f"1,000 edges after {outage_s:g} s, load by s", len(asked), note=note))
+    loads = " ".join(f"{count / full_per_s:.2f}" for count in per_s[:8])
+    report(Found(32, f"1,000 edges after {outage_s:g} s", 0, note=f"simulated; load by second: {loads}"))
     # A second's load is at most what the ramp allows at its end, and each edge's probe and first request.
     for second in range(int(ramp_s)):
         allowed = RAMP_FROM + (1 - RAMP_FROM) * (second + 1) / ramp_s

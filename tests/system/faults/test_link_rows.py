@@ -10,7 +10,7 @@ import pytest
 from edgemux.wire.channel import KEEPALIVE_TIMEOUT_S
 from tests.system.faults.load import Load
 from tests.system.faults.rows import RECOVERY_S, Row, check, play
-from tests.system.faults.stage import Stage
+from tests.system.faults.stage import Stage, found_by
 from tests.system.faults.table import Found
 
 TIMEOUT, GONE, BAD = frozenset({"cloud_timeout"}), frozenset({"cloud_unreachable"}), frozenset({"cloud_bad_answer"})
@@ -19,6 +19,8 @@ SILENCE = TIMEOUT | GONE
 # The channel notices that nobody is there by a ping that is not answered. A ping goes along with what is sent, so it
 # is the ping's patience that counts, and then the usual time to recover.
 HALF_OPEN_S = KEEPALIVE_TIMEOUT_S + RECOVERY_S
+# So many damaged messages must have come through to be refused.
+DAMAGED = 10
 STORM_S, STORM_INTERVAL_S = 2.0, 0.03
 HTTP = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 GARBAGE = bytes((i * 193 + 71) % 256 for i in range(4096))
@@ -64,6 +66,26 @@ ROWS: tuple[Row[Stage], ...] = (
         opens=False, requests=240),
     Row(21, "the stream is cut short", lambda s: s.proxy.trouble(truncate_after=20), GONE | BAD, opens=False),
 )  # fmt: skip
+
+
+def test_row_19_a_flipped_bit_in_plaintext_never_becomes_an_answer(
+    on_stage: Stage, report: Callable[[Found], None]
+) -> None:
+    """So seldom that most connections last and most damage is to pixels and probabilities, not to HTTP/2."""
+    with on_stage.load(rate_per_s=None, clients=4, order=range(on_stage.pictures.doubtful)) as load:
+        load.more(40)
+        on_stage.proxy.trouble(corrupt=0.02)
+        load.wait(lambda: len(reasons_of(load, BAD)) >= DAMAGED and len(load.entries) >= 1000)
+        recovery_s = on_stage.recovery_s(load, on_stage.heal())
+    verdict = on_stage.judge(load)
+    damaged = reasons_of(load, BAD)
+    note = f"{len(damaged)} answers refused, {len(reasons_of(load, GONE))} connections broken"
+    report(found_by(verdict, 19, "bits flip in every 50th chunk", load, recovery_s, note))
+    assert verdict.faults + verdict.refused == ()
+
+
+def reasons_of(load: Load, causes: frozenset[str]) -> list[str]:
+    return [entry.reason for entry in list(load.entries) if entry.reason in causes]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -57,13 +58,14 @@ class Row(msgspec.Struct, Generic[S], frozen=True):
 
 
 class Played(msgspec.Struct):
-    """What became of a row's load: ``during`` was under way while the fault lasted."""
+    """What became of a row's load, and the answers that the agent's metrics have of that time."""
 
     load: Load
     began_s: float
     repaired_s: float
     recovery_s: float
     opened: bool
+    counted: Counter[tuple[str, str, str]]
 
     @property
     def during(self) -> list[Entry]:
@@ -73,7 +75,7 @@ class Played(msgspec.Struct):
 
 def play(row: Row[S], stage: S) -> Played:
     """Half a second of normality, the fault, the repair, the first cloud answer and half a second more."""
-    opened = False
+    opened, before = False, stage.agent.counted()
     with stage.load(timeout_s=row.timeout_s, rate_per_s=row.rate_per_s) as load:
         load.more(40)
         began_s = time.monotonic()
@@ -90,7 +92,8 @@ def play(row: Row[S], stage: S) -> Played:
         repaired_s = stage.heal()
         recovery_s = stage.recovery_s(load, repaired_s, max(30.0, 2 * row.recovery_s))
         load.more(20)
-    return Played(load, began_s, repaired_s, recovery_s, opened)
+    stage.agent.ledger(load.entries)
+    return Played(load, began_s, repaired_s, recovery_s, opened, stage.agent.counted() - before)
 
 
 def check(row: Row[S], played: Played, stage: S, report: Callable[[Found], None]) -> None:
@@ -104,6 +107,9 @@ def check(row: Row[S], played: Played, stage: S, report: Callable[[Found], None]
     report(replace(found, open_ms=None if over_s is None else over_s * 1000))
     assert verdict.faults == (), verdict.faults
     assert verdict.refused == (), verdict.refused
+    if not verdict.starved:
+        answered = Counter((e.route, e.variant, e.reason) for e in load.entries if e.outcome == ANSWERED)
+        assert played.counted == answered, "the metrics have it otherwise than the client"
     reasons = {entry.reason for entry in during if entry.outcome == ANSWERED}
     assert reasons & row.causes, reasons
     assert reasons <= row.causes | USUAL, reasons

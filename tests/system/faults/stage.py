@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,9 @@ DOUBTFUL = 0.75
 # So many doubtful pictures in a row that the cloud answers: nothing keeps them on the device any more.
 WELL = 25
 _PATIENCE_S = 30.0
+_ANSWERS = re.compile(
+    r'edgemux_requests_total\{model="[^"]*",reason="(?P<reason>[^"]*)",route="(?P<route>[^"]*)",variant="(?P<variant>[^"]*)"\}'
+)
 
 
 class Pictures(msgspec.Struct):
@@ -105,6 +110,12 @@ class Agent:
         """The sum of all series of a metric; 0 where there is none yet."""
         series = self.server.scrape()
         return sum(value for key, value in series.items() if key == name or key.startswith(name + "{"))
+
+    def counted(self) -> Counter[tuple[str, str, str]]:
+        """Its answers so far by route, variant and reason, as its metrics have them."""
+        series = self.server.scrape()
+        found = ((_ANSWERS.fullmatch(name), value) for name, value in series.items())
+        return Counter({(m["route"], m["variant"], m["reason"]): int(value) for m, value in found if m})
 
     def breaker(self) -> int:
         """0 closed, 1 half-open, 2 open."""

@@ -163,21 +163,25 @@ class Scene:
 
 
 class Stage(Scene):
-    """A scene with a proxy in between, and a real cloud, or a simulated one that answers as it is told."""
+    """A scene with a proxy in between, and a real cloud, or a simulated one that answers as it is told.
+
+    ``cloud``: the real one's process; ``real``: its address.
+    """
 
     def __init__(
         self,
         backstage: Backstage,
         proxy: FaultProxy,
         agent: Agent,
-        real: str,
+        cloud: Any,
         simulated: SimulatedCloud,
         seen: Pictures,
     ) -> None:
         super().__init__(backstage, agent, seen)
         self.proxy = proxy
         self.simulated = simulated
-        self.real = real
+        self.cloud = cloud
+        self.real = str(cloud.grpc)
 
     def mend(self) -> None:
         """Make the link clear."""
@@ -258,6 +262,6 @@ def stage(serving: Any, folder: Path, bundle: Path, seen: Pictures, **more: Mapp
         simulated = backstage.enter(listening(backstage.call(SimulatedCloud, Bundle.open(bundle))), stack)
         proxy.lead_to(cloud.grpc)
         agent = stack.enter_context(agent_process(serving, folder, bundle, proxy.address, **more))
-        set_up = Stage(backstage, proxy, agent, cloud.grpc, simulated, seen)
+        set_up = Stage(backstage, proxy, agent, cloud, simulated, seen)
         set_up.well()
         yield set_up

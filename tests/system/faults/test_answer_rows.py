@@ -109,10 +109,11 @@ def test_row_22_a_cloud_that_is_full_is_left_alone_for_as_long_as_it_says_and_is
     row = row_with_repair(Row(22, f"full, come back in {PUSHBACK_S:g} s", fill, FULL, during=watch, opens=False))
     check(row, play(row, simulated), simulated, report)
     assert states == {0}
-    # Requests that were under way together are one visit.
-    gaps = [later - earlier for earlier, later in itertools.pairwise(seen_s) if later - earlier > 0.1]
+    # Requests that were under way together are one visit, also when the machine was busy meanwhile.
+    gaps = [later - earlier for earlier, later in itertools.pairwise(seen_s) if later - earlier > PUSHBACK_S / 2]
     assert len(gaps) >= 2
     assert min(gaps) >= PUSHBACK_S - 0.1
+    assert len(seen_s) <= 10 * (len(gaps) + 1)
 
 
 UNWILLING = (

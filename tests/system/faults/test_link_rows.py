@@ -40,13 +40,24 @@ def storm(stage: Stage, load: Load) -> None:
     load.more(1)
 
 
+def served(times: float) -> Callable[[Stage, Load], None]:
+    """While the fault lasts the cloud works on ``times`` requests or more; the device's answers stay the only ones."""
+
+    def during(stage: Stage, load: Load) -> None:
+        before = stage.cloud.scrape()["edgemux_cloud_inputs_total"]
+        load.more(120)
+        load.wait(lambda: stage.cloud.scrape()["edgemux_cloud_inputs_total"] >= before + times)
+
+    return during
+
+
 def corrupted(share: float) -> Callable[[Stage], None]:
     return lambda stage: stage.proxy.trouble(corrupt=share)
 
 
 ROWS: tuple[Row[Stage], ...] = (
     Row(4, "black hole both ways", lambda s: s.proxy.stall(), SILENCE),
-    Row(5, "black hole, answers lost", lambda s: s.proxy.stall("mute"), SILENCE),
+    Row(5, "black hole, answers lost", lambda s: s.proxy.stall("mute"), SILENCE, during=served(3)),
     Row(5, "black hole, requests lost", lambda s: s.proxy.stall("deaf"), SILENCE),
     Row(6, "half-open connection", lambda s: s.proxy.strand(), SILENCE, recovery_s=HALF_OPEN_S),
     Row(7, "SYN dropped", lambda s: s.proxy.drop_syns(), SILENCE, requests=200),

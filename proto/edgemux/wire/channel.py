@@ -43,7 +43,10 @@ def client_options(max_answer_bytes: int = MAX_MESSAGE_BYTES) -> Options:
     """Options of a channel to one of our servers, or to one that allows a ping every KEEPALIVE_S seconds."""
     return [
         ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
+        # The library makes the first a matter of unacknowledged TCP data alone; without the second, a peer whose
+        # kernel still acknowledges (hung, or behind a relay that lost it) is taken to be alive for 60 s: measured.
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
         ("grpc.keepalive_permit_without_calls", 1),
         # Without this the library stops pinging a quiet connection and needs 25 s to see it dead.
         ("grpc.http2.max_pings_without_data", 0),

@@ -30,7 +30,8 @@ def agent_of(tiny_bundle: Path) -> AgentFactory:
 
     def make(address: str | None, **settings: Any) -> contextlib.AbstractAsyncContextManager[Agent]:
         settings.setdefault("audit_share", 0.0)
-        config = EdgeConfig(bundle=tiny_bundle, cloud=CloudSettings(address=address), **settings)
+        cloud = CloudSettings(address=address, accept_other_models=settings.pop("accept_other_models", False))
+        config = EdgeConfig(bundle=tiny_bundle, cloud=cloud, **settings)
         return open_agent(config)
 
     return make

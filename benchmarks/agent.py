@@ -39,6 +39,9 @@ class Patient:
     def time_remaining(self) -> None:
         return None
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
 
 class ModelTime:
     """Adds up the time inside ONNX Runtime."""
@@ -67,7 +70,7 @@ class ModelTime:
 async def own_work(bundle: Path, images: Any, requests: int) -> dict[str, float]:
     """Microseconds of the agent's own work per request: p50 and p99; and the models' p50 beside."""
     async with open_agent(EdgeConfig(bundle=bundle)) as agent:
-        servicer = EdgeService(agent, max_batch=256)
+        servicer = EdgeService({agent.manifest.name: agent}, max_batch=256)
         messages = [make_request(agent.manifest.name, {"image": images[i : i + 1]}) for i in range(len(images))]
         own, models = [], []
         with ModelTime() as inside:

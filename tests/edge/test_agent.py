@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 from edgemux.edge import Answer
 from edgemux.edge.breaker import BreakerSettings, State
 from edgemux.edge.config import LimitSettings, RequestSettings
-from edgemux.edge.vigil import Standing, Withdrawal
 from edgemux.multiplexer.domain import Placement, Reason
 from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError
-from edgemux.wire.codec import add_checksum
 
 Pictures = Callable[[int, int], tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -191,55 +189,6 @@ async def test_a_refusal_with_pushback_is_respected_and_does_not_open_the_breake
     assert sum(a.reason is Reason.CLOUD_OVERLOADED for a in answers) > 1
 
 
-def other_model(response: Any) -> None:
-    response.parameters["edgemux_model_digest"].string_param = "f" * 64
-    add_checksum(response)
-
-
-async def test_a_cloud_with_another_model_is_not_asked_a_third_time_and_is_no_outage(
-    cloud: Any, agent_of: Any, pictures: Pictures, caplog: pytest.LogCaptureFixture
-) -> None:
-    cloud.answer = cloud.bending(other_model)
-    images, _ = pictures(60, 4)
-    async with agent_of(cloud.address) as agent:
-        answers = await answer_all(agent, images)
-        counted = agent.metrics.registry.get_sample_value("edgemux_other_model_total")
-        assert agent.cloud.breaker.state(0.0) is State.CLOSED
-    assert cloud.seen == counted == 2
-    assert places(answers) == {Placement.EDGE}
-    assert {a.reason for a in answers} == {Reason.CONFIDENT, Reason.CLOUD_INCOMPATIBLE}
-    assert len([record for record in caplog.records if "serves what is wanted" in record.message]) == 1
-
-
-async def test_another_model_may_be_accepted_but_then_there_is_no_certificate(
-    cloud: Any, agent_of: Any, pictures: Pictures
-) -> None:
-    cloud.answer = cloud.bending(other_model)
-    images, _ = pictures(60, 4)
-    async with agent_of(cloud.address, accept_other_models=True) as agent:
-        assert agent.vigil.state.standing is Standing.IN_FORCE
-        assert places(await answer_all(agent, images)) == {Placement.EDGE, Placement.CLOUD}
-        assert agent.vigil.due
-        agent.vigil.step()
-        assert agent.vigil.state.reason is Withdrawal.OTHER_MODEL
-        assert agent.vigil.state.standing is Standing.WITHDRAWN
-
-
-async def test_a_cloud_that_serves_the_model_by_now_is_asked_again_after_a_handshake(
-    cloud: Any, agent_of: Any, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("edgemux.edge.executors.RECHECK_S", 0.0)
-    cloud.answer = cloud.refusing(grpc.StatusCode.UNIMPLEMENTED)
-    images, _ = pictures(60, 4)
-    async with agent_of(cloud.address) as agent:
-        await answer_all(agent, images)
-        assert agent.cloud.incompatible
-        await agent.cloud.ping(PATIENT_S)
-        assert agent.cloud.incompatible, "it does not even say that it is ready"
-        cloud.answer, cloud.ready = cloud.well, True
-        assert await asks_the_cloud_again(agent, images)
-
-
 async def test_a_silent_cloud_is_hedged_before_the_deadline_and_then_left_alone(
     cloud: Any, agent_of: Any, pictures: Pictures
 ) -> None:
@@ -350,7 +299,7 @@ async def test_an_expired_request_is_refused_and_nothing_runs(cloud: Any, agent_
 async def test_a_failing_device_model_leaves_the_cloud(cloud: Any, agent_of: Any, pictures: Pictures) -> None:
     images, _ = pictures(10, 12)
     async with agent_of(cloud.address) as agent:
-        agent._device._timed = lambda route, sample: 1 / 0
+        agent._device._timed = lambda *_: 1 / 0
         answers = await answer_all(agent, images)
     assert places(answers) == {Placement.CLOUD}
     assert {a.reason for a in answers} <= {Reason.DEVICE_FAILED, Reason.OFFLOADED}
@@ -362,7 +311,7 @@ async def test_a_broken_device_does_not_keep_a_cloud_that_is_back_from_being_ask
     images, _ = pictures(10, 12)
     well, cloud.answer = cloud.answer, cloud.refusing(grpc.StatusCode.UNAVAILABLE)
     async with agent_of(cloud.address, breaker=BreakerSettings(open_s=0.05, max_open_s=0.05)) as agent:
-        agent._device._timed = lambda route, sample: 1 / 0
+        agent._device._timed = lambda *_: 1 / 0
         for i in range(10):
             with pytest.raises(ExecutionError):
                 await agent.infer({"image": images[i : i + 1]}, PATIENT_S)
@@ -395,7 +344,7 @@ async def test_a_cloud_that_hangs_is_noticed_before_patient_clients_give_up(
 async def test_with_neither_device_nor_cloud_the_refusal_is_typed(agent_of: Any, pictures: Pictures) -> None:
     images, _ = pictures(1, 13)
     async with agent_of(None) as agent:
-        agent._device._timed = lambda route, sample: 1 / 0
+        agent._device._timed = lambda *_: 1 / 0
         with pytest.raises(ExecutionError, match="no route"):
             await agent.infer({"image": images}, PATIENT_S)
 
@@ -428,7 +377,7 @@ async def test_a_model_too_slow_for_the_loop_gives_up_at_the_deadline(agent_of: 
     async with agent_of(None) as agent:
         for estimate in agent._device.latency:
             estimate.mean_s = 1.0  # not on the event loop
-        agent._device._timed = lambda route, sample: release.wait()
+        agent._device._timed = lambda *_: release.wait()
         with pytest.raises(DeadlineExceeded):
             await agent.infer({"image": images}, timeout_s=1.5)
         release.set()

@@ -68,7 +68,7 @@ def manifest(tiny_bundle: Path) -> Manifest:
 
 @pytest_asyncio.fixture
 async def service(manifest: Manifest) -> AsyncIterator[Shapes]:
-    made = Shapes("test", "test", manifest, max_batch=8, max_decoding=8)
+    made = Shapes("test", "test", [manifest], max_batch=8, max_decoding=8)
     yield made
     made.close()
 
@@ -178,7 +178,7 @@ async def test_a_row_that_no_message_can_hold_is_refused_naming_the_setting(
 ) -> None:
     service.check_fits(64 * 2**10)
     large = msgspec.structs.replace(manifest, inputs=(Tensor("image", "FP32", (-1, 1024, 1024)),))
-    other = Shapes("test", "test", large, max_batch=8, max_decoding=8)
+    other = Shapes("test", "test", [large], max_batch=8, max_decoding=8)
     other.check_fits(4 * 2**20 + 1024)
     with pytest.raises(ConfigError, match=r"^listen\.max_message_bytes: 4194304, one input of fashion-mnist needs "):
         other.check_fits(4 * 2**20)

@@ -41,7 +41,7 @@ class Made:
         self.drained = self.closed = 0
 
     async def make(self) -> Serving:
-        return Serving("test", "some-model", self.servicer, self.registry, {}, self._drain, self._close)
+        return Serving("test", ("some-model",), self.servicer, self.registry, {}, self._drain, self._close)
 
     def _drain(self) -> None:
         self.drained += 1

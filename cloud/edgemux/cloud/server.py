@@ -42,7 +42,7 @@ async def prepare(config: CloudConfig) -> Serving:
 
     return Serving(
         name="cloud",
-        model=manifest.name,
+        models=(manifest.name,),
         servicer=service,
         registry=metrics.registry,
         pages=service.pages(),

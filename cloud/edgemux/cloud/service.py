@@ -24,7 +24,8 @@ class CloudService(ModelService):
 
     def __init__(self, manifest: Manifest, model_digest: str, engine: Engine, metrics: Metrics, max_queue: int) -> None:
         """``model_digest`` is told in every answer; ``max_queue`` bounds the pictures that wait to be decoded."""
-        super().__init__("edgemux-cloud", "onnxruntime_onnx", manifest, engine.batcher.max_batch, max_queue)
+        super().__init__("edgemux-cloud", "onnxruntime_onnx", [manifest], engine.batcher.max_batch, max_queue)
+        self._manifest = manifest
         self._digest = model_digest
         self._engine = engine
         self._metrics = metrics

@@ -6,10 +6,12 @@ In another program, without any server::
 
     async with open_agent(EdgeConfig(bundle=Path("DIR"))) as agent:
         answers = await agent.infer({"image": images})
+
+Several applications share the device: ``open_agents`` gives an agent for each, by name.
 """
 
 from edgemux.edge.agent import Agent, Answer
-from edgemux.edge.config import EdgeConfig
-from edgemux.edge.server import open_agent
+from edgemux.edge.config import ApplicationSettings, EdgeConfig
+from edgemux.edge.server import open_agent, open_agents
 
-__all__ = ["Agent", "Answer", "EdgeConfig", "open_agent"]
+__all__ = ["Agent", "Answer", "ApplicationSettings", "EdgeConfig", "open_agent", "open_agents"]

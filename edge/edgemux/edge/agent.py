@@ -16,8 +16,9 @@ from edgemux.edge.budget import Allowance, Demand, Readings, budget_for
 from edgemux.edge.config import DriftSettings, EdgeConfig, RequestSettings
 from edgemux.edge.executors import Clock, CloudExecutor, DeviceExecutor
 from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
-from edgemux.edge.sensors import Sampler
+from edgemux.edge.sampler import Sampler
 from edgemux.edge.variants import Family
 from edgemux.edge.vigil import Vigil
 from edgemux.multiplexer.bundle import Manifest
@@ -74,6 +75,7 @@ class Agent:
         policy: Policy,
         device: DeviceExecutor,
         cloud: CloudExecutor | None,
+        purse: Purse,
         sampler: Sampler,
         metrics: EdgeMetrics,
         vigil: Vigil,
@@ -83,6 +85,7 @@ class Agent:
         self.metrics = metrics
         self.vigil = vigil
         self.cloud = cloud
+        self.purse = purse
         self.sampler = sampler
         self.loop_lag_s = 0.0
         self.rate = RateEstimate()
@@ -103,14 +106,22 @@ class Agent:
         return self._config.request
 
     @property
+    def max_inflight(self) -> int:
+        """Requests that may be inside at once."""
+        return self._config.admission.max_inflight
+
+    @property
     def drift(self) -> DriftSettings:
         """How rarely the watch for drift may be wrong."""
         return self._config.drift
 
-    async def infer(self, tensors: Mapping[str, NDArray[Any]], timeout_s: float | None = None) -> list[Answer]:
-        """Answer each row of ``tensors`` (by input name, [N, ...]) on its own.
+    async def infer(
+        self, tensors: Mapping[str, NDArray[Any]], timeout_s: float | None = None, client: str = ""
+    ) -> list[Answer]:
+        """Answer each row of ``tensors`` (by input name, [N, ...]) on its own; ``client`` is for its fair share.
 
-        Raises DeadlineExceeded or another ExecutionError when a row could not be answered at all.
+        Raises Overloaded when it would only wait past its deadline, DeadlineExceeded or another ExecutionError when a
+        row could not be answered at all.
         """
         arrived = self._clock()
         rows = len(next(iter(tensors.values())))
@@ -121,10 +132,10 @@ class Agent:
         self.vigil.saw(tensors, scores)
         deadline = arrived + self._config.request.allowed_s(timeout_s)
         if rows == 1:
-            return [await self._answer(Sample(dict(tensors), scores, deadline), arrived)]
+            return [await self._answer(Sample(dict(tensors), scores, deadline, client), arrived)]
         return await self._each(
             [
-                Sample({name: t[i : i + 1] for name, t in tensors.items()}, scores[i : i + 1], deadline)
+                Sample({name: t[i : i + 1] for name, t in tensors.items()}, scores[i : i + 1], deadline, client)
                 for i in range(rows)
             ],
             arrived,
@@ -155,7 +166,7 @@ class Agent:
                     elapsed = now - arrived
                     route = prediction.route
                     if self.cloud is not None:
-                        self.cloud.settle(lacks_tokens(case), now)
+                        self.purse.settle(lacks_tokens(case), now)
                     self.metrics.answered(route.placement, route.variant, reason, prediction.confidence, elapsed)
                     drawn = self._draws()
                     if route.placement is Placement.EDGE:
@@ -167,13 +178,18 @@ class Agent:
                     return Answer(prediction, reason, degraded, elapsed)
                 case Shed(reason):
                     self._ask_again(sample, reason)
-                    raise _refusal(reason)
+                    raise _refusal(reason, self._device.backlog.wait_s)
 
     async def _attempt(self, case: Case, decision: Run, sample: Sample) -> Case:
         """Run the chosen route and return the case as it stands afterwards."""
         route = decision.route
+        run = self._executors[route.placement].run
         try:
-            prediction = await self._executors[route.placement].run(route, sample, decision.timeout_s)
+            if route.placement is Placement.EDGE or case.held is not None or case.budget.reserve_s == 0:
+                prediction = await run(route, sample, decision.timeout_s)
+            else:  # the device must still be able to answer when this fails
+                with self._device.room_for(1, sample.client):
+                    prediction = await run(route, sample, decision.timeout_s)
         except ExecutionError as error:
             case = case.failed(route, cause_of(route, error))
         else:
@@ -202,7 +218,8 @@ class Agent:
     def _candidates(self, sample: Sample, scores: NDArray[Any], above: int, price: float) -> tuple[Candidate, ...]:
         """The levels above ``above``, and the cloud at ``price``, with their scores and expected costs."""
         row = scores[0].tolist()
-        device = self._device
+        device, now = self._device, self._clock()
+        left_s, wait_s, watts = sample.deadline_s - now, device.backlog.wait_s, self._config.energy.active_watts
         found = []
         best = 0.0
         for i in range(above, len(self._family.routes)):
@@ -210,14 +227,22 @@ class Agent:
             # A higher level is never taken to be worse: the level follows what the device affords, not the input. The
             # certificate is one per level; it would not hold for levels picked by the input.
             row[i] = best = max(row[i], best + LEAST_STEP)
-            cost = Cost(device.latency[i].mean_s, device.compute[i].mean_s, self._family.bytes_of[i + 1])
-            found.append(Candidate(route, row[i], cost, REFINE_PRICE if above else 0.0))
+            compute_s = device.compute[i].mean_s
+            cost = Cost(wait_s + device.latency[i].mean_s, compute_s, self._family.bytes_of[i + 1], watts * compute_s)
+            blocked = None if device.fits(i + 1, sample.client, left_s, now) else Reason.OVERLOADED
+            found.append(Candidate(route, row[i], cost, REFINE_PRICE if above else 0.0, blocked))
         if self.cloud is None:
             found.append(Candidate(self._cloud_route, row[-1], Cost(), price, Reason.NO_CLOUD))
         else:
-            now = self._clock()
-            cost = Cost(self.cloud.predict_s(now), sent_bytes=self.cloud.request_bytes, offloads=1)
-            toll = self.cloud.toll(now)
+            size, tariff = self.cloud.request_bytes, self.purse.tariff
+            cost = Cost(
+                self.cloud.predict_s(now),
+                energy_j=size * tariff.joules_per_byte,
+                sent_bytes=size,
+                offloads=1,
+                money=tariff.money_per_offload + size * tariff.money_per_byte,
+            )
+            toll = self.purse.toll(now)
             if above and self._config.limits.spend == "fully":
                 toll -= max(0.0, price)  # the toll alone is the price, but what is certified to be sent is still sent
             found.append(Candidate(self._cloud_route, row[-1], cost, price, self.cloud.blocked(now, sample.lot), toll))
@@ -231,7 +256,7 @@ class Agent:
             Demand(self.rate.per_s(now), self.loop_lag_s),
             self.allowance(now),
             left_s=sample.deadline_s - now,
-            reserve_s=self._device.latency[-1].upper_s,
+            reserve_s=self._device.reserve_s(sample.client, sample.deadline_s - now, now),
             margin_s=self._config.request.margin_s,
             compute_share=limits.compute_share,
             memory_limit_bytes=limits.memory_bytes,
@@ -239,9 +264,7 @@ class Agent:
 
     def allowance(self, now_s: float) -> Allowance:
         """What the long-run budgets still hold."""
-        if self.cloud is None:
-            return Allowance()
-        return Allowance(self.cloud.offloads.available(now_s), self.cloud.sent_bytes.available(now_s))
+        return self.purse.allowance(now_s)
 
     def affordable_level(self, readings: Readings) -> int:
         """The highest level whose CPU time and memory fit the device as it is now; at least 1."""
@@ -301,7 +324,6 @@ class Agent:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        self.sampler.stop()
         self._device.close()
 
 
@@ -324,7 +346,9 @@ def cause_of(route: Route, error: ExecutionError) -> Reason:
             return Reason.CLOUD_BAD_ANSWER
 
 
-def _refusal(reason: Reason) -> ExecutionError:
+def _refusal(reason: Reason, wait_s: float) -> ExecutionError:
+    if reason is Reason.OVERLOADED:
+        return Overloaded("the device is busy for longer than the deadline allows", retry_after_s=wait_s)
     if reason is Reason.EXPIRED:
         return DeadlineExceeded("deadline: over before anything could run")
     return Unreachable("no route could answer")

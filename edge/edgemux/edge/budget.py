@@ -16,20 +16,58 @@ LOW_BATTERY = 0.2
 LOW_BATTERY_SHARE = 0.5
 # However busy the others are, the kernel's fair share leaves a process something.
 LEAST_FREE_CPU = 0.05
+# Memory pressure: share of ten seconds in which everything that could run waited for memory ("full avg10").
+# systemd-oomd kills from 0.6 on (oomd.conf(5), DefaultMemoryPressureLimit). Chosen, not measured: nothing but the
+# smallest level at half of that, and from a tenth of it on less and less.
+PRESSED = 0.06
+CRUSHED = 0.3
 # A process that was suspended for an hour lags by an hour, once: it says nothing about the next moment.
 WORST_LAG_S = 0.1
 
 
 class Readings(msgspec.Struct, frozen=True):
-    """What the sensors say; None is unknown. cpu_others: share of our CPUs kept busy by others, [0, 1]."""
+    """What the sensors say; None is unknown.
+
+    cpu_others: share of our CPUs kept busy by others. cpu_quota: CPUs that our control group may use, where it is
+    limited. cpu_pressure, io_pressure: share of the last ten seconds in which something waited for CPU or storage;
+    memory_pressure: in which everything waited for memory. memory_available: bytes. cpu_speed: the clock that is
+    allowed now, of the highest; exported and no more, since what a model takes is measured. battery: charge.
+    throttled, discharging: 0 or 1.
+    """
 
     cpu_others: float | None = None
     cpu_count: float | None = None
+    cpu_quota: float | None = None
+    cpu_pressure: float | None = None
+    cpu_speed: float | None = None
     memory_available: float | None = None
+    memory_pressure: float | None = None
+    io_pressure: float | None = None
     temperature_c: float | None = None
     throttled: float | None = None
     battery: float | None = None
     discharging: float | None = None
+
+
+# What a reading can be; anything else is a broken sensor. The Pi's own sensor is rated for -40 to 125 C.
+RANGES: dict[str, tuple[float, float]] = {
+    "cpu_count": (1.0, 4096.0),
+    "cpu_quota": (0.0, 4096.0),
+    "memory_available": (0.0, 2.0**60),
+    "temperature_c": (-40.0, 150.0),
+} | dict.fromkeys(
+    (
+        "cpu_others",
+        "cpu_pressure",
+        "cpu_speed",
+        "memory_pressure",
+        "io_pressure",
+        "throttled",
+        "battery",
+        "discharging",
+    ),
+    (0.0, 1.0),
+)
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -40,11 +78,12 @@ class Demand(msgspec.Struct, frozen=True):
 
 
 class Allowance(msgspec.Struct, frozen=True):
-    """What the long-run budgets still hold: offloads, bytes to send, joules."""
+    """What the long-run budgets still hold: offloads, bytes to send, joules, money."""
 
     offloads: float = math.inf
     sent_bytes: float = math.inf
     energy_j: float = math.inf
+    money: float = math.inf
 
 
 def budget_for(
@@ -68,23 +107,44 @@ def budget_for(
         latency_s=left_s,
         margin_s=max(margin_s, 2 * min(demand.loop_lag_s, WORST_LAG_S)),
         compute_s=cpu_share(readings) * compute_share / max(demand.inputs_per_s, 1.0),
-        memory_bytes=min(
-            memory_limit_bytes, math.inf if readings.memory_available is None else readings.memory_available
-        ),
+        memory_bytes=memory_for(readings, memory_limit_bytes),
         energy_j=allowance.energy_j,
         sent_bytes=allowance.sent_bytes,
         offloads=allowance.offloads,
+        money=allowance.money,
         reserve_s=reserve_s,
     )
 
 
+def memory_for(readings: Readings, limit_bytes: float, resident_bytes: float = 0.0) -> float:
+    """Bytes that all levels together may take: the limit, what is there, and less of both under memory pressure.
+
+    ``resident_bytes`` are those that levels take already: they are ours, and no longer among what is available.
+    """
+    there = math.inf if readings.memory_available is None else resident_bytes + readings.memory_available
+    left = _not_pressed(readings)
+    return left * min(limit_bytes, there) if left > 0 else 0.0  # 0 of infinity would be no number
+
+
+def _not_pressed(readings: Readings) -> float:
+    """What memory pressure leaves: 1 up to PRESSED, then falling to 0 at CRUSHED."""
+    pressure = readings.memory_pressure or 0.0
+    return min(1.0, max(0.0, (CRUSHED - pressure) / (CRUSHED - PRESSED)))
+
+
 def cpu_share(readings: Readings) -> float:
-    """Share of one core that is there for models: what others leave, less in heat and on a low battery. (0, 1]."""
-    share = 1.0
-    if readings.cpu_others is not None:
-        # A model runs on one thread: as long as one whole core is free, it has all that it can use.
-        share = (1.0 - readings.cpu_others) * (readings.cpu_count or 1.0)
-    share = min(1.0, max(LEAST_FREE_CPU, share))
+    """Share of one core that is there for models: what others leave, less in heat and on a low battery. (0, 1].
+
+    Where nobody says how busy the others are, the pressure stands in: it is how often something waits for a CPU. A
+    quota of our control group is a bound of its own.
+    """
+    busy, count = readings.cpu_others, readings.cpu_count or 1.0
+    if busy is None:
+        busy = readings.cpu_pressure or 0.0
+    # A model runs on one thread: as long as one whole core is free, it has all that it can use.
+    share = min(1.0, max(LEAST_FREE_CPU, (1.0 - busy) * count))
+    if readings.cpu_quota is not None:
+        share = min(share, max(LEAST_FREE_CPU, readings.cpu_quota))
     if readings.throttled:
         share *= LEAST_HEAT_SHARE
     elif readings.temperature_c is not None and readings.temperature_c > WARM_C:

@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from edgemux.edge.admission import AdmissionSettings
 from edgemux.edge.breaker import BreakerSettings
 from edgemux.edge.metrics import EnergyProxy
+from edgemux.edge.purse import BudgetSettings, PriceSettings
 from edgemux.multiplexer.limits import TokenBucket, allowed_s
 from edgemux.wire.process import Listen
 from edgemux.wire.settings import load_settings
@@ -20,6 +22,9 @@ from edgemux.wire.settings import load_settings
 # Longer pauses than an hour between looks at the device or the link, and requests that take a day, are slips.
 MAX_INTERVAL_S = 3600.0
 MAX_TIMEOUT_S = 86400.0
+# A weight is a ratio; and planning for more applications than this takes too long for a device.
+MAX_WEIGHT = 1e6
+MAX_APPLICATIONS = 32
 # They are held in memory, some numbers each, until they are enough.
 MAX_REFERENCE_INPUTS = 100_000
 _HOST = re.compile(r"[A-Za-z0-9._-]+")
@@ -164,10 +169,42 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _positive(self, "most_waiting", most=1_000_000)
 
 
-class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file. ``policy`` names a plug-in of ``edgemux.policies``, with its parameters if it has any."""
+class ApplicationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of several applications: a bundle, and what its user wants of it.
+
+    name: on the wire, None for the bundle's. cloud_model: its name in the cloud, None for the bundle's. policy: None
+    for that of the whole file. weight: how much its shortfall counts beside the others'. latency_s: the processing
+    time that is wanted for an input. accuracy: the share of right answers that is wanted.
+    """
 
     bundle: Path
+    name: str | None = None
+    cloud_model: str | None = None
+    policy: str | None = None
+    weight: float = 1.0
+    latency_s: float = 0.1
+    accuracy: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("name", "cloud_model"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} must not be empty")
+        if self.name is not None and not _HOST.fullmatch(self.name):
+            raise ValueError("name must be of letters, digits, dots, dashes and underscores")
+        _positive(self, "weight", most=MAX_WEIGHT)
+        _positive(self, "latency_s", most=MAX_TIMEOUT_S)
+        if not 0 < self.accuracy <= 1:
+            raise ValueError("accuracy must be in (0, 1]")
+
+
+class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file. ``bundle`` for one application, ``applications`` for several; one of them has to be there.
+
+    ``policy`` names a plug-in of ``edgemux.policies``, with its parameters if it has any.
+    """
+
+    bundle: Path | None = None
+    applications: tuple[ApplicationSettings, ...] = ()
     cloud: CloudSettings = CloudSettings()
     listen: Listen = Listen(grpc_port=9001, http_port=9000, metrics_port=9002)
     limits: LimitSettings = LimitSettings()
@@ -176,15 +213,34 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     energy: EnergyProxy = EnergyProxy()
     drift: DriftSettings = DriftSettings()
     log: LogSettings = LogSettings()
+    admission: AdmissionSettings = AdmissionSettings()
+    budgets: tuple[BudgetSettings, ...] = ()
+    prices: PriceSettings = PriceSettings()
+    state_dir: Path | None = None
     policy: str = "expected-gain"
     sensors: tuple[str, ...] = ("cpu", "memory", "heat", "battery")
     sensor_interval_s: float = 0.25
     audit_share: float = 0.01
 
     def __post_init__(self) -> None:
+        if (self.bundle is None) == (not self.applications):
+            raise ValueError("bundle is missing: give one, or [[applications]], but not both")
+        if len(self.applications) > MAX_APPLICATIONS:
+            raise ValueError(f"applications must be at most {MAX_APPLICATIONS}")
+        if self.applications and self.cloud.model is not None:
+            raise ValueError("cloud.model is for one bundle; applications have their own cloud_model")
         _positive(self, "sensor_interval_s", most=MAX_INTERVAL_S)
         if not 0 <= self.audit_share <= 1:
             raise ValueError("audit_share must be in [0, 1]")
+        names = [budget.name for budget in self.budgets]
+        if len(set(names)) < len(names):
+            raise ValueError("budgets: two of the same kind for the same period")
+
+    def every_application(self) -> tuple[ApplicationSettings, ...]:
+        """What is served: the applications, or the one bundle as an application."""
+        if self.bundle is None:
+            return self.applications
+        return (ApplicationSettings(self.bundle, cloud_model=self.cloud.model),)
 
 
 def load(path: Path | None, overrides: Mapping[str, Any]) -> EdgeConfig:

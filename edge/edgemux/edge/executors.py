@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import copy
 import itertools
 import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,13 +20,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemux.edge.admission import Backlog
 from edgemux.edge.breaker import Breaker, Call, State
 from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
 from edgemux.edge.variants import Family
 from edgemux.multiplexer.bundle import Manifest, Tensor
 from edgemux.multiplexer.chain import PROBABILITIES, Activations
-from edgemux.multiplexer.domain import Placement, Prediction, Reason, Route
+from edgemux.multiplexer.domain import Prediction, Reason, Route
 from edgemux.multiplexer.errors import (
     BadAnswer,
     DeadlineExceeded,
@@ -33,8 +37,8 @@ from edgemux.multiplexer.errors import (
     Overloaded,
     Unreachable,
 )
-from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, DurationEstimate, LinkEstimate, RecentMean
-from edgemux.multiplexer.toll import TolledBudget
+from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, DurationEstimate, LinkEstimate, RecentMean, RecentShare
+from edgemux.multiplexer.onnx_model import Stop
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import DTYPES, MODEL_DIGEST, add_checksum, get_parameters, make_request, read_outputs
 from edgemux.wire.service import Stub
@@ -61,25 +65,28 @@ INLINE_S = 0.002
 class DeviceExecutor:
     """Runs levels of the nested family, and learns what each takes."""
 
-    def __init__(self, family: Family, priors_s: tuple[float, ...], metrics: EdgeMetrics) -> None:
-        """``priors_s``: seconds per level, by rising level, as the bundle's maker measured them."""
+    def __init__(
+        self, family: Family, priors_s: tuple[float, ...], metrics: EdgeMetrics, spent: Callable[[float], None]
+    ) -> None:
+        """``priors_s``: seconds per level, by rising level, as the bundle's maker measured them. ``spent`` is told the
+        CPU seconds of every run.
+        """
         self._family = family
         self._metrics = metrics
+        self._spent = spent
         self.latency = [DurationEstimate(prior) for prior in priors_s]
         self.compute = [DurationEstimate(prior) for prior in priors_s]
+        self.backlog = Backlog()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="edgemux-device")
 
     async def run(self, route: Route, sample: Sample, timeout_s: float) -> Prediction:
         """Answer on the device. Raises ExecutionError when the model fails or has no time left."""
         fresh = sample.activations.reached == 0
         try:
-            if self.latency[route.level - 1].mean_s <= INLINE_S:
+            if self.inline(route.level):
                 probabilities, elapsed, cpu_s = self._timed(route.level, sample.activations)
             else:
-                loop = asyncio.get_running_loop()
-                work = loop.run_in_executor(self._thread, self._timed, route.level, sample.activations)
-                # What still waits for the thread when its time is over is never begun.
-                probabilities, elapsed, cpu_s = await asyncio.wait_for(work, timeout_s)
+                probabilities, elapsed, cpu_s = await self._in_thread(route.level, sample, timeout_s)
         except TimeoutError as error:
             raise DeadlineExceeded("the device model had no time left") from error
         except Exception as error:  # whatever the library raises, the multiplexer has other routes
@@ -88,17 +95,56 @@ class DeviceExecutor:
             self.latency[route.level - 1].observe(elapsed)
             self.compute[route.level - 1].observe(cpu_s)
         self._metrics.stage("device", elapsed)
-        self._metrics.spent_cpu(Placement.EDGE, cpu_s)
+        self._spent(cpu_s)
         row = probabilities[0]
         label = int(row.argmax())
         if not np.isfinite(row).all():
             raise ExecutionError("the device model gave no finite answer")
         return Prediction(route, label, row, float(row[label]))
 
-    def _timed(self, level: int, activations: Activations) -> tuple[NDArray[Any], float, float]:
+    def inline(self, level: int) -> bool:
+        """Whether a level is quick enough to run on the event loop; there nothing ever waits."""
+        return self.latency[level - 1].mean_s <= INLINE_S
+
+    def fits(self, level: int, client: str, left_s: float, now_s: float) -> bool:
+        """Whether a level would be done within ``left_s`` behind what waits already, and ``client`` has its share."""
+        return self.inline(level) or self.backlog.fits(client, self.latency[level - 1].mean_s, left_s, now_s)
+
+    def reserve_s(self, client: str, left_s: float, now_s: float) -> float:
+        """What must be left of ``left_s`` for the device to answer after all; 0 where it could not in any case."""
+        return self.backlog.wait_s + self.latency[-1].upper_s if self.fits(1, client, left_s, now_s) else 0.0
+
+    @contextlib.contextmanager
+    def room_for(self, level: int, client: str) -> Iterator[None]:
+        """Keep the time that a level takes, as long as something else may still leave the device to answer."""
+        work_s = 0.0 if self.inline(level) else self.latency[level - 1].mean_s
+        if work_s == 0.0:
+            yield
+            return
+        self.backlog.enter(client, work_s)
+        try:
+            yield
+        finally:
+            self.backlog.leave(client, work_s)
+
+    async def _in_thread(self, level: int, sample: Sample, timeout_s: float) -> tuple[NDArray[Any], float, float]:
+        """``_timed`` beside the event loop; when nobody waits any more it ends within a node, or is never begun."""
+        stop = Stop()
+        with self.room_for(level, sample.client):
+            loop = asyncio.get_running_loop()
+            work = loop.run_in_executor(self._thread, self._timed, level, sample.activations, stop)
+            try:
+                return await asyncio.wait_for(work, timeout_s)
+            except BaseException:
+                stop.now()
+                raise
+
+    def _timed(
+        self, level: int, activations: Activations, stop: Stop | None = None
+    ) -> tuple[NDArray[Any], float, float]:
         """Probabilities, seconds and CPU seconds; time spent waiting for the thread is not the model's."""
         wall, cpu = time.perf_counter(), time.thread_time()
-        probabilities = self._family.run(level, activations)
+        probabilities = self._family.run(level, activations, stop)
         return probabilities, time.perf_counter() - wall, time.thread_time() - cpu
 
     def warm_up(self, tensors: Mapping[str, NDArray[Any]], times: int = 5) -> None:
@@ -138,7 +184,7 @@ class Peer(msgspec.Struct, frozen=True):
 class CloudExecutor:
     """Sends inputs to the cloud, checks what comes back, and learns the link and the cloud from it.
 
-    ``offloads`` and ``sent_bytes`` are hard: a token is taken before anything is sent. Not thread-safe.
+    What is sent is paid before, from ``purse``, or not sent. Not thread-safe.
     """
 
     def __init__(
@@ -146,8 +192,7 @@ class CloudExecutor:
         channel: grpc.aio.Channel,
         peer: Peer,
         breaker: Breaker,
-        offloads: TolledBudget,
-        sent_bytes: TolledBudget,
+        purse: Purse,
         metrics: EdgeMetrics,
         clock: Clock,
     ) -> None:
@@ -158,12 +203,14 @@ class CloudExecutor:
         self._numbers = itertools.count()
         self._peer = peer
         self.breaker = breaker
-        self.offloads = offloads
-        self.sent_bytes = sent_bytes
+        self.purse = purse
         self._metrics = metrics
         self._clock = clock
         self.link = LinkEstimate()
         self.server = RecentMean(stale_s=OFFLOAD_STALE_S)
+        # Seconds that inputs wait in the cloud before they are computed, and the share of calls that nobody answered.
+        self.queue = RecentMean(stale_s=OFFLOAD_STALE_S)
+        self.lost = RecentShare()
         self.request_bytes = peer.call_bytes
         self.refused_until_s = float("-inf")
         # Whether the latest answer came from another model than the bundle's.
@@ -171,6 +218,14 @@ class CloudExecutor:
         self._incompatible = 0
         self._recheck_s = math.inf
         self._reconnected = False
+
+    def beside(self, peer: Peer, metrics: EdgeMetrics) -> CloudExecutor:
+        """The same cloud for another model: one channel, breaker, link and budgets; what the model says is its own."""
+        other = copy.copy(self)
+        other._peer, other._metrics = peer, metrics
+        other.request_bytes = peer.call_bytes
+        other.server = RecentMean(stale_s=OFFLOAD_STALE_S)
+        return other
 
     def blocked(self, now_s: float, lot: float) -> Reason | None:
         """Why the input that drew ``lot`` must not be sent, None when it may. Nobody's input is the breaker's probe."""
@@ -200,15 +255,6 @@ class CloudExecutor:
         """Seconds an offload is expected to take; 0 when nothing is known, so that somebody finds out."""
         network = self.link.predict_s(now_s)
         return 0.0 if network is None else network + (self.server.mean(now_s) or 0.0)
-
-    def toll(self, now_s: float) -> float:
-        """What an offload must gain beside its own price while budgets are scarce, in P(correct)."""
-        return self.offloads.price(now_s) + self.sent_bytes.price(now_s)
-
-    def settle(self, lacked: bool, now_s: float) -> None:
-        """An input is done with; ``lacked``: only tokens kept it from being sent. The tolls learn from every input."""
-        self.offloads.settle(lacked and self.offloads.available(now_s) < 1, now_s)
-        self.sent_bytes.settle(lacked and self.sent_bytes.available(now_s) < self.request_bytes, now_s)
 
     async def run(self, route: Route, sample: Sample, timeout_s: float) -> Prediction:
         """Answer in the cloud. Raises ExecutionError; the breaker and the estimates learn from every outcome."""
@@ -247,13 +293,12 @@ class CloudExecutor:
 
     def _claim(self, size: int, now_s: float) -> Call:
         """Take the tokens and the breaker's leave, or nothing. The policy has looked at both just before."""
-        if self.offloads.available(now_s) < 1 or self.sent_bytes.available(now_s) < size:
+        if not self.breaker.allows(now_s):
+            raise Unreachable("the cloud is not being asked")
+        if not self.purse.pay(self.purse.tariff.offload(size), now_s):
             raise Overloaded("the offload budget is spent")
         call = self.breaker.begin(now_s)
-        if call is None:
-            raise Unreachable("the cloud is not being asked")
-        self.offloads.take(1, now_s)
-        self.sent_bytes.take(size, now_s)
+        assert call is not None
         return call
 
     def _read(self, route: Route, response: Any, request_id: str) -> Prediction:
@@ -278,6 +323,7 @@ class CloudExecutor:
         self, call: Call, error: ExecutionError, size: int, started: float, cause: grpc.aio.AioRpcError
     ) -> ExecutionError:
         now = self._clock()
+        self.lost.observe(isinstance(error, DeadlineExceeded | Unreachable), now)
         self._differs(error)
         if isinstance(error, Overloaded):
             # The cloud is well, and says when to come back.
@@ -306,9 +352,12 @@ class CloudExecutor:
     def _learn(self, response: Any, size: int, elapsed: float) -> None:
         parameters = get_parameters(response)
         spent = [parameters.get(name) for name in ("edgemux_queue_ms", "edgemux_compute_ms")]
-        server_s = sum(value for value in spent if isinstance(value, int | float)) / 1000
-        server_s = min(max(0.0, server_s), elapsed)
+        spent_s = [value / 1000 for value in spent if isinstance(value, int | float)]
+        server_s = min(max(0.0, sum(spent_s)), elapsed)
         now = self._clock()
+        self.lost.observe(False, now)
+        if isinstance(spent[0], int | float):
+            self.queue.observe(min(max(0.0, spent_s[0]), elapsed), now)
         self.server.observe(server_s, now)
         self.link.observe(size, elapsed - server_s, now)
 
@@ -322,9 +371,10 @@ class CloudExecutor:
             await self._shake_hands(timeout_s, started)
             return
         # A tight budget is for requests: a ping is made only if one more request would fit beside it.
-        if self.sent_bytes.available(started) < self.request_bytes + CALL_OVERHEAD_BYTES:
+        tariff = self.purse.tariff
+        if not self.purse.affords(tariff.sending(self.request_bytes + CALL_OVERHEAD_BYTES), started):
             return
-        self.sent_bytes.take(CALL_OVERHEAD_BYTES, started)
+        self.purse.pay(tariff.sending(CALL_OVERHEAD_BYTES), started)
         missing = self.breaker.state(started) is State.OPEN
         try:
             await self._stub.ServerLive(oip.ServerLiveRequest(), timeout=timeout_s, wait_for_ready=missing)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -33,10 +35,14 @@ class EnergyProxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EdgeMetrics:
-    """What the agent counts, in a registry of its own."""
+    """What the agent counts for one model. All models of a process are in one registry and share what is no model's."""
 
-    def __init__(self, model: str, variants: tuple[str, ...], energy: EnergyProxy) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(
+        self, model: str, variants: tuple[str, ...], energy: EnergyProxy, beside: EdgeMetrics | None = None
+    ) -> None:
+        """``beside``: the metrics of another model of this process, None for the first."""
+        self.registry: CollectorRegistry = CollectorRegistry() if beside is None else beside.registry
+        self._families: dict[str, Any] = {} if beside is None else beside._families
         self._energy = energy
         self._model = model
         self._requests = self._counter("edgemux_requests", "Answered inputs.", "model", "route", "variant", "reason")
@@ -57,6 +63,9 @@ class EdgeMetrics:
         self.budget = self._gauge("edgemux_budget_remaining", "What is left of a long-run budget.", "budget")
         self.toll = self._gauge("edgemux_budget_price", "P(correct) that an offload must gain for it.", "budget")
         self._resource = self._gauge("edgemux_resource", "Sensor readings; absent when unknown.", "sensor")
+        self._age = self._gauge(
+            "edgemux_sensor_age_seconds", "Since a sensor could be read; absent if never.", "sensor"
+        )
         self._sensed: set[str] = set()
         self.level = self._gauge("edgemux_level", "The highest level that the device affords.", "model").labels(model)
         self.level_switch = self._histogram("edgemux_level_switch_seconds", "Loading the delta of a level.", _SECONDS)
@@ -76,14 +85,26 @@ class EdgeMetrics:
         for outcome in ("agree", "differ", "failed"):
             self._audits.labels(model, outcome)
 
+    def of_another(self, model: str, variants: tuple[str, ...] = ()) -> EdgeMetrics:
+        """The metrics of another model of the same process."""
+        return EdgeMetrics(model, variants, self._energy, beside=self)
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, registry=self.registry)
+        found: Counter = self._family(Counter, name, text, labels)
+        return found
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(name, text, labels, registry=self.registry)
+        found: Gauge = self._family(Gauge, name, text, labels)
+        return found
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+        found: Histogram = self._family(partial(Histogram, buckets=buckets), name, text, labels)
+        return found
+
+    def _family(self, kind: Callable[..., Any], name: str, text: str, labels: tuple[str, ...]) -> Any:
+        if name not in self._families:
+            self._families[name] = kind(name, text, labels, registry=self.registry)
+        return self._families[name]
 
     def answered(self, place: Placement, variant: str, reason: Reason, score: float, elapsed_s: float) -> None:
         """An input was answered."""
@@ -123,6 +144,12 @@ class EdgeMetrics:
             elif name in self._sensed:
                 self._resource.remove(name)
                 self._sensed.discard(name)
+
+    def aged(self, ages_s: Mapping[str, float | None]) -> None:
+        """Seconds since each configured sensor could last be read, None for never."""
+        for name, age_s in ages_s.items():
+            if age_s is not None:
+                self._age.labels(name).set(age_s)
 
     def audited(self, outcome: str) -> None:
         """A kept answer was compared with the cloud's: ``agree``, ``differ`` or ``failed``."""

@@ -16,17 +16,19 @@ class Sample:
     """One input as a batch of one.
 
     tensors: input arrays by name, [1, ...]. scores: the pre-gate's, FP32 [1, routes]. deadline_s: a point in monotonic
-    time. activations: what the device levels have computed so far, so that a higher level runs only its delta.
+    time. client: whoever sent it, for a fair share of the device. activations: what the device levels have computed so
+    far, so that a higher level runs only its delta.
     lot: a number in [0, 1), drawn once: is it among the share that may be sent to a cloud that has just come back?
     answer: the latest level's, None before the first; epoch: of the terms on which it was scored.
     """
 
-    __slots__ = ("activations", "answer", "deadline_s", "epoch", "lot", "scores", "tensors")
+    __slots__ = ("activations", "answer", "client", "deadline_s", "epoch", "lot", "scores", "tensors")
 
-    def __init__(self, tensors: dict[str, NDArray[Any]], scores: Scores, deadline_s: float) -> None:
+    def __init__(self, tensors: dict[str, NDArray[Any]], scores: Scores, deadline_s: float, client: str = "") -> None:
         self.tensors = tensors
         self.scores = scores
         self.deadline_s = deadline_s
+        self.client = client
         self.lot = random.random()
         self.activations = Activations(tensors)
         self.answer: Prediction | None = None

@@ -1,45 +1,43 @@
-"""The readers of CPU, memory, heat and battery, and the thread that asks them.
+"""The readers of CPU, memory, heat and battery. Each is given the roots of /proc and /sys, for tests with others.
 
-A sensor's ``read()`` returns readings by name, and leaves out what it cannot know: absent is unknown, never zero. A
-value that makes no sense is unknown too.
+A sensor's ``read()`` returns readings by name, and leaves out what it cannot know: absent is unknown, never zero.
 """
 
 from __future__ import annotations
 
-import logging
-import math
 import os
-import threading
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 import psutil
 
-from edgemux.edge.budget import Readings
-
-_log = logging.getLogger("edgemux.edge")
-
 SYS = Path("/sys")
-# A sensor that hangs holds up neither the start nor the end for longer than this.
-FIRST_READING_S = 0.5
+PROC = Path("/proc")
+_PRESSURE = re.compile(r"^(some|full) avg10=([0-9]+\.[0-9]+) ", re.MULTILINE)
 
 
 class Sensor(Protocol):
-    """The plug-in protocol ``edgemux.sensors``: readings by the names of ``Readings``' fields."""
+    """The plug-in protocol ``edgemux.sensors``: readings by the names of ``Readings``' fields.
+
+    A sensor may raise, hang or say nonsense: its readings are unknown then.
+    """
 
     def read(self) -> dict[str, float]: ...
 
 
 class Cpu:
-    """Share of the CPUs that this process may use which other processes keep busy, since the last reading."""
+    """How busy other processes keep the CPUs that this one may use, what of them its group may have, and the wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, proc_root: Path = PROC, sys_root: Path = SYS) -> None:
+        self._proc = proc_root
+        self._sys = sys_root
         self._last: tuple[float, float, float] | None = None
 
     def read(self) -> dict[str, float]:
-        """``cpu_others`` in [0, 1], from the second reading on, and ``cpu_count``."""
+        """``cpu_count``, ``cpu_others`` from the second reading on; ``cpu_quota`` and ``cpu_pressure`` where known."""
         allowed = os.sched_getaffinity(0)
         times = psutil.cpu_times(percpu=True)
         busy = sum(sum(t) - t.idle - getattr(t, "iowait", 0.0) for n, t in enumerate(times) if n in allowed)
@@ -50,27 +48,45 @@ class Cpu:
         if last is not None and now > last[0]:
             share = ((busy - last[1]) - (own - last[2])) / ((now - last[0]) * len(allowed))
             readings["cpu_others"] = min(1.0, max(0.0, share))
-        return readings
+        quotas = [_quota(folder) for folder in _groups(self._proc, self._sys, "cpu")]
+        return readings | _known(
+            cpu_quota=min((quota for quota in quotas if quota is not None), default=None),
+            cpu_pressure=_pressure(self._proc, "cpu", "some"),
+        )
 
 
 class Memory:
-    """Memory that can still be had."""
+    """Memory that can still be had, in the machine and in our control group, and what waits for it or for storage."""
+
+    def __init__(
+        self,
+        proc_root: Path = PROC,
+        sys_root: Path = SYS,
+        available: Callable[[], float] = lambda: float(psutil.virtual_memory().available),
+    ) -> None:
+        self._proc = proc_root
+        self._sys = sys_root
+        self._available = available
 
     def read(self) -> dict[str, float]:
-        """``memory_available`` in bytes."""
-        return {"memory_available": float(psutil.virtual_memory().available)}
+        """``memory_available`` in bytes; ``memory_pressure`` and ``io_pressure`` where the kernel says."""
+        rooms = [_room(folder) for folder in _groups(self._proc, self._sys, "memory")]
+        return {"memory_available": min([self._available(), *(room for room in rooms if room is not None)])} | _known(
+            memory_pressure=_pressure(self._proc, "memory", "full"), io_pressure=_pressure(self._proc, "io", "some")
+        )
 
 
 class Heat:
-    """Temperature of the hottest zone, and the Raspberry Pi firmware's throttling flags."""
+    """Temperature of the hottest zone, the Raspberry Pi firmware's throttling flags, the clock that is allowed."""
 
     def __init__(self, sys_root: Path = SYS) -> None:
         self._root = sys_root
 
     def read(self) -> dict[str, float]:
-        """``temperature_c`` and ``throttled`` (0 or 1), where the kernel says."""
+        """``temperature_c``, ``throttled`` (0 or 1) and ``cpu_speed``, where the kernel says."""
         readings: dict[str, float] = {}
         zones = [_number(zone) for zone in self._root.glob("class/thermal/thermal_zone*/temp")]
+        # A zone that is broken must not hide one that is hot.
         degrees = [zone / 1000 for zone in zones if zone is not None and -40_000 <= zone <= 150_000]
         if degrees:
             readings["temperature_c"] = max(degrees)
@@ -78,7 +94,12 @@ class Heat:
         if flags is not None:
             # Bits 0-3 are "now" (under-voltage, capped, throttled, soft limit); 16-19 are "since boot".
             readings["throttled"] = float(int(flags) & 0xF != 0)
-        return readings
+        speeds = []
+        for clock in self._root.glob("devices/system/cpu/cpu[0-9]*/cpufreq"):
+            allowed, highest = _number(clock / "scaling_max_freq"), _number(clock / "cpuinfo_max_freq")
+            if allowed is not None and highest:
+                speeds.append(min(1.0, allowed / highest))
+        return readings | _known(cpu_speed=min(speeds, default=None))
 
 
 class Battery:
@@ -99,6 +120,10 @@ class Battery:
         return {}
 
 
+def _known(**values: float | None) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _text(path: Path) -> str | None:
     try:
         return path.read_text().strip()
@@ -113,47 +138,47 @@ def _number(path: Path, radix: int = 10) -> float | None:
         return None
 
 
-class Sampler:
-    """Asks every sensor again and again on a thread of its own; ``latest`` is always ready, at once."""
+def _pressure(proc: Path, kind: str, who: str) -> float | None:
+    """The share of the last ten seconds in which ``who`` ("some" or "full") waited for ``kind``."""
+    found = dict(_PRESSURE.findall(_text(proc / "pressure" / kind) or ""))
+    return float(found[who]) / 100 if who in found else None
 
-    def __init__(self, sensors: Sequence[Sensor], interval_s: float) -> None:
-        self._sensors = sensors
-        self._interval_s = interval_s
-        self._stop = threading.Event()
-        self._complained: set[str] = set()
-        self._read_once = threading.Event()
-        self._thread: threading.Thread | None = None
-        self.latest = Readings()
 
-    def start(self) -> None:
-        """Keep reading until ``stop``; returns after the first reading, or after FIRST_READING_S if one hangs."""
-        self._thread = threading.Thread(target=self._loop, name="edgemux-sensors", daemon=True)
-        self._thread.start()
-        self._read_once.wait(FIRST_READING_S)
+def _groups(proc: Path, sys_root: Path, kind: str) -> Iterator[Path]:
+    """The folders of our control group and those above it, of either version; each of them may hold a limit."""
+    for line in (_text(proc / "self/cgroup") or "").splitlines():
+        number, _, rest = line.partition(":")
+        kinds, _, path = rest.partition(":")
+        if number == "0" and not kinds:
+            top = sys_root / "fs/cgroup"
+        elif kind in kinds.split(","):
+            top = sys_root / "fs/cgroup" / kind
+        else:
+            continue
+        own = Path(path.lstrip("/"))
+        # Inside a container the path may be the host's, and its folder is not there: what is there is read.
+        yield from (top / folder for folder in (own, *own.parents) if ".." not in folder.parts)
 
-    def stop(self) -> None:
-        """Stop reading; a sensor that hangs is left behind (its thread is a daemon)."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=FIRST_READING_S)
 
-    def sample(self) -> Readings:
-        """One reading of every sensor; one that raises is unknown, and is complained about once."""
-        values: dict[str, float] = {}
-        for sensor in self._sensors:
-            try:
-                values.update(sensor.read())
-            except Exception:
-                name = type(sensor).__name__
-                if name not in self._complained:
-                    self._complained.add(name)
-                    _log.warning("sensor %s cannot be read; its readings are unknown", name, exc_info=True)
-        known = Readings.__struct_fields__
-        return Readings(**{name: value for name, value in values.items() if name in known and math.isfinite(value)})
+def _quota(group: Path) -> float | None:
+    """CPUs that a group may use, None where it may use all."""
+    words = (_text(group / "cpu.max") or "").split()
+    if len(words) != 2:
+        words = [_text(group / "cpu.cfs_quota_us") or "", _text(group / "cpu.cfs_period_us") or ""]
+    try:
+        quota, period = (int(word) for word in words)
+    except ValueError:  # no limit is written as "max"
+        return None
+    return quota / period if quota > 0 and period > 0 else None
 
-    def _loop(self) -> None:
-        while True:
-            self.latest = self.sample()
-            self._read_once.set()
-            if self._stop.wait(self._interval_s):
-                return
+
+def _room(group: Path) -> float | None:
+    """Bytes that a group may still take, None where it has no limit. What it holds of files it can give back."""
+    limit, used = _number(group / "memory.max"), _number(group / "memory.current")
+    if limit is None or used is None:
+        limit, used = _number(group / "memory.limit_in_bytes"), _number(group / "memory.usage_in_bytes")
+    if limit is None or used is None:
+        return None
+    stat = dict(line.split() for line in (_text(group / "memory.stat") or "").splitlines() if len(line.split()) == 2)
+    files = stat.get("inactive_file", "0")
+    return max(0.0, limit - used + (int(files) if files.isdigit() else 0))

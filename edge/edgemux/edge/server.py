@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from edgemux.edge.agent import Agent
 from edgemux.edge.breaker import Breaker
-from edgemux.edge.config import EdgeConfig
+from edgemux.edge.config import ApplicationSettings, EdgeConfig
 from edgemux.edge.executors import CloudExecutor, DeviceExecutor, Peer
 from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.purse import Kind, Purse, Tariff, fill
 from edgemux.edge.request_log import RequestLog
-from edgemux.edge.sensors import Sampler
+from edgemux.edge.sampler import Sampler
 from edgemux.edge.service import EdgeService
+from edgemux.edge.store import Store
 from edgemux.edge.variants import Family
 from edgemux.edge.vigil import Vigil
-from edgemux.edge.watch import export, watch
+from edgemux.edge.watch import sense, watch
 from edgemux.multiplexer import plugins
 from edgemux.multiplexer.baselines import Learned
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.chain import Golden
+from edgemux.multiplexer.domain import Placement
+from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.gates import Gates
-from edgemux.multiplexer.toll import TolledBudget
+from edgemux.multiplexer.policy import Policy
 from edgemux.wire.channel import open_channel
 from edgemux.wire.process import Serving, run
 
@@ -34,12 +39,84 @@ MAX_ANSWER_BYTES = 2**20
 
 @contextlib.asynccontextmanager
 async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
-    """A running agent without any server: verified bundle, sensors, link to the cloud.
+    """A running agent of one application, without any server: verified bundle, sensors, link to the cloud.
 
     Raises ArtifactError naming a bad file, ConfigError naming a bad setting.
     """
-    policy = plugins.make("edgemux.policies", config.policy, "policy")
-    bundle = Bundle.open(config.bundle)
+    if len(config.every_application()) != 1:
+        raise ConfigError("applications: there are several; open_agents opens them")
+    async with open_agents(config) as agents:
+        for agent in agents.values():
+            yield agent
+
+
+@contextlib.asynccontextmanager
+async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
+    """Running agents of all applications by their names on the wire, without any server. Raises like ``open_agent``.
+
+    They share the sensors, the cloud with its breaker, link and budgets, and one registry of metrics.
+    """
+    applications = config.every_application()
+    policies = [plugins.make("edgemux.policies", each.policy or config.policy, "policy") for each in applications]
+    bundles = [_opened(each) for each in applications]
+    names = [bundle.manifest.name for bundle in bundles]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"applications: several are named {name}; give each a name of its own")
+    sampler = Sampler(
+        {name: plugins.load("edgemux.sensors", name)() for name in config.sensors}, config.sensor_interval_s
+    )
+    channel = open_channel(config.cloud.address, MAX_ANSWER_BYTES) if config.cloud.address else None
+    store = Store(config.state_dir)
+    call_bytes = max(Peer.of(bundle.manifest, None).call_bytes for bundle in bundles)
+    purse = _purse(config, call_bytes, store.begin() if config.budgets else None)
+    agents: dict[str, Agent] = {}
+    try:
+        for application, policy, bundle in zip(applications, policies, bundles, strict=True):
+            first = next(iter(agents.values()), None)
+            agents[bundle.manifest.name] = _agent(config, application, policy, bundle, sampler, channel, purse, first)
+        sampler.start()
+        async with _watched(list(agents.values()), config.cloud.probe_interval_s):
+            yield agents
+    finally:
+        for agent in agents.values():
+            await agent.close()
+        if config.budgets:
+            store.end(purse.tokens(time.monotonic()))
+        sampler.stop()
+        if channel is not None:
+            await channel.close()
+
+
+@contextlib.asynccontextmanager
+async def _watched(agents: Sequence[Agent], probe_interval_s: float) -> AsyncIterator[None]:
+    """Somebody looks after the agents meanwhile."""
+    sense(agents, time.monotonic())
+    watching = asyncio.create_task(watch(agents, probe_interval_s))
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+def _opened(application: ApplicationSettings) -> Bundle:
+    """The application's bundle, under the name that the application has on the wire."""
+    bundle = Bundle.open(application.bundle)
+    return bundle if application.name is None else bundle.named(application.name)
+
+
+def _agent(
+    config: EdgeConfig,
+    application: ApplicationSettings,
+    policy: Policy,
+    bundle: Bundle,
+    sampler: Sampler,
+    channel: Any,
+    purse: Purse,
+    first: Agent | None,
+) -> Agent:
+    """One application: loaded, checked and measured; it shares what ``first`` has of the cloud and the metrics."""
     manifest = bundle.manifest
     if isinstance(policy, Learned):
         policy.check(len(manifest.classes))
@@ -48,43 +125,49 @@ async def open_agent(config: EdgeConfig) -> AsyncIterator[Agent]:
     golden = Golden(bundle)
     family.check(golden, manifest)
     gates.check(golden, manifest)
-    metrics = EdgeMetrics(manifest.name, manifest.multiplexer.routes, config.energy)
+    routes = manifest.multiplexer.routes
+    if first is None:
+        metrics = EdgeMetrics(manifest.name, routes, config.energy)
+    else:
+        metrics = first.metrics.of_another(manifest.name, routes)
     for seconds in family.load_s:
         metrics.level_switch.observe(seconds)
-    device = DeviceExecutor(family, tuple(level.median_ms / 1000 for level in manifest.levels), metrics)
-    sampler = Sampler([plugins.load("edgemux.sensors", name)() for name in config.sensors], config.sensor_interval_s)
-    channel = open_channel(config.cloud.address, MAX_ANSWER_BYTES) if config.cloud.address else None
-    cloud = _cloud(config, bundle, channel, metrics) if channel is not None else None
+
+    def spent(cpu_s: float) -> None:
+        metrics.spent_cpu(Placement.EDGE, cpu_s)
+        purse.used(cpu_s * config.energy.active_watts, time.monotonic())
+
+    device = DeviceExecutor(family, tuple(level.median_ms / 1000 for level in manifest.levels), metrics, spent)
+    digest = bundle.sha256(manifest.cloud.files[0])
+    peer = Peer.of(manifest, digest, application.cloud_model or bundle.own_name, config.cloud.accept_other_models)
+    if first is not None and first.cloud is not None:
+        cloud: CloudExecutor | None = first.cloud.beside(peer, metrics)
+    else:
+        cloud = None if channel is None else _cloud(config, peer, channel, purse, metrics)
     vigil = Vigil(manifest, config.drift, config.audit_share)
-    agent = Agent(manifest, config, family, gates, policy, device, cloud, sampler, metrics, vigil)
     device.warm_up({name: array[:1] for name, array in golden.inputs.items()})
-    sampler.start()
-    export(agent, time.monotonic())
-    watching = asyncio.create_task(watch(agent, config.cloud.probe_interval_s))
-    try:
-        yield agent
-    finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
-        await agent.close()
-        if channel is not None:
-            await channel.close()
+    return Agent(manifest, config, family, gates, policy, device, cloud, purse, sampler, metrics, vigil)
 
 
-def _cloud(config: EdgeConfig, bundle: Bundle, channel: Any, metrics: EdgeMetrics) -> CloudExecutor:
-    limits = config.limits
-    digest = bundle.sha256(bundle.manifest.cloud.files[0])
-    peer = Peer.of(bundle.manifest, digest, config.cloud.model, config.cloud.accept_other_models)
-    return CloudExecutor(
-        channel,
-        peer,
-        Breaker(config.breaker),
-        TolledBudget(limits.bucket(limits.offloads_per_s, least=1.0)),
-        # Twice what a call is estimated to take: names can be longer, and it must fit whole.
-        TolledBudget(limits.bucket(limits.bytes_per_s, least=2.0 * peer.call_bytes), unit=peer.call_bytes),
-        metrics,
-        time.monotonic,
+def _purse(config: EdgeConfig, call_bytes: float, kept: dict[str, float] | None) -> Purse:
+    """The limits as rates, which start full, and the budgets of periods, which go on where they were."""
+    limits, prices = config.limits, config.prices
+    tariff = Tariff(config.energy.joules_per_byte, prices.money_per_offload, prices.money_per_byte)
+    purse = Purse(tariff, call_bytes)
+    # Twice what a call is estimated to take: names can be longer, and it must fit whole.
+    rates: tuple[tuple[Kind, float, float], ...] = (
+        ("offloads", limits.offloads_per_s, 1.0),
+        ("bytes", limits.bytes_per_s, 2.0 * call_bytes),
     )
+    for kind, rate, least in rates:
+        if not math.isinf(rate):
+            purse.limit(kind, limits.bucket(rate, least))
+    fill(purse, config.budgets, kept)
+    return purse
+
+
+def _cloud(config: EdgeConfig, peer: Peer, channel: Any, purse: Purse, metrics: EdgeMetrics) -> CloudExecutor:
+    return CloudExecutor(channel, peer, Breaker(config.breaker), purse, metrics, time.monotonic)
 
 
 def _request_log(config: EdgeConfig, metrics: EdgeMetrics) -> RequestLog | None:
@@ -97,9 +180,10 @@ def serve(config: EdgeConfig) -> None:
     stack = contextlib.AsyncExitStack()
 
     async def make() -> Serving:
-        agent = await stack.enter_async_context(open_agent(config))
-        log = _request_log(config, agent.metrics)
-        service = EdgeService(agent, config.request.max_batch, log)
+        agents = await stack.enter_async_context(open_agents(config))
+        metrics = next(iter(agents.values())).metrics
+        log = _request_log(config, metrics)
+        service = EdgeService(agents, config.request.max_batch, log)
 
         def drain() -> None:
             service.draining = True
@@ -112,9 +196,9 @@ def serve(config: EdgeConfig) -> None:
 
         return Serving(
             name="edge",
-            model=agent.manifest.name,
+            models=tuple(agents),
             servicer=service,
-            registry=agent.metrics.registry,
+            registry=metrics.registry,
             pages=service.pages(),
             drain=drain,
             closed=closed,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from edgemux.edge.admission import Shares
 from edgemux.edge.agent import Agent, Answer
 from edgemux.edge.request_log import Line, RequestLog
-from edgemux.edge.status import status_of
+from edgemux.edge.status import status_of_all
 from edgemux.multiplexer.errors import (
     DeadlineExceeded,
     EdgemuxError,
@@ -22,23 +24,35 @@ from edgemux.multiplexer.errors import (
 from edgemux.wire.codec import Parameter, make_response, requested_outputs
 from edgemux.wire.model_service import MAX_ID_CHARACTERS, ModelService, timeout_s
 
+# When it is worth asking again where there are too many at once: most are answered by then.
+FULL_RETRY_S = 0.1
+
 
 class EdgeService(ModelService):
-    """Answers with an agent."""
+    """Answers with the agent of the application that is asked for."""
 
-    def __init__(self, agent: Agent, max_batch: int, log: RequestLog | None = None) -> None:
-        super().__init__("edgemux-edge", "edgemux", agent.manifest, max_batch, max_decoding=max_batch)
-        self._agent = agent
+    def __init__(self, agents: Mapping[str, Agent], max_batch: int, log: RequestLog | None = None) -> None:
+        """``agents``: at least one, by the name of its model on the wire."""
+        manifests = [agent.manifest for agent in agents.values()]
+        super().__init__("edgemux-edge", "edgemux", manifests, max_batch, max_decoding=max_batch)
+        self._agents = agents
+        first, *others = agents.values()
+        # What asks for no model that is here is counted with the only one, or with none of several.
+        self._nobody = first.metrics.of_another("other") if others else first.metrics
         self._log = log
+        self._places = Shares()
+        self._max_inflight = first.max_inflight
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Raises InputError, DeadlineExceeded, Overloaded, ExecutionError. Every end of it is counted and logged."""
-        metrics = self._agent.metrics
+        agent = self._agents.get(request.model_name)
+        metrics = self._nobody if agent is None else agent.metrics
         came_s = self._loop.time()
         outcome, answers = "failed", list[Answer]()
         metrics.inflight.inc()
         try:
-            response, answers = await self._infer(request, context.time_remaining(), came_s)
+            with self._place(context.peer(), came_s) as client:
+                response, answers = await self._infer(request, context.time_remaining(), came_s, client)
             outcome = "answered"
         except EdgemuxError as error:
             outcome = _kind(error)
@@ -56,27 +70,39 @@ class EdgeService(ModelService):
                 self._log.add(_line(request, outcome, self._loop.time() - came_s, answers))
         return response
 
-    async def _infer(self, request: Any, left_s: float | None, came_s: float) -> tuple[Any, list[Answer]]:
-        self.check_model(request.model_name, request.model_version)
-        deadline_s = came_s + self._agent.request.allowed_s(left_s, timeout_s(request))
-        outputs = requested_outputs(request, self._manifest.outputs)
+    @contextlib.contextmanager
+    def _place(self, client: str, now_s: float) -> Iterator[str]:
+        """A place inside for one request of ``client``. Raises Overloaded when it may have no more."""
+        if not self._places.fits(client, 1.0, self._max_inflight, now_s):
+            raise Overloaded("too many requests are being answered", retry_after_s=FULL_RETRY_S)
+        self._places.take(client, 1.0)
+        try:
+            yield client
+        finally:
+            self._places.give(client, 1.0)
+
+    async def _infer(self, request: Any, left_s: float | None, came_s: float, client: str) -> tuple[Any, list[Answer]]:
+        manifest = self.check_model(request.model_name, request.model_version)
+        agent = self._agents[manifest.name]
+        deadline_s = came_s + agent.request.allowed_s(left_s, timeout_s(request))
+        outputs = requested_outputs(request, manifest.outputs)
         tensors = await self.tensors(request, deadline_s)
         now_s = self._loop.time()
-        self._agent.metrics.stage("validate", now_s - came_s)
+        agent.metrics.stage("validate", now_s - came_s)
         if now_s >= deadline_s:
             raise DeadlineExceeded("deadline: over before anything could run")
-        answers = await self._agent.infer(tensors, deadline_s - now_s)
+        answers = await agent.infer(tensors, deadline_s - now_s, client)
         arrays = {
             "probabilities": np.stack([answer.prediction.probabilities for answer in answers]),
             "label": np.array([answer.prediction.label for answer in answers], dtype=np.int64),
         }
         chosen = {name: arrays[name] for name in outputs}
-        response = make_response(self._manifest.name, self._manifest.version, request.id, chosen, said(answers))
+        response = make_response(manifest.name, manifest.version, request.id, chosen, said(answers))
         return response, answers
 
     def status(self) -> dict[str, Any]:
-        """The agent's state now."""
-        return super().status() | status_of(self._agent)
+        """The agents' state now."""
+        return super().status() | status_of_all(self._agents)
 
 
 def _line(request: Any, outcome: str, elapsed_s: float, answers: Sequence[Answer]) -> Line:

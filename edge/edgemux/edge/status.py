@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -12,30 +13,44 @@ import msgspec
 from edgemux.edge.agent import Agent
 
 
-def status_of(agent: Agent) -> dict[str, Any]:
-    """The agent's state now: what it senses, what it may spend, how the link and the breaker stand."""
+def status_of_all(agents: Mapping[str, Agent]) -> dict[str, Any]:
+    """What is true of the device, and by name what is true of each application; of a single one also without a name."""
+    each = {name: status_of(agent) for name, agent in agents.items()}
+    first, *others = agents.values()
+    alone = {} if others else next(iter(each.values()))
+    return device_status(first) | alone | {"applications": each}
+
+
+def device_status(agent: Agent) -> dict[str, Any]:
+    """What the device senses, what it may spend, how the link and the breaker stand."""
     now = time.monotonic()
-    readings = agent.sampler.latest
-    allowance = agent.allowance(now)
     cloud = agent.cloud
     return {
-        "bundle": agent.manifest.digest,
-        "level": agent.affordable_level(readings),
-        "inputs_per_second": round(agent.rate.per_s(now), 3),
         "loop_lag_seconds": round(agent.loop_lag_s, 6),
-        "readings": msgspec.to_builtins(readings),
-        "budgets": {"offloads": _number(allowance.offloads), "bytes": _number(allowance.sent_bytes)},
-        "budget_prices": None
-        if cloud is None
-        else {"offloads": round(cloud.offloads.price(now), 6), "bytes": round(cloud.sent_bytes.price(now), 6)},
+        "readings": msgspec.to_builtins(agent.sampler.latest),
+        "reading_ages_seconds": agent.sampler.ages_s(now),
+        "budgets": {kind: _number(left) for kind, left in agent.purse.left(now).items()},
+        "budget_prices": {kind: round(price, 6) for kind, price in agent.purse.prices(now).items()},
         "cloud": None
         if cloud is None
         else {
             "breaker": cloud.breaker.state(now).name.lower(),
             "rtt_seconds": cloud.link.rtt_s(now),
             "bytes_per_second": cloud.link.bytes_per_s(now),
+            "queue_seconds": cloud.queue.mean(now),
+            "lost_share": cloud.lost.share(now),
             "server_seconds": cloud.server.mean(now),
         },
+    }
+
+
+def status_of(agent: Agent) -> dict[str, Any]:
+    """One application's state now."""
+    now = time.monotonic()
+    return {
+        "bundle": agent.manifest.digest,
+        "level": agent.affordable_level(agent.sampler.latest),
+        "inputs_per_second": round(agent.rate.per_s(now), 3),
         "certificate": _certificate(agent),
         "drift": _drift(agent),
     }

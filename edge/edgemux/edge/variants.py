@@ -8,7 +8,7 @@ from functools import partial
 from edgemux.multiplexer.bundle import Bundle, Manifest
 from edgemux.multiplexer.chain import Activations, Chain, Golden
 from edgemux.multiplexer.domain import Placement, Route
-from edgemux.multiplexer.onnx_model import Array, OnnxModel
+from edgemux.multiplexer.onnx_model import Array, OnnxModel, Stop
 
 
 class Family:
@@ -31,9 +31,9 @@ class Family:
             self.load_s.append(time.perf_counter() - began)
         self._chain = Chain(deltas, (tensor.name for tensor in manifest.inputs))
 
-    def run(self, level: int, activations: Activations) -> Array:
+    def run(self, level: int, activations: Activations, stop: Stop | None = None) -> Array:
         """Probabilities FP32 [N, classes] of a level; only the deltas above ``activations.reached`` are run."""
-        return self._chain.run(level, activations)
+        return self._chain.run(level, activations, stop)
 
     def check(self, golden: Golden, manifest: Manifest) -> None:
         """Run the golden inputs through every level. Raises ArtifactError naming the one that answers otherwise."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 
 from edgemux.edge.agent import Agent
 from edgemux.edge.budget import Readings
@@ -19,64 +20,82 @@ LAG_FADE = 0.9
 QUIET_INPUTS_PER_S = 0.05
 
 
-async def watch(agent: Agent, probe_interval_s: float) -> None:
-    """Run until cancelled."""
+async def watch(agents: Sequence[Agent], probe_interval_s: float) -> None:
+    """Look after the agents of one device, until cancelled."""
     probe: asyncio.Task[None] | None = None
     step: asyncio.Task[None] | None = None
+    lag_s = 0.0
     try:
         while True:
             began = time.monotonic()
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
-            agent.loop_lag_s = max(now - began - TICK_S, agent.loop_lag_s * LAG_FADE)
-            export(agent, now)
-            if (probe is None or probe.done()) and _due(agent, probe_interval_s, now):
-                probe = asyncio.create_task(_probe(agent))
-            if (step is None or step.done()) and agent.vigil.due:
-                step = asyncio.create_task(_step(agent.vigil))
+            lag_s = max(now - began - TICK_S, lag_s * LAG_FADE)
+            for agent in agents:
+                agent.loop_lag_s = lag_s
+            sense(agents, now)
+            if (probe is None or probe.done()) and _due(agents, probe_interval_s, now):
+                probe = asyncio.create_task(_probe(agents))
+            if (step is None or step.done()) and any(agent.vigil.due for agent in agents):
+                step = asyncio.create_task(_step([agent.vigil for agent in agents if agent.vigil.due]))
     finally:
         for task in (probe, step):
             if task is not None:
                 task.cancel()
 
 
-async def _step(vigil: Vigil) -> None:
-    """The vigil's own work, in a thread. A certificate that nobody watches any more must not go on as if."""
-    try:
-        await asyncio.to_thread(vigil.step)
-    except Exception:
-        LOG.exception("the watch for drift has ended")
-        vigil.withdraw(Withdrawal.WATCH_FAILED)
+async def _step(vigils: Sequence[Vigil]) -> None:
+    """The vigils' own work, in a thread. A certificate that nobody watches any more must not go on as if."""
+    for vigil in vigils:
+        try:
+            await asyncio.to_thread(vigil.step)
+        except Exception:
+            LOG.exception("the watch for drift has ended")
+            vigil.withdraw(Withdrawal.WATCH_FAILED)
 
 
-def _due(agent: Agent, interval_s: float, now_s: float) -> bool:
-    cloud = agent.cloud
-    return cloud is not None and agent.rate.per_s(now_s) > QUIET_INPUTS_PER_S and cloud.link.age_s(now_s) >= interval_s
+def _due(agents: Sequence[Agent], interval_s: float, now_s: float) -> bool:
+    cloud = agents[0].cloud
+    if cloud is None or cloud.link.age_s(now_s) < interval_s:
+        return False
+    return sum(agent.rate.per_s(now_s) for agent in agents) > QUIET_INPUTS_PER_S
 
 
-async def _probe(agent: Agent) -> None:
-    if agent.cloud is not None:
-        await agent.cloud.ping(timeout_s=1.0)
-        await asyncio.sleep(TICK_S)
+async def _probe(agents: Sequence[Agent]) -> None:
+    """Measure the one link, and ask about every model that the cloud did not serve as it should."""
+    for agent in agents:
+        if agent.cloud is not None and (agent is agents[0] or agent.cloud.incompatible):
+            await agent.cloud.ping(timeout_s=1.0)
+    await asyncio.sleep(TICK_S)
+
+
+def sense(agents: Sequence[Agent], now_s: float) -> None:
+    """Take the readings as of now, and bring every gauge up to date; what is unknown is absent."""
+    first = agents[0]
+    readings = first.sampler.refresh(now_s)
+    values: dict[str, float | None] = {name: getattr(readings, name) for name in Readings.__struct_fields__}
+    values["loop_lag_seconds"] = first.loop_lag_s
+    values["inputs_per_second"] = sum(agent.rate.per_s(now_s) for agent in agents)
+    if first.cloud is not None:
+        values["link_rtt_seconds"] = first.cloud.link.rtt_s(now_s)
+        values["link_bytes_per_second"] = first.cloud.link.bytes_per_s(now_s)
+        values["link_lost_share"] = first.cloud.lost.share(now_s)
+        values["cloud_queue_seconds"] = first.cloud.queue.mean(now_s)
+    first.metrics.sensed(values)
+    first.metrics.aged(first.sampler.ages_s(now_s))
+    for agent in agents:
+        export(agent, now_s)
 
 
 def export(agent: Agent, now_s: float) -> None:
-    """Bring every gauge up to date; what is unknown is absent."""
-    readings = agent.sampler.latest
-    values: dict[str, float | None] = {name: getattr(readings, name) for name in Readings.__struct_fields__}
-    values["loop_lag_seconds"] = agent.loop_lag_s
-    values["inputs_per_second"] = agent.rate.per_s(now_s)
+    """Bring an application's gauges up to date, and those of the budgets and the breaker."""
     metrics = agent.metrics
     if agent.cloud is not None:
-        values["link_rtt_seconds"] = agent.cloud.link.rtt_s(now_s)
-        values["link_bytes_per_second"] = agent.cloud.link.bytes_per_s(now_s)
         metrics.breaker.set(agent.cloud.breaker.state(now_s))
-        metrics.toll.labels("offloads").set(agent.cloud.offloads.price(now_s))
-        metrics.toll.labels("bytes").set(agent.cloud.sent_bytes.price(now_s))
-    metrics.sensed(values)
-    allowance = agent.allowance(now_s)
-    metrics.budget.labels("offloads").set(allowance.offloads)
-    metrics.budget.labels("bytes").set(allowance.sent_bytes)
+    for kind, left in agent.purse.left(now_s).items():
+        metrics.budget.labels(kind).set(left)
+    for kind, price in agent.purse.prices(now_s).items():
+        metrics.toll.labels(kind).set(price)
     metrics.bound.set(agent.vigil.state.bound)
     metrics.drift.set(agent.vigil.state.alarmed)
-    metrics.level.set(agent.affordable_level(readings))
+    metrics.level.set(agent.affordable_level(agent.sampler.latest))

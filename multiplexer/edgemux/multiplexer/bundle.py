@@ -208,6 +208,7 @@ class Bundle:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.own_name = manifest.name
         self._files = {file.path: file for file in manifest.files}
 
     @classmethod
@@ -227,6 +228,12 @@ class Bundle:
             raise ArtifactError(f"{MANIFEST}: its content does not match its digest")
         _check_consistency(manifest)
         return cls(folder, manifest)
+
+    def named(self, name: str) -> Bundle:
+        """The same bundle under another name; the digest stays that of what is on the disk."""
+        other = Bundle(self.folder, msgspec.structs.replace(self.manifest, name=name))
+        other.own_name = self.own_name
+        return other
 
     def read(self, path: str) -> bytes:
         """The verified content of a listed file. Raises ArtifactError naming the file."""

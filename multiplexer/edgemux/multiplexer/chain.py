@@ -11,7 +11,7 @@ import numpy as np
 
 from edgemux.multiplexer.bundle import DATATYPES, Bundle
 from edgemux.multiplexer.errors import ArtifactError
-from edgemux.multiplexer.onnx_model import Array, OnnxModel
+from edgemux.multiplexer.onnx_model import Array, OnnxModel, Stop
 
 # The output that every model has, FP32 [N, classes]; every other output is an activation for the graphs above.
 PROBABILITIES = "probabilities"
@@ -48,14 +48,14 @@ class Chain:
     def __len__(self) -> int:
         return len(self._deltas)
 
-    def run(self, level: int, activations: Activations) -> Array:
+    def run(self, level: int, activations: Activations, stop: Stop | None = None) -> Array:
         """Probabilities FP32 [N, classes] of a level above ``activations.reached``; only what is new is run."""
         pool = activations.pool
         for index in range(activations.reached, level):
             delta, wanted = self._deltas[index], self._states[index]
             if index == level - 1:
                 wanted = [PROBABILITIES, *wanted]
-            results = delta.run({name: pool[name] for name in delta.inputs}, wanted)
+            results = delta.run({name: pool[name] for name in delta.inputs}, wanted, stop)
             pool.update(zip(wanted, results, strict=True))
         activations.reached = level
         return pool.pop(PROBABILITIES)

@@ -39,6 +39,7 @@ class Reason(StrEnum):
     CLOUD_INCOMPATIBLE = "cloud_incompatible"  # the device: the cloud lacks the model or method, or has another version
     DEVICE_FAILED = "device_failed"  # the cloud, after the device's own model failed
     EXPIRED = "expired"  # shed: the deadline passed before anything could run
+    OVERLOADED = "overloaded"  # shed: it would only have waited past its deadline, or has more than its share already
     NO_ROUTE = "no_route"  # shed: every route failed or is too expensive
 
 
@@ -59,6 +60,7 @@ class Cost(msgspec.Struct, frozen=True):
     energy_j: float = 0.0
     sent_bytes: float = 0.0
     offloads: float = 0.0
+    money: float = 0.0
 
 
 class Budget(msgspec.Struct, frozen=True):
@@ -74,6 +76,7 @@ class Budget(msgspec.Struct, frozen=True):
     energy_j: float = math.inf
     sent_bytes: float = math.inf
     offloads: float = math.inf
+    money: float = math.inf
     reserve_s: float = 0.0
     margin_s: float = 0.0
 

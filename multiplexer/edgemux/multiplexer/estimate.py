@@ -107,6 +107,23 @@ class RecentMean:
         self._weight = self._mean = self._deviation = 0.0
 
 
+class RecentShare:
+    """How often something was so among the last ``window`` times, of which only those of the last ``stale_s`` count."""
+
+    def __init__(self, window: int = 64, stale_s: float = 30.0) -> None:
+        self._stale_s = stale_s
+        self._seen: deque[tuple[float, bool]] = deque(maxlen=window)
+
+    def observe(self, so: bool, now_s: float) -> None:
+        """Add one time."""
+        self._seen.append((now_s, so))
+
+    def share(self, now_s: float) -> float | None:
+        """The share, None when there was no time lately."""
+        recent = [so for at_s, so in self._seen if now_s - at_s <= self._stale_s]
+        return sum(recent) / len(recent) if recent else None
+
+
 # A cloud that was slow is asked by shadows, with nobody waiting: until one is back it is taken to be slow still.
 OFFLOAD_STALE_S = 30.0
 

@@ -11,21 +11,22 @@ def allowed_s(default_s: float, most_s: float, *asked_s: float | None) -> float:
 
 
 class TokenBucket:
-    """A bucket of tokens filled at ``rate_per_s`` up to ``burst``; starts full. Infinite rate: no limit.
+    """A bucket of tokens filled at ``rate_per_s`` up to ``burst``. Infinite rate: no limit.
 
-    Over any window of t seconds at most ``burst + rate_per_s * t`` tokens are taken. Time is passed in, monotonic;
-    a clock that steps back adds nothing. ``taken``, ``accrued`` and ``spilled`` are totals; what is accrued while the
-    bucket is full is spilled.
+    But for what is charged, over any window of t seconds at most ``burst + rate_per_s * t`` tokens are taken. Time is
+    passed in, monotonic; a clock that steps back adds nothing. ``taken``, ``accrued`` and ``spilled`` are totals; what
+    is accrued while the bucket is full is spilled.
     """
 
-    def __init__(self, rate_per_s: float, burst: float) -> None:
+    def __init__(self, rate_per_s: float, burst: float, tokens: float | None = None) -> None:
+        """``tokens``: what it holds at first, if less than ``burst``."""
         if not rate_per_s >= 0 or not burst >= 0:
             raise ValueError("rate and burst must not be negative")
         self._rate = rate_per_s
         self.burst = burst
         self.unlimited = math.isinf(rate_per_s)
         self.taken = self.accrued = self.spilled = 0.0
-        self._tokens = burst
+        self._tokens = burst if tokens is None else min(burst, tokens)
         self._at_s: float | None = None
 
     def available(self, now_s: float) -> float:
@@ -52,3 +53,10 @@ class TokenBucket:
             self._tokens -= count
             self.taken += count
         return True
+
+    def charge(self, count: float, now_s: float) -> None:
+        """Take ``count`` tokens whether they are there or not: what was spent already makes a debt."""
+        if not self.unlimited:
+            self.available(now_s)
+            self._tokens -= count
+            self.taken += count

@@ -20,6 +20,17 @@ from edgemux.multiplexer.onnx_scan import refuse_external_data
 Array = NDArray[Any]
 
 
+class Stop:
+    """Ends a run that goes on in another thread, within one node of the graph; the run then raises."""
+
+    def __init__(self) -> None:
+        self.options = ort.RunOptions()
+
+    def now(self) -> None:
+        """End it; before the run has begun, it ends as it begins."""
+        self.options.terminate = True
+
+
 class OnnxModel:
     """One ONNX graph on one CPU thread, loaded from verified bytes.
 
@@ -59,7 +70,12 @@ class OnnxModel:
         """Load from a file whose digest nobody checks: for the toolchain, never for serving."""
         return cls(path.read_bytes(), path.name, threads, quiet)
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
-        """Run the graph; blocks the caller. Returns the named outputs (default: all), in order."""
-        result: list[Array] = self._session.run(outputs, feeds)
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None, stop: Stop | None = None
+    ) -> list[Array]:
+        """Run the graph; blocks the caller, until ``stop`` if that comes first.
+
+        Returns the named outputs (default: all), in order.
+        """
+        result: list[Array] = self._session.run(outputs, feeds, None if stop is None else stop.options)
         return result

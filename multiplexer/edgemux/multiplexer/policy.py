@@ -71,7 +71,9 @@ def obstacle(candidate: Candidate, budget: Budget, held: Prediction | None) -> R
     cost = candidate.cost
     if cost.latency_s > time_for(candidate, budget, held):
         return Reason.LINK if candidate.route.placement is not Placement.EDGE else Reason.EXPIRED
-    if cost.offloads > budget.offloads or cost.sent_bytes > budget.sent_bytes or cost.energy_j > budget.energy_j:
+    if cost.offloads > budget.offloads or cost.sent_bytes > budget.sent_bytes or cost.money > budget.money:
+        return Reason.BUDGET
+    if cost.energy_j > budget.energy_j:
         return Reason.BUDGET
     if cost.memory_bytes > budget.memory_bytes or cost.compute_s > budget.compute_s:
         return Reason.DEVICE_BUSY
@@ -111,6 +113,8 @@ def _last_resort(case: Case) -> Decision:
         return _run(min(device, key=lambda candidate: candidate.route.level), case)
     if any(other.blocked is None for other in case.candidates):
         return _run(next(other for other in case.candidates if other.blocked is None), case)
+    if any(other.blocked is Reason.OVERLOADED for other in case.candidates):
+        return Shed(Reason.OVERLOADED)
     return Shed(case.failure or Reason.NO_ROUTE)
 
 

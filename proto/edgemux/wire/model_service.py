@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -31,17 +32,22 @@ _TOO_LATE = "deadline: over before the pictures were decoded"
 
 
 class ModelService:
-    """Serves the one model of a bundle, under the bundle's name and version; subclasses add ``ModelInfer``.
+    """Serves the models of bundles, each under its manifest's name and version; subclasses add ``ModelInfer``.
 
     Lives in one event loop; ``close`` it there.
     """
 
-    def __init__(self, name: str, platform: str, manifest: Manifest, max_batch: int, max_decoding: int) -> None:
-        """``max_batch`` bounds a request's rows, ``max_decoding`` the pictures that wait to be decoded."""
+    def __init__(
+        self, name: str, platform: str, manifests: Sequence[Manifest], max_batch: int, max_decoding: int
+    ) -> None:
+        """``manifests``: at least one, each with a name of its own.
+
+        ``max_batch`` bounds a request's rows, ``max_decoding`` the pictures that wait to be decoded.
+        """
         self.draining = False
         self._name = name
         self._platform = platform
-        self._manifest = manifest
+        self._manifests = {manifest.name: manifest for manifest in manifests}
         self._max_batch = max_batch
         # Decoding a large picture takes as long as many answers: it must not hold up the event loop.
         self._loop = asyncio.get_running_loop()
@@ -58,8 +64,8 @@ class ModelService:
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         """An unknown model or version is not ready, as Triton has it; it is no error."""
-        manifest = self._manifest
-        serves = request.name == manifest.name and request.version in ("", manifest.version)
+        manifest = self._manifests.get(request.name)
+        serves = manifest is not None and request.version in ("", manifest.version)
         return oip.ModelReadyResponse(ready=serves and not self.draining)
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -67,47 +73,51 @@ class ModelService:
 
     async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Raises UnknownModel."""
-        self.check_model(request.name, request.version, "name", "version")
-        return oip.ModelMetadataResponse(**self.model_metadata())
+        manifest = self.check_model(request.name, request.version, "name", "version")
+        return oip.ModelMetadataResponse(**self.model_metadata(manifest))
 
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
         response = oip.RepositoryIndexResponse()
         if not (request.ready and self.draining):
             state, reason = ("UNAVAILABLE", "stopping") if self.draining else ("READY", "")
-            manifest = self._manifest
-            response.models.add(name=manifest.name, version=manifest.version, state=state, reason=reason)
+            for manifest in self._manifests.values():
+                response.models.add(name=manifest.name, version=manifest.version, state=state, reason=reason)
         return response
 
     def check_model(
         self, name: str, model_version: str, name_field: str = "model_name", version_field: str = "model_version"
-    ) -> None:
-        """Raises UnknownModel naming the field."""
-        if name != self._manifest.name:
+    ) -> Manifest:
+        """The manifest of the model that is asked for. Raises UnknownModel naming the field."""
+        manifest = self._manifests.get(name)
+        if manifest is None:
             raise UnknownModel(name_field, "no such model here")
-        if model_version not in ("", self._manifest.version):
-            raise UnknownModel(version_field, f"only version {self._manifest.version} is here")
+        if model_version not in ("", manifest.version):
+            raise UnknownModel(version_field, f"only version {manifest.version} is here")
+        return manifest
 
     async def tensors(self, request: Any, deadline_s: float) -> dict[str, Array]:
-        """The request's inputs by name, [N, ...], by ``deadline_s`` on the event loop's clock.
+        """The inputs of the request's model by name, [N, ...], by ``deadline_s`` on the event loop's clock.
 
         Encoded pictures are decoded beside the event loop, one request after the other. Raises InputError naming the
-        tensor, Overloaded when too many pictures wait, DeadlineExceeded, Unreachable when the service is closed.
+        tensor, Overloaded when too many pictures wait, DeadlineExceeded, Unreachable when the service is closed, and
+        UnknownModel.
         """
+        manifest = self.check_model(request.model_name, request.model_version)
         if len(request.id) > MAX_ID_CHARACTERS:
             raise TooLarge("id", f"more than {MAX_ID_CHARACTERS} characters")
-        inputs = self._read(request)
+        inputs = self._read(request, manifest)
         pictures = sum(len(given.elements) for given in inputs.values() if isinstance(given, Pictures))
         if not pictures:
             return decode_inputs(inputs, None)
         if self._decoding > 0 and self._decoding + pictures > self._max_decoding:
             raise Overloaded("too many pictures are waiting to be decoded")
-        return await self._decoded(inputs, pictures, deadline_s)
+        return await self._decoded(inputs, manifest, pictures, deadline_s)
 
-    def _read(self, request: Any) -> dict[str, Array | Pictures]:
-        return check_inputs(request, self._manifest.inputs, self._manifest.preprocessing, self._max_batch)
+    def _read(self, request: Any, manifest: Manifest) -> dict[str, Array | Pictures]:
+        return check_inputs(request, manifest.inputs, manifest.preprocessing, self._max_batch)
 
     async def _decoded(
-        self, inputs: Mapping[str, Array | Pictures], pictures: int, deadline_s: float
+        self, inputs: Mapping[str, Array | Pictures], manifest: Manifest, pictures: int, deadline_s: float
     ) -> dict[str, Array]:
         """``inputs`` decoded in the thread; whoever waits is told at the deadline, whatever the thread does then."""
         loop = self._loop
@@ -122,7 +132,7 @@ class ModelService:
 
         def work() -> dict[str, Array] | Exception:
             try:
-                return decode_inputs(inputs, self._manifest.preprocessing, go_on)
+                return decode_inputs(inputs, manifest.preprocessing, go_on)
             except Exception as error:
                 return error
 
@@ -145,23 +155,23 @@ class ModelService:
             raise DeadlineExceeded(_TOO_LATE) from error
 
     def check_fits(self, max_message_bytes: int) -> None:
-        """Raises ConfigError when not even one row of the model's inputs fits a message of that size."""
-        row_bytes = MESSAGE_OVERHEAD_BYTES
-        for tensor in self._manifest.inputs:
-            sizes = [max(1, size) for size in tensor.shape]
-            row_bytes += math.prod(sizes) * DTYPES[tensor.datatype].itemsize
-        if row_bytes > max_message_bytes:
-            raise ConfigError(
-                f"listen.max_message_bytes: {max_message_bytes}, one input of {self._manifest.name} needs {row_bytes}"
-            )
+        """Raises ConfigError when not even one row of a model's inputs fits a message of that size."""
+        for manifest in self._manifests.values():
+            row_bytes = MESSAGE_OVERHEAD_BYTES
+            for tensor in manifest.inputs:
+                sizes = [max(1, size) for size in tensor.shape]
+                row_bytes += math.prod(sizes) * DTYPES[tensor.datatype].itemsize
+            if row_bytes > max_message_bytes:
+                raise ConfigError(
+                    f"listen.max_message_bytes: {max_message_bytes}, one input of {manifest.name} needs {row_bytes}"
+                )
 
     def server_metadata(self) -> dict[str, Any]:
         """Name, version and protocol extensions."""
         return {"name": self._name, "version": version("edgemux"), "extensions": ["parameters"]}
 
-    def model_metadata(self) -> dict[str, Any]:
+    def model_metadata(self, manifest: Manifest) -> dict[str, Any]:
         """Name, versions, platform, tensors with -1 for the batch, and what clients may want to show."""
-        manifest = self._manifest
         return {
             "name": manifest.name,
             "versions": [manifest.version],
@@ -173,23 +183,30 @@ class ModelService:
 
     def pages(self) -> dict[str, Callable[[], Page]]:
         """What the HTTP port answers, by path."""
-        model = f"/v2/models/{self._manifest.name}"
-        return {
-            "/": lambda: Page(200, {"name": self._name, "pages": ["/status", "/v2", "/v2/health/ready", model]}),
+        models = {f"/v2/models/{name}": manifest for name, manifest in self._manifests.items()}
+        pages: dict[str, Callable[[], Page]] = {
+            "/": lambda: Page(200, {"name": self._name, "pages": ["/status", "/v2", "/v2/health/ready", *models]}),
             "/v2": lambda: Page(200, self.server_metadata()),
             "/v2/health/live": lambda: Page(200, {"live": True}),
             "/v2/health/ready": self._ready_page,
-            model: lambda: Page(200, self.model_metadata()),
-            f"{model}/ready": self._ready_page,
             "/status": lambda: Page(200, self.status()),
         }
+        for path, manifest in models.items():
+            pages[path] = partial(self._model_page, manifest)
+            pages[f"{path}/ready"] = self._ready_page
+        return pages
+
+    def _model_page(self, manifest: Manifest) -> Page:
+        return Page(200, self.model_metadata(manifest))
 
     def _ready_page(self) -> Page:
         return Page(503 if self.draining else 200, {"ready": not self.draining})
 
     def status(self) -> dict[str, Any]:
         """The server at a glance."""
-        return {"model": self._manifest.name, "version": self._manifest.version, "ready": not self.draining}
+        first, *others = self._manifests.values()
+        named = {} if others else {"model": first.name, "version": first.version}
+        return named | {"ready": not self.draining}
 
     def close(self) -> None:
         """Stop the decoder; it gives up after the picture at hand, for which nobody waits."""

@@ -68,7 +68,7 @@ class Serving(msgspec.Struct, frozen=True):
     process is told to stop: from then on ready is False; what was accepted is still answered."""
 
     name: str
-    model: str
+    models: tuple[str, ...]
     servicer: Any  # a ModelService with ModelInfer
     registry: CollectorRegistry
     pages: Mapping[str, Callable[[], Page]]
@@ -98,7 +98,7 @@ async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
         door, checks = Door(), health.aio.HealthServicer()
         register(server, serving.servicer, door)
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        for service in ("", serving.model):
+        for service in ("", *serving.models):
             await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
         stack.enter_context(_exporting(metrics_socket, serving.registry))
         await stack.enter_async_context(_answering(http_socket, App(serving.pages)))
@@ -107,7 +107,7 @@ async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
         stop, stop_now = _signals()
         http_port, metrics_port = http_socket.getsockname()[1], metrics_socket.getsockname()[1]
         print(
-            f"edgemux {serving.name} ready model={serving.model} grpc={listen.host}:{grpc_port} "
+            f"edgemux {serving.name} ready model={','.join(serving.models)} grpc={listen.host}:{grpc_port} "
             f"http={listen.host}:{http_port} metrics={listen.host}:{metrics_port}",
             flush=True,
         )

@@ -151,6 +151,8 @@ def _guarded(method: Callable[[Any, Any], Awaitable[Any]], parse: Callable[[byte
                 pushback = str(max(1, round(error.retry_after_s * 1000)))
                 context.set_trailing_metadata((("grpc-retry-pushback-ms", pushback),))
             await context.abort(grpc_code(error), str(error))
+        except MemoryError:  # a limit of the system, or all there is: fewer at a time may do
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "out of memory")
         except Exception:
             error_id = internal_id()
             _log.exception("internal error %s", error_id)

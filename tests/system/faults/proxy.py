@@ -61,7 +61,7 @@ class FaultLink(Link):
         self._port = socket.socket()
         self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._port.bind(("127.0.0.1", 0))
-        self.address = "127.0.0.1:{}".format(self._port.getsockname()[1])
+        self.address = f"127.0.0.1:{self._port.getsockname()[1]}"
         await self.listen()
         return self
 
@@ -165,12 +165,12 @@ class FaultLink(Link):
         self._held.clear()
 
 
-class _Cut(Exception):  # noqa: N818 - no error, a turn of events
+class _Cut(Exception):
     def __init__(self, rest: bytes) -> None:
         self.rest = rest
 
 
-class _Stuck(Exception):  # noqa: N818
+class _Stuck(Exception):
     pass
 
 

@@ -19,6 +19,7 @@ from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
 from edgemux.edge.sampler import Sampler
+from edgemux.edge.self_check import SelfCheck
 from edgemux.edge.variants import Family
 from edgemux.edge.vigil import Vigil
 from edgemux.multiplexer.bundle import Manifest
@@ -39,9 +40,12 @@ from edgemux.multiplexer.errors import (
     BadAnswer,
     DeadlineExceeded,
     ExecutionError,
+    Forbidden,
     Incompatible,
     Overloaded,
+    Unauthenticated,
     Unreachable,
+    Untrusted,
 )
 from edgemux.multiplexer.estimate import RateEstimate
 from edgemux.multiplexer.gates import Gates
@@ -87,6 +91,7 @@ class Agent:
         self.cloud = cloud
         self.purse = purse
         self.sampler = sampler
+        self.self_check: SelfCheck | None = None
         self.loop_lag_s = 0.0
         self.rate = RateEstimate()
         self._config = config
@@ -104,6 +109,12 @@ class Agent:
     def request(self) -> RequestSettings:
         """Deadlines and sizes of requests."""
         return self._config.request
+
+    async def well(self) -> bool:
+        """Whether the levels that the device affords still give their golden answers."""
+        if self.self_check is None:
+            return True
+        return await self.self_check.well(self.affordable_level(self.sampler.latest))
 
     @property
     def max_inflight(self) -> int:
@@ -336,8 +347,12 @@ def cause_of(route: Route, error: ExecutionError) -> Reason:
             return Reason.CLOUD_TIMEOUT
         case Overloaded():
             return Reason.CLOUD_OVERLOADED
+        case Untrusted():
+            return Reason.CLOUD_TLS
         case Unreachable():
             return Reason.CLOUD_UNREACHABLE
+        case Unauthenticated() | Forbidden():
+            return Reason.CLOUD_DENIED
         case Incompatible():
             return Reason.CLOUD_INCOMPATIBLE
         case BadAnswer():

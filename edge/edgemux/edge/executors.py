@@ -33,14 +33,18 @@ from edgemux.multiplexer.errors import (
     BadAnswer,
     DeadlineExceeded,
     ExecutionError,
+    Forbidden,
     Incompatible,
     Overloaded,
+    Unauthenticated,
     Unreachable,
+    Untrusted,
 )
 from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, DurationEstimate, LinkEstimate, RecentMean, RecentShare
 from edgemux.multiplexer.onnx_model import Stop
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import DTYPES, MODEL_DIGEST, add_checksum, get_parameters, make_request, read_outputs
+from edgemux.wire.renewed import RenewedChannel
 from edgemux.wire.service import Stub
 from edgemux.wire.status import from_peer
 
@@ -147,6 +151,14 @@ class DeviceExecutor:
         probabilities = self._family.run(level, activations, stop)
         return probabilities, time.perf_counter() - wall, time.thread_time() - cpu
 
+    async def answer(self, level: int, tensors: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """Probabilities FP32 [N, classes] of a level, run where requests are, but counted and learned from nowhere."""
+        activations = Activations(tensors)
+        if self.inline(level):
+            return self._family.run(level, activations)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._family.run, level, activations)
+
     def warm_up(self, tensors: Mapping[str, NDArray[Any]], times: int = 5) -> None:
         """Measure every level on this device: the first run allocates and is not counted."""
         for index, route in enumerate(self._family.routes):
@@ -197,6 +209,7 @@ class CloudExecutor:
         clock: Clock,
     ) -> None:
         self._channel = channel
+        self._secured = channel if isinstance(channel, RenewedChannel) else None
         self._stub = Stub(channel)
         # Ids of our own: a client's may be too long for the cloud, or another client's too.
         self._name = secrets.token_hex(4)
@@ -216,6 +229,7 @@ class CloudExecutor:
         # Whether the latest answer came from another model than the bundle's.
         self.foreign = False
         self._incompatible = 0
+        self._unserved = Reason.CLOUD_INCOMPATIBLE
         self._recheck_s = math.inf
         self._reconnected = False
 
@@ -232,7 +246,7 @@ class CloudExecutor:
         if now_s < self.refused_until_s:
             return Reason.CLOUD_OVERLOADED
         if self.incompatible:
-            return Reason.CLOUD_INCOMPATIBLE
+            return self._unserved
         return None if self.breaker.admits(now_s, lot) else Reason.BREAKER
 
     def wants_shadow(self, now_s: float, kept_for: Reason) -> bool:
@@ -248,8 +262,12 @@ class CloudExecutor:
 
     @property
     def incompatible(self) -> bool:
-        """Whether the cloud has said, more than once, that it does not serve what is wanted."""
+        """Whether the cloud has said, more than once, that it does not serve what is wanted, or not to us."""
         return self._incompatible >= INCOMPATIBLE_IN_A_ROW
+
+    def security(self) -> dict[str, Any]:
+        """Whether the cloud is spoken to with TLS and a token, and what is wrong with that now."""
+        return {"tls": False, "token": False} if self._secured is None else self._secured.describe()
 
     def predict_s(self, now_s: float) -> float:
         """Seconds an offload is expected to take; 0 when nothing is known, so that somebody finds out."""
@@ -274,7 +292,7 @@ class CloudExecutor:
             response = await self._stub.ModelInfer(request, timeout=max(0.001, timeout_s))
             prediction = self._read(route, response, request_id)
         except grpc.aio.AioRpcError as error:
-            raise self._failed(call, from_peer(error.code(), error.details()), size, started, error) from error
+            raise self._failed(call, self._cause(error), size, started, error) from error
         except (BadAnswer, Incompatible) as error:
             self._differs(error)
             self.breaker.failed(call, self._clock())
@@ -319,6 +337,12 @@ class CloudExecutor:
         label = int(row.argmax())
         return Prediction(route, label, row, float(row[label]))
 
+    def _cause(self, error: grpc.aio.AioRpcError) -> ExecutionError:
+        cause = from_peer(error.code(), error.details())
+        # A server that refuses our certificate just hangs up: only we can know why.
+        trouble = self._secured.trouble() if self._secured and isinstance(cause, Unreachable) else None
+        return cause if trouble is None else Untrusted(f"our own certificate {trouble}")
+
     def _failed(
         self, call: Call, error: ExecutionError, size: int, started: float, cause: grpc.aio.AioRpcError
     ) -> ExecutionError:
@@ -340,10 +364,11 @@ class CloudExecutor:
 
     def _differs(self, error: ExecutionError) -> None:
         """Count what says that the cloud does not serve what is wanted; said once in the log, until it does."""
-        if not isinstance(error, Incompatible):
+        if not isinstance(error, Incompatible | Unauthenticated | Forbidden):
             self._incompatible = 0
             return
         self._incompatible += 1
+        self._unserved = Reason.CLOUD_INCOMPATIBLE if isinstance(error, Incompatible) else Reason.CLOUD_DENIED
         if self._incompatible == INCOMPATIBLE_IN_A_ROW:
             self._recheck_s = self._clock() + RECHECK_S
             self._reconnected = False

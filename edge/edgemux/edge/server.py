@@ -7,16 +7,16 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 from edgemux.edge.agent import Agent
 from edgemux.edge.breaker import Breaker
-from edgemux.edge.config import ApplicationSettings, EdgeConfig
+from edgemux.edge.config import ApplicationSettings, CloudSettings, EdgeConfig
 from edgemux.edge.executors import CloudExecutor, DeviceExecutor, Peer
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.purse import Kind, Purse, Tariff, fill
 from edgemux.edge.request_log import RequestLog
 from edgemux.edge.sampler import Sampler
+from edgemux.edge.self_check import SelfCheck
 from edgemux.edge.service import EdgeService
 from edgemux.edge.store import Store
 from edgemux.edge.variants import Family
@@ -30,8 +30,9 @@ from edgemux.multiplexer.domain import Placement
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.gates import Gates
 from edgemux.multiplexer.policy import Policy
-from edgemux.wire.channel import open_channel
+from edgemux.wire.channel import open_renewed_channel
 from edgemux.wire.process import Serving, run
+from edgemux.wire.renewed import RenewedChannel
 
 # An answer is a few hundred bytes; what is far larger is not one.
 MAX_ANSWER_BYTES = 2**20
@@ -66,7 +67,7 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
     sampler = Sampler(
         {name: plugins.load("edgemux.sensors", name)() for name in config.sensors}, config.sensor_interval_s
     )
-    channel = open_channel(config.cloud.address, MAX_ANSWER_BYTES) if config.cloud.address else None
+    channel = _channel(config.cloud)
     store = Store(config.state_dir)
     call_bytes = max(Peer.of(bundle.manifest, None).call_bytes for bundle in bundles)
     purse = _purse(config, call_bytes, store.begin() if config.budgets else None)
@@ -112,7 +113,7 @@ def _agent(
     policy: Policy,
     bundle: Bundle,
     sampler: Sampler,
-    channel: Any,
+    channel: RenewedChannel | None,
     purse: Purse,
     first: Agent | None,
 ) -> Agent:
@@ -146,7 +147,9 @@ def _agent(
         cloud = None if channel is None else _cloud(config, peer, channel, purse, metrics)
     vigil = Vigil(manifest, config.drift, config.audit_share)
     device.warm_up({name: array[:1] for name, array in golden.inputs.items()})
-    return Agent(manifest, config, family, gates, policy, device, cloud, purse, sampler, metrics, vigil)
+    agent = Agent(manifest, config, family, gates, policy, device, cloud, purse, sampler, metrics, vigil)
+    agent.self_check = SelfCheck(golden, manifest, device.answer)
+    return agent
 
 
 def _purse(config: EdgeConfig, call_bytes: float, kept: dict[str, float] | None) -> Purse:
@@ -166,7 +169,15 @@ def _purse(config: EdgeConfig, call_bytes: float, kept: dict[str, float] | None)
     return purse
 
 
-def _cloud(config: EdgeConfig, peer: Peer, channel: Any, purse: Purse, metrics: EdgeMetrics) -> CloudExecutor:
+def _channel(cloud: CloudSettings) -> RenewedChannel | None:
+    if cloud.address is None:
+        return None
+    return open_renewed_channel(cloud.address, MAX_ANSWER_BYTES, cloud.tls, cloud.token_file)
+
+
+def _cloud(
+    config: EdgeConfig, peer: Peer, channel: RenewedChannel, purse: Purse, metrics: EdgeMetrics
+) -> CloudExecutor:
     return CloudExecutor(channel, peer, Breaker(config.breaker), purse, metrics, time.monotonic)
 
 
@@ -188,6 +199,9 @@ def serve(config: EdgeConfig) -> None:
         def drain() -> None:
             service.draining = True
 
+        async def well() -> bool:
+            return all([await agent.well() for agent in agents.values()])
+
         async def closed() -> None:
             service.close()
             await stack.aclose()
@@ -202,6 +216,7 @@ def serve(config: EdgeConfig) -> None:
             pages=service.pages(),
             drain=drain,
             closed=closed,
+            well=well,
         )
 
     run(config.listen, make)

@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -144,6 +145,10 @@ def test_every_port_of_a_server_is_behind_its_certificate_and_token(
         assert get(server.http, "/v2/health/ready") == 200
         for address, path in ((server.http, "/status"), (server.http, "/v2"), (server.metrics, "/metrics")):
             assert [get(address, path), get(address, path, OTHER), get(address, path, TOKEN)] == [401, 401, 200]
+        request = urllib.request.Request(f"https://{server.metrics}/", headers={"Authorization": f"Bearer {TOKEN}"})
+        with urllib.request.urlopen(request, timeout=PATIENT_S, context=context) as page:
+            (until,) = (line for line in page.read().decode().splitlines() if line.startswith("edgemux_certificate_"))
+        assert float(until.split()[1]) > time.time()
         with Client(server.grpc, ClientTls(ca=authority.ca), token_file) as client:
             assert client.ready(PATIENT_S)
         with Client(server.grpc, ClientTls(ca=authority.ca)) as client, pytest.raises(Unauthenticated):

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from edgemux.multiplexer.errors import ConfigError, Unreachable
+from edgemux.wire import Client
 from edgemux.wire.forks import Home
 
 PATIENT_S = 60.0
@@ -66,6 +68,23 @@ def test_a_parent_is_not_harmed_by_its_child_s_end_and_the_child_is_told() -> No
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=PATIENT_S, check=False
     )
     assert done.stdout.splitlines()[-1] == "unharmed", done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_client_is_of_no_use_in_a_child_and_says_so() -> None:
+    with Client("127.0.0.1:1") as client:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                client.ready(1.0)
+            except ConfigError:
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        with pytest.raises(Unreachable):
+            client.ready(PATIENT_S)
 
 
 def test_at_home_nothing_is_said() -> None:

@@ -338,3 +338,39 @@ async def test_http_and_metrics_are_behind_the_same_certificate_and_token(
                 assert (await asyncio.to_thread(get, port, path, OTHER))[0] == 401
                 assert (await asyncio.to_thread(get, port, path, TOKEN))[0] == 200
             assert b"some_total 0.0" in (await asyncio.to_thread(get, ports[1], "/metrics", TOKEN))[1]
+
+
+async def closed_after(port: int, words: list[bytes], pause_s: float) -> float:
+    """Seconds until the server closes on a client that says these words, with pauses, and then nothing."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    heard = asyncio.ensure_future(reader.read())
+
+    async def speak() -> None:
+        with contextlib.suppress(ConnectionError):
+            for word in words:
+                writer.write(word)
+                await writer.drain()
+                await asyncio.sleep(pause_s)
+
+    speaking = asyncio.ensure_future(speak())
+    with contextlib.suppress(ConnectionResetError):
+        await asyncio.wait_for(heard, PATIENT_S)
+    speaking.cancel()
+    await asyncio.gather(speaking, return_exceptions=True)
+    writer.close()
+    return loop.time() - began
+
+
+@pytest.mark.parametrize("encrypted", [True, False])
+async def test_who_is_silent_or_says_a_byte_at_a_time_is_closed_within_seconds(own: Issued, encrypted: bool) -> None:
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    slow = [bytes([byte]) for byte in (b"\x16\x03\x01\x02\x00\x01" * 20 if encrypted else preface + b"\0" * 100)]
+    async with running(ServerTls(own.cert, own.key) if encrypted else ServerTls()) as server:
+        took = await asyncio.gather(
+            closed_after(server.port, [], 0.0),
+            closed_after(server.port, slow, 0.2),
+            closed_after(server.port, slow, 0.5),
+        )
+        assert max(took) < PATIENT_S / 2, took

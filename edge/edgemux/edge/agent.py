@@ -50,6 +50,7 @@ from edgemux.multiplexer.errors import (
 from edgemux.multiplexer.estimate import RateEstimate
 from edgemux.multiplexer.gates import Gates
 from edgemux.multiplexer.policy import Policy, lacks_tokens
+from edgemux.wire.forks import Home
 
 # A higher level must promise at least this much more P(correct) than the answer at hand.
 REFINE_PRICE = 0.02
@@ -91,6 +92,7 @@ class Agent:
         self.cloud = cloud
         self.purse = purse
         self.sampler = sampler
+        self._home = Home()
         self.self_check: SelfCheck | None = None
         self.loop_lag_s = 0.0
         self.rate = RateEstimate()
@@ -132,8 +134,9 @@ class Agent:
         """Answer each row of ``tensors`` (by input name, [N, ...]) on its own; ``client`` is for its fair share.
 
         Raises Overloaded when it would only wait past its deadline, DeadlineExceeded or another ExecutionError when a
-        row could not be answered at all.
+        row could not be answered at all; ConfigError in a process that was forked since the agent was made.
         """
+        self._home.check()
         arrived = self._clock()
         rows = len(next(iter(tensors.values())))
         self.rate.observe(arrived, rows)

@@ -7,6 +7,7 @@ below the library's default: measured, it brings the first answer after an outag
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 import time
@@ -26,6 +27,8 @@ from edgemux.wire.renewed import RenewedChannel
 from edgemux.wire.security import ClientTls, TokenFile, is_loopback
 
 Options = list[tuple[str, int]]
+
+_log = logging.getLogger("edgemux.wire")
 PLAINTEXT = ClientTls()
 
 MAX_MESSAGE_BYTES = 64 * 2**20
@@ -91,10 +94,15 @@ def open_renewed_channel(
 ) -> RenewedChannel:
     """A channel to ``HOST:PORT``; nothing is connected until the first call. ``section`` is what errors call it.
 
-    With ``tls`` it is never plaintext. Raises ConfigError when a file cannot be used, or a token would be readable.
+    With ``tls`` it is never plaintext; without it, beyond this machine, the log says so. Raises ConfigError when a file
+    cannot be used, or a token would be readable.
     """
     options = [*client_options(max_answer_bytes), *_name_options(tls)]
     certificates, tokens = client_files(address, tls, token_file, section, clock)
+    if certificates is None and not is_loopback(address.rpartition(":")[0]):
+        _log.warning(
+            "%s.address: others can read what is sent to it, and answer in its place; see %s.tls", section, section
+        )
 
     def make() -> grpc.aio.Channel:
         if certificates is None:

@@ -16,6 +16,7 @@ from edgemux.multiplexer.errors import EdgemuxError, InputError, UnknownModel, U
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.channel import PLAINTEXT, open_blocking_channel
 from edgemux.wire.codec import Parameter, get_parameters, make_request, read_outputs
+from edgemux.wire.forks import Home
 from edgemux.wire.security import AUTHORIZATION, ClientTls
 from edgemux.wire.service import METHODS, SERVICE
 from edgemux.wire.status import from_peer
@@ -30,7 +31,10 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Client:
-    """One channel to one server. Use as a context manager, or call ``close``."""
+    """One channel to one server. Use as a context manager, or call ``close``.
+
+    A process that was forked since needs a client of its own: every call raises ConfigError there.
+    """
 
     def __init__(self, address: str, tls: ClientTls = PLAINTEXT, token_file: Path | None = None) -> None:
         """``address`` is HOST:PORT; nothing is connected before the first call.
@@ -38,6 +42,7 @@ class Client:
         ``tls`` says how it is encrypted, by default not at all; ``token_file`` holds the bearer token. Raises
         ConfigError when a file cannot be used, or the token would go over a network in plaintext.
         """
+        self._home = Home()
         self._channel, self._tokens = open_blocking_channel(address, tls, token_file, "client")
 
     def __enter__(self) -> Client:
@@ -81,6 +86,7 @@ class Client:
         return Reply(read_outputs(response, tensors, rows), get_parameters(response), response.id)
 
     def _call(self, method: str, request: Any, timeout_s: float) -> Any:
+        self._home.check()
         request_type, response_type = METHODS[method]
         call = self._channel.unary_unary(
             f"/{SERVICE}/{method}",

@@ -126,8 +126,9 @@ async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         for service in ("", *serving.models):
             await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
+        guard.export(serving.registry)
         stack.enter_context(exporting(metrics_socket, serving.registry, guard.gate, guard.certificates))
-        pages = App(serving.pages, guard.gate)
+        pages = App(_with_security(serving.pages, guard), guard.gate)
         await stack.enter_async_context(answering(http_socket, pages, guard.certificates))
         await server.start()
 
@@ -147,6 +148,20 @@ async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
         serving.drain()
         await checks.enter_graceful_shutdown()
         await _stop(server, door, stop_now, listen.drain_s)
+
+
+def _with_security(pages: Mapping[str, Callable[[], Page]], guard: Guard) -> dict[str, Callable[[], Page]]:
+    """The status page says what protects the ports."""
+    given = dict(pages)
+    status = given.get("/status")
+    if status is not None:
+
+        def page() -> Page:
+            made = status()
+            return Page(made.status, made.body | {"security": guard.describe()}, made.content_type)
+
+        given["/status"] = page
+    return given
 
 
 def _take_grpc_port(listen: Listen, guard: Guard) -> tuple[grpc.aio.Server, int]:

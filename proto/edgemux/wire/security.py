@@ -5,10 +5,12 @@ A server listens beyond this machine only with TLS and a way to know its clients
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import hmac
 import ipaddress
 import logging
+import math
 import re
 import threading
 import time
@@ -19,6 +21,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import msgspec
+from prometheus_client import CollectorRegistry, Gauge
 
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.wire.certificates import REREAD_S, Certificates, Files, Pair, read_file
@@ -226,6 +229,31 @@ class Guard:
             self.certificates.reload()
         if self.tokens is not None:
             self.tokens.reload()
+
+    def describe(self) -> dict[str, Any]:
+        """For a page: what is asked of clients, until when the own certificate holds, and what is wrong with it now."""
+        pair = None if self.certificates is None else self.certificates.current()
+        if pair is None or pair.until is None:
+            return {"tls": False, "token": not self.gate.open}
+        return {
+            "tls": True,
+            "client_certificates": pair.ca is not None,
+            "token": not self.gate.open,
+            "own_certificate_until": pair.until.isoformat(),
+            "trouble": pair.trouble(datetime.datetime.now(datetime.UTC)),
+        }
+
+    def export(self, registry: CollectorRegistry) -> None:
+        """Where there is a certificate, a gauge of when it ends: for an alarm some days before."""
+        certificates = self.certificates
+        if certificates is not None:
+
+            def until_s() -> float:
+                until = certificates.current().until
+                return math.nan if until is None else until.timestamp()
+
+            text = "When the own certificate ends, in seconds since 1970."
+            Gauge("edgemux_certificate_until_seconds", text, registry=registry).set_function(until_s)
 
     def credentials(self) -> grpc.ServerCredentials | None:
         """gRPC's, which take the current pair at every handshake; None for plaintext."""

@@ -33,10 +33,15 @@ LIFE_S = 10.0
 MAX_CONNECTIONS = 64
 # What accept() may lack (descriptors, memory) comes back when somebody leaves; until then the kernel keeps the rest.
 ACCEPT_PAUSE_S = 0.25
+TELL_AGAIN_S = 60.0
 # Writing the metrics takes milliseconds of the interpreter's only lock, which requests need too.
 FRESH_SCRAPES_PER_S = 10
 
 _log = logging.getLogger("edgemux.wire")
+
+
+# Whoever sends nonsense is told so; a line in the log for each would be theirs to fill it with.
+_unheard = logging.Logger("edgemux.unheard", logging.CRITICAL)
 
 
 class _Connection(H11Protocol):
@@ -44,6 +49,7 @@ class _Connection(H11Protocol):
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
+        self.logger = _unheard
         self.asked = asyncio.Event()
         self.gone = asyncio.Event()
 
@@ -91,17 +97,16 @@ class Web:
         self._listener.close()
 
     async def _accept(self) -> None:
-        lacking = False
+        told_s = float("-inf")
         while True:
             try:
                 connection, _ = await self._loop.sock_accept(self._listener)
             except OSError as error:
-                if not lacking:
+                if self._loop.time() - told_s >= TELL_AGAIN_S:
+                    told_s = self._loop.time()
                     _log.error("no connection can be accepted now (%s)", error.strerror)
-                lacking = True
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            lacking = False
             if len(self._open) >= self._most:
                 next(iter(self._open)).cancel()
             task = self._loop.create_task(self._meet(connection))

@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemux.edge.budget import CRUSHED, PRESSED, RANGES, Allowance, Demand, Readings, budget_for, cpu_share, memory_for
+from edgemux.edge.budget import (
+    BYTES_IN_MEMORY,
+    CRUSHED,
+    PRESSED,
+    RANGES,
+    Allowance,
+    Demand,
+    Readings,
+    budget_for,
+    cpu_share,
+    memory_for,
+)
 from edgemux.edge.sensors import Battery, Cpu, Heat, Memory
 from edgemux.multiplexer.domain import Budget
 
@@ -87,7 +98,7 @@ def test_the_margin_is_for_what_leaves_the_device_and_takes_nothing_from_the_dev
 
 
 def test_memory_that_is_not_there_cannot_be_spent() -> None:
-    assert budget(Readings(memory_available=5e4)).memory_bytes == 5e4
+    assert budget(Readings(memory_available=14e4)).memory_bytes == 14e4 / BYTES_IN_MEMORY
 
 
 @given(READINGS, st.floats(0, 1), st.floats(0, 1))
@@ -105,7 +116,7 @@ def test_memory_pressure_leaves_everything_at_first_and_nothing_in_the_end() -> 
 
 
 def test_what_levels_take_already_is_not_what_is_available_but_it_is_ours() -> None:
-    assert memory_for(Readings(memory_available=1e5), 1e6, resident_bytes=3e5) == 4e5
+    assert memory_for(Readings(memory_available=1e5), 1e6, resident_bytes=3e5) == 3e5 + 1e5 / BYTES_IN_MEMORY
 
 
 def test_a_quota_bounds_the_cpu_share_however_idle_the_machine_is() -> None:

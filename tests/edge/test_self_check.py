@@ -32,13 +32,13 @@ async def test_a_level_that_answers_otherwise_is_not_well(
     agent_of: Any, monkeypatch: pytest.MonkeyPatch, worst: int, inline: bool
 ) -> None:
     async with agent_of(None) as agent:
-        run = agent._family.run
+        run = agent.family.run
 
         def spoilt(level: int, *more: Any) -> Any:
             probabilities = run(level, *more)
             return np.roll(probabilities, 1, axis=1) if level == worst else probabilities
 
-        monkeypatch.setattr(agent._family, "run", spoilt)
+        monkeypatch.setattr(agent.family, "run", spoilt)
         monkeypatch.setattr(agent._device, "inline", lambda level: inline)
         assert not await agent.self_check.well(4)
         assert worst == 1 or await agent.self_check.well(worst - 1)
@@ -48,5 +48,5 @@ async def test_the_smallest_level_is_checked_whatever_the_device_affords(
     agent_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with agent_of(None) as agent:
-        monkeypatch.setattr(agent._family, "run", lambda level, *more: np.zeros((1, 10), np.float32))
+        monkeypatch.setattr(agent.family, "run", lambda level, *more: np.zeros((1, 10), np.float32))
         assert not await agent.self_check.well(0)

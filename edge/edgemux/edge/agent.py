@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from edgemux.edge.budget import Allowance, Demand, Readings, budget_for
 from edgemux.edge.config import DriftSettings, EdgeConfig, RequestSettings
 from edgemux.edge.executors import Clock, CloudExecutor, DeviceExecutor
-from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.loading import CloudGates
+from edgemux.edge.metrics import EdgeMetrics, Fallback
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
 from edgemux.edge.sampler import Sampler
@@ -76,7 +77,7 @@ class Agent:
         manifest: Manifest,
         config: EdgeConfig,
         family: Family,
-        gates: Gates,
+        gates: Gates | CloudGates,
         policy: Policy,
         device: DeviceExecutor,
         cloud: CloudExecutor | None,
@@ -84,8 +85,11 @@ class Agent:
         sampler: Sampler,
         metrics: EdgeMetrics,
         vigil: Vigil,
+        fallback: Fallback | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
+        """``fallback``: what this is instead of the bundle that was asked for, None for that bundle."""
+        self.fallback = fallback
         self.manifest = manifest
         self.metrics = metrics
         self.vigil = vigil
@@ -96,16 +100,26 @@ class Agent:
         self.self_check: SelfCheck | None = None
         self.loop_lag_s = 0.0
         self.rate = RateEstimate()
+        self.family = family
+        self._device = device
+        # What the scheduler says: a level, a share of the CPU, and what a burst may exceed it by until it plans again.
+        self.planned = family.resident
+        self.share = 1.0
+        self.slack = 1.0
+        self.arrived = 0
         self._config = config
-        self._family = family
         self._gates = gates
         self._policy = policy
-        self._device = device
         self._clock = clock
         self._cloud_route = Route(manifest.cloud.name, Placement.CLOUD)
         self._executors: dict[Placement, Any] = {Placement.EDGE: device, Placement.CLOUD: cloud}
         self._random = random.Random()
         self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def device(self) -> DeviceExecutor:
+        """What runs the levels, and what it has learned of them."""
+        return self._device
 
     @property
     def request(self) -> RequestSettings:
@@ -140,6 +154,7 @@ class Agent:
         arrived = self._clock()
         rows = len(next(iter(tensors.values())))
         self.rate.observe(arrived, rows)
+        self.arrived += rows
         began = time.perf_counter()
         scores = self._gates.before(tensors)
         self.metrics.stage("pre_gate", time.perf_counter() - began)
@@ -169,13 +184,16 @@ class Agent:
                 task.cancel()
 
     async def _answer(self, sample: Sample, arrived: float) -> Answer:
-        case = Case(self._budget(sample), self._candidates(sample, sample.scores, 0, self.vigil.terms.offload_first))
+        sample.activations.chain = self.family.chain
+        first = self._candidates(sample, sample.scores, 0, self.vigil.terms.offload_first)
+        case = Case(self._budget(sample), first, failure=None if self.family.routes else Reason.NO_MODEL)
         while True:
             decision = self._policy(case)
             match decision:
                 case Run():
                     case = await self._attempt(case, decision, sample)
                 case Accept(prediction, reason, degraded):
+                    sample.activations.chain = None
                     now = self._clock()
                     elapsed = now - arrived
                     route = prediction.route
@@ -234,16 +252,19 @@ class Agent:
         row = scores[0].tolist()
         device, now = self._device, self._clock()
         left_s, wait_s, watts = sample.deadline_s - now, device.backlog.wait_s, self._config.energy.active_watts
+        resident = len(sample.activations.chain or self.family.chain)
         found = []
         best = 0.0
-        for i in range(above, len(self._family.routes)):
-            route = self._family.routes[i]
+        for i in range(above, len(self.family.routes)):
+            route = self.family.routes[i]
             # A higher level is never taken to be worse: the level follows what the device affords, not the input. The
             # certificate is one per level; it would not hold for levels picked by the input.
             row[i] = best = max(row[i], best + LEAST_STEP)
             compute_s = device.compute[i].mean_s
-            cost = Cost(wait_s + device.latency[i].mean_s, compute_s, self._family.bytes_of[i + 1], watts * compute_s)
+            cost = Cost(wait_s + device.latency[i].mean_s, compute_s, self.family.bytes_of[i + 1], watts * compute_s)
             blocked = None if device.fits(i + 1, sample.client, left_s, now) else Reason.OVERLOADED
+            if i >= resident:
+                blocked = Reason.DEVICE_BUSY
             found.append(Candidate(route, row[i], cost, REFINE_PRICE if above else 0.0, blocked))
         if self.cloud is None:
             found.append(Candidate(self._cloud_route, row[-1], Cost(), price, Reason.NO_CLOUD))
@@ -272,8 +293,9 @@ class Agent:
             left_s=sample.deadline_s - now,
             reserve_s=self._device.reserve_s(sample.client, sample.deadline_s - now, now),
             margin_s=self._config.request.margin_s,
-            compute_share=limits.compute_share,
+            compute_share=limits.compute_share * self.share * self.slack,
             memory_limit_bytes=limits.memory_bytes,
+            resident_bytes=self.family.bytes_of[self.family.resident],
         )
 
     def allowance(self, now_s: float) -> Allowance:
@@ -281,7 +303,7 @@ class Agent:
         return self.purse.allowance(now_s)
 
     def affordable_level(self, readings: Readings) -> int:
-        """The highest level whose CPU time and memory fit the device as it is now; at least 1."""
+        """The highest loaded level whose CPU time and memory fit the device as it is now; at least 1."""
         limits = self._config.limits
         budget = budget_for(
             readings,
@@ -290,15 +312,17 @@ class Agent:
             left_s=0.0,
             reserve_s=0.0,
             margin_s=0.0,
-            compute_share=limits.compute_share,
+            compute_share=limits.compute_share * self.share * self.slack,
             memory_limit_bytes=limits.memory_bytes,
+            resident_bytes=self.family.bytes_of[self.family.resident],
         )
+        loaded = self.family.routes[: self.family.resident]
         fitting = [
             route.level
-            for route, compute in zip(self._family.routes, self._device.compute, strict=True)
-            if compute.mean_s <= budget.compute_s and self._family.bytes_of[route.level] <= budget.memory_bytes
+            for route, compute in zip(loaded, self._device.compute, strict=False)
+            if compute.mean_s <= budget.compute_s and self.family.bytes_of[route.level] <= budget.memory_bytes
         ]
-        return max(fitting, default=1)
+        return max(fitting, default=min(1, len(self.family.routes)))
 
     def _draws(self) -> bool:
         """Whether an input is drawn for an audit: by chance alone, wherever it was answered, while one is possible."""
@@ -365,6 +389,8 @@ def cause_of(route: Route, error: ExecutionError) -> Reason:
 
 
 def _refusal(reason: Reason, wait_s: float) -> ExecutionError:
+    if reason is Reason.NO_MODEL:
+        return Unreachable("no model can be run on this device, and the cloud cannot be asked")
     if reason is Reason.OVERLOADED:
         return Overloaded("the device is busy for longer than the deadline allows", retry_after_s=wait_s)
     if reason is Reason.EXPIRED:

@@ -25,6 +25,13 @@ CRUSHED = 0.3
 WORST_LAG_S = 0.1
 
 
+# What a byte of a level's file takes in memory, where it is stored as int8: measured, docs/nested.md (79.6 MB of
+# private memory for files of 5.6 MB; the runtime's own layout in float32, and what it needed on the way there).
+BYTES_IN_MEMORY = 14.0
+# An input may not take longer than the share allows in a second, however rarely one comes.
+LEAST_RATE = 1.0
+
+
 class Readings(msgspec.Struct, frozen=True):
     """What the sensors say; None is unknown.
 
@@ -96,6 +103,7 @@ def budget_for(
     margin_s: float,
     compute_share: float,
     memory_limit_bytes: float,
+    resident_bytes: float = 0.0,
 ) -> Budget:
     """The budget of one input that has ``left_s`` until its deadline.
 
@@ -106,8 +114,8 @@ def budget_for(
     return Budget(
         latency_s=left_s,
         margin_s=max(margin_s, 2 * min(demand.loop_lag_s, WORST_LAG_S)),
-        compute_s=cpu_share(readings) * compute_share / max(demand.inputs_per_s, 1.0),
-        memory_bytes=memory_for(readings, memory_limit_bytes),
+        compute_s=cpu_share(readings) * compute_share / max(demand.inputs_per_s, LEAST_RATE),
+        memory_bytes=memory_for(readings, memory_limit_bytes, resident_bytes),
         energy_j=allowance.energy_j,
         sent_bytes=allowance.sent_bytes,
         offloads=allowance.offloads,
@@ -117,11 +125,13 @@ def budget_for(
 
 
 def memory_for(readings: Readings, limit_bytes: float, resident_bytes: float = 0.0) -> float:
-    """Bytes that all levels together may take: the limit, what is there, and less of both under memory pressure.
+    """Bytes of weights that all levels together may have: the limit, what is there, less of both under pressure.
 
     ``resident_bytes`` are those that levels take already: they are ours, and no longer among what is available.
     """
-    there = math.inf if readings.memory_available is None else resident_bytes + readings.memory_available
+    there = math.inf
+    if readings.memory_available is not None:
+        there = resident_bytes + readings.memory_available / BYTES_IN_MEMORY
     left = _not_pressed(readings)
     return left * min(limit_bytes, there) if left > 0 else 0.0  # 0 of infinity would be no number
 

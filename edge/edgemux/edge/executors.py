@@ -81,6 +81,7 @@ class DeviceExecutor:
         self.latency = [DurationEstimate(prior) for prior in priors_s]
         self.compute = [DurationEstimate(prior) for prior in priors_s]
         self.backlog = Backlog()
+        self.spent_s = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="edgemux-device")
 
     async def run(self, route: Route, sample: Sample, timeout_s: float) -> Prediction:
@@ -99,6 +100,7 @@ class DeviceExecutor:
             self.latency[route.level - 1].observe(elapsed)
             self.compute[route.level - 1].observe(cpu_s)
         self._metrics.stage("device", elapsed)
+        self.spent_s += cpu_s
         self._spent(cpu_s)
         row = probabilities[0]
         label = int(row.argmax())
@@ -116,7 +118,9 @@ class DeviceExecutor:
 
     def reserve_s(self, client: str, left_s: float, now_s: float) -> float:
         """What must be left of ``left_s`` for the device to answer after all; 0 where it could not in any case."""
-        return self.backlog.wait_s + self.latency[-1].upper_s if self.fits(1, client, left_s, now_s) else 0.0
+        if self._family.resident == 0 or not self.fits(1, client, left_s, now_s):
+            return 0.0
+        return self.backlog.wait_s + self.latency[self._family.resident - 1].upper_s
 
     @contextlib.contextmanager
     def room_for(self, level: int, client: str) -> Iterator[None]:
@@ -161,7 +165,7 @@ class DeviceExecutor:
 
     def warm_up(self, tensors: Mapping[str, NDArray[Any]], times: int = 5) -> None:
         """Measure every level on this device: the first run allocates and is not counted."""
-        for index, route in enumerate(self._family.routes):
+        for index, route in enumerate(self._family.routes[: self._family.resident]):
             self._family.run(route.level, Activations(tensors))
             for _ in range(times):
                 _, elapsed, cpu_s = self._timed(route.level, Activations(tensors))

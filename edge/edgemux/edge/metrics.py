@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,17 @@ _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.
 _SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 STAGES = ("validate", "pre_gate", "device", "post_gate", "cloud")
 REFUSALS = ("input", "unknown_model", "too_large", "expired", "overloaded", "failed", "cancelled")
+
+
+class Fallback(StrEnum):
+    """What is served instead of the bundle that was asked for."""
+
+    PREVIOUS = "previous_bundle"
+    CLOUD_ONLY = "no_device_model"
+
+
+# Another thing that can be missing while requests are answered all the same.
+NO_STATE = "no_state"
 
 
 class EnergyProxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,6 +80,17 @@ class EdgeMetrics:
         )
         self._sensed: set[str] = set()
         self.level = self._gauge("edgemux_level", "The highest level that the device affords.", "model").labels(model)
+        self._degraded = self._gauge("edgemux_degraded", "1 while that is so; see the log.", "model", "cause")
+        self.plan_level = self._gauge("edgemux_plan_level", "The level that the scheduler gives.", "model").labels(
+            model
+        )
+        self.plan_share = self._gauge(
+            "edgemux_plan_share", "The share of the device's CPU that the scheduler gives.", "model"
+        ).labels(model)
+        self.resident = self._gauge(
+            "edgemux_resident_bytes", "Bytes of the files of the levels that are loaded.", "model"
+        ).labels(model)
+        self._paged = self._counter("edgemux_paged_bytes", "Bytes of deltas that were loaded.", "model").labels(model)
         self.level_switch = self._histogram("edgemux_level_switch_seconds", "Loading the delta of a level.", _SECONDS)
         self.breaker = self._gauge("edgemux_breaker_state", "0 closed, 1 half-open, 2 open.")
         self.bound = self._gauge(
@@ -117,6 +140,15 @@ class EdgeMetrics:
         self._durations[place].observe(elapsed_s)
         self._score.observe(score)
 
+    def degraded(self, fallback: Fallback | None) -> None:
+        """What is served instead of the bundle that was asked for, None for that bundle."""
+        for cause in Fallback:
+            self._degraded.labels(self._model, cause.value).set(cause is fallback)
+
+    def forgets(self, forgetful: bool) -> None:
+        """Whether budgets start empty next time, because nothing can be kept on disk."""
+        self._degraded.labels(self._model, NO_STATE).set(forgetful)
+
     def refused(self, reason: str) -> None:
         """A request was refused; ``reason`` is one of REFUSALS."""
         self._refused.labels(self._model, reason).inc()
@@ -150,6 +182,11 @@ class EdgeMetrics:
         for name, age_s in ages_s.items():
             if age_s is not None:
                 self._age.labels(name).set(age_s)
+
+    def paged(self, seconds: float, size: int) -> None:
+        """A delta was loaded."""
+        self.level_switch.observe(seconds)
+        self._paged.inc(size)
 
     def audited(self, outcome: str) -> None:
         """A kept answer was compared with the cloud's: ``agree``, ``differ`` or ``failed``."""

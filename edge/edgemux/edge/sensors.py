@@ -16,6 +16,8 @@ import psutil
 
 SYS = Path("/sys")
 PROC = Path("/proc")
+# The first version of control groups writes "no limit" as the largest number of pages there could be.
+NO_LIMIT_BYTES = 2.0**60
 _PRESSURE = re.compile(r"^(some|full) avg10=([0-9]+\.[0-9]+) ", re.MULTILINE)
 
 
@@ -174,9 +176,10 @@ def _quota(group: Path) -> float | None:
 
 def _room(group: Path) -> float | None:
     """Bytes that a group may still take, None where it has no limit. What it holds of files it can give back."""
-    limit, used = _number(group / "memory.max"), _number(group / "memory.current")
-    if limit is None or used is None:
-        limit, used = _number(group / "memory.limit_in_bytes"), _number(group / "memory.usage_in_bytes")
+    limit, usage = _number(group / "memory.max"), "memory.current"
+    if limit is None:
+        limit, usage = _number(group / "memory.limit_in_bytes"), "memory.usage_in_bytes"
+    used = _number(group / usage) if limit is not None and limit < NO_LIMIT_BYTES else None
     if limit is None or used is None:
         return None
     stat = dict(line.split() for line in (_text(group / "memory.stat") or "").splitlines() if len(line.split()) == 2)

@@ -8,27 +8,27 @@ import math
 import time
 from collections.abc import AsyncIterator, Sequence
 
+import msgspec
+
 from edgemux.edge.agent import Agent
 from edgemux.edge.breaker import Breaker
 from edgemux.edge.config import ApplicationSettings, CloudSettings, EdgeConfig
 from edgemux.edge.executors import CloudExecutor, DeviceExecutor, Peer
+from edgemux.edge.loading import Loaded, described, load
 from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.pager import Pager
 from edgemux.edge.purse import Kind, Purse, Tariff, fill
 from edgemux.edge.request_log import RequestLog
 from edgemux.edge.sampler import Sampler
 from edgemux.edge.self_check import SelfCheck
 from edgemux.edge.service import EdgeService
 from edgemux.edge.store import Store
-from edgemux.edge.variants import Family
 from edgemux.edge.vigil import Vigil
 from edgemux.edge.watch import sense, watch
 from edgemux.multiplexer import plugins
 from edgemux.multiplexer.baselines import Learned
-from edgemux.multiplexer.bundle import Bundle
-from edgemux.multiplexer.chain import Golden
 from edgemux.multiplexer.domain import Placement
 from edgemux.multiplexer.errors import ConfigError
-from edgemux.multiplexer.gates import Gates
 from edgemux.multiplexer.policy import Policy
 from edgemux.wire.channel import open_renewed_channel
 from edgemux.wire.process import Serving, run
@@ -59,7 +59,7 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
     """
     applications = config.every_application()
     policies = [plugins.make("edgemux.policies", each.policy or config.policy, "policy") for each in applications]
-    bundles = [_opened(each) for each in applications]
+    bundles = [described(each) for each in applications]
     names = [bundle.manifest.name for bundle in bundles]
     for name in names:
         if names.count(name) > 1:
@@ -70,14 +70,23 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
     channel = _channel(config.cloud)
     store = Store(config.state_dir)
     call_bytes = max(Peer.of(bundle.manifest, None).call_bytes for bundle in bundles)
+    least_bytes = [bundle.size(bundle.manifest.levels[0].files) for bundle in bundles]
     purse = _purse(config, call_bytes, store.begin() if config.budgets else None)
+    forgetful = bool(config.budgets) and not store.works
     agents: dict[str, Agent] = {}
     try:
-        for application, policy, bundle in zip(applications, policies, bundles, strict=True):
+        for application, policy in zip(applications, policies, strict=True):
             first = next(iter(agents.values()), None)
-            agents[bundle.manifest.name] = _agent(config, application, policy, bundle, sampler, channel, purse, first)
+            memory_bytes = config.limits.memory_bytes - (sum(least_bytes) - least_bytes[len(agents)])
+            loaded = load(application, config.cloud.address is not None, memory_bytes)
+            agent = _agent(config, application, policy, loaded, sampler, channel, purse, first)
+            agent.metrics.forgets(forgetful)
+            agents[agent.manifest.name] = agent
+            if len(applications) > 1 and not math.isinf(config.limits.memory_bytes):
+                loaded.family.lower_to(1)  # the next one has to fit beside it while it is checked
         sampler.start()
-        async with _watched(list(agents.values()), config.cloud.probe_interval_s):
+        pager = Pager(list(agents.values()), applications, config.limits, config.scheduler)
+        async with _watched(list(agents.values()), pager, config.cloud.probe_interval_s):
             yield agents
     finally:
         for agent in agents.values():
@@ -90,65 +99,64 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
 
 
 @contextlib.asynccontextmanager
-async def _watched(agents: Sequence[Agent], probe_interval_s: float) -> AsyncIterator[None]:
+async def _watched(agents: Sequence[Agent], pager: Pager, probe_interval_s: float) -> AsyncIterator[None]:
     """Somebody looks after the agents meanwhile."""
+    await pager.start()
     sense(agents, time.monotonic())
-    watching = asyncio.create_task(watch(agents, probe_interval_s))
+    watching = asyncio.create_task(watch(agents, pager, probe_interval_s))
     try:
         yield
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-
-
-def _opened(application: ApplicationSettings) -> Bundle:
-    """The application's bundle, under the name that the application has on the wire."""
-    bundle = Bundle.open(application.bundle)
-    return bundle if application.name is None else bundle.named(application.name)
+        await pager.stop()
 
 
 def _agent(
     config: EdgeConfig,
     application: ApplicationSettings,
     policy: Policy,
-    bundle: Bundle,
+    loaded: Loaded,
     sampler: Sampler,
     channel: RenewedChannel | None,
     purse: Purse,
     first: Agent | None,
 ) -> Agent:
-    """One application: loaded, checked and measured; it shares what ``first`` has of the cloud and the metrics."""
+    """One application, measured; it shares what ``first`` has of the cloud and the metrics."""
+    bundle, family = loaded.bundle, loaded.family
     manifest = bundle.manifest
     if isinstance(policy, Learned):
         policy.check(len(manifest.classes))
-    family = Family(bundle)
-    gates = Gates(bundle)
-    golden = Golden(bundle)
-    family.check(golden, manifest)
-    gates.check(golden, manifest)
     routes = manifest.multiplexer.routes
     if first is None:
         metrics = EdgeMetrics(manifest.name, routes, config.energy)
     else:
         metrics = first.metrics.of_another(manifest.name, routes)
-    for seconds in family.load_s:
-        metrics.level_switch.observe(seconds)
+    for delta in family.loads:
+        metrics.paged(delta.seconds, delta.bytes)
 
     def spent(cpu_s: float) -> None:
         metrics.spent_cpu(Placement.EDGE, cpu_s)
         purse.used(cpu_s * config.energy.active_watts, time.monotonic())
 
-    device = DeviceExecutor(family, tuple(level.median_ms / 1000 for level in manifest.levels), metrics, spent)
+    priors_s = tuple(manifest.levels[route.level - 1].median_ms / 1000 for route in family.routes)
+    device = DeviceExecutor(family, priors_s, metrics, spent)
     digest = bundle.sha256(manifest.cloud.files[0])
     peer = Peer.of(manifest, digest, application.cloud_model or bundle.own_name, config.cloud.accept_other_models)
     if first is not None and first.cloud is not None:
         cloud: CloudExecutor | None = first.cloud.beside(peer, metrics)
     else:
         cloud = None if channel is None else _cloud(config, peer, channel, purse, metrics)
-    vigil = Vigil(manifest, config.drift, config.audit_share)
-    device.warm_up({name: array[:1] for name, array in golden.inputs.items()})
-    agent = Agent(manifest, config, family, gates, policy, device, cloud, purse, sampler, metrics, vigil)
-    agent.self_check = SelfCheck(golden, manifest, device.answer)
+    # Where no level runs there is nothing to keep, and nothing to watch over.
+    drift = config.drift if family.routes else msgspec.structs.replace(config.drift, enabled=False)
+    vigil = Vigil(manifest, drift, config.audit_share if family.routes else 0.0)
+    metrics.degraded(loaded.fallback)
+    agent = Agent(
+        manifest, config, family, loaded.gates, policy, device, cloud, purse, sampler, metrics, vigil, loaded.fallback
+    )
+    if loaded.golden is not None:
+        device.warm_up({name: array[:1] for name, array in loaded.golden.inputs.items()})
+        agent.self_check = SelfCheck(loaded.golden, manifest, device.answer)
     return agent
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from edgemux.edge.agent import Agent
 from edgemux.edge.budget import Readings
+from edgemux.edge.pager import Pager
 from edgemux.edge.vigil import Vigil, Withdrawal
 
 LOG = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ LAG_FADE = 0.9
 QUIET_INPUTS_PER_S = 0.05
 
 
-async def watch(agents: Sequence[Agent], probe_interval_s: float) -> None:
+async def watch(agents: Sequence[Agent], pager: Pager, probe_interval_s: float) -> None:
     """Look after the agents of one device, until cancelled."""
     probe: asyncio.Task[None] | None = None
     step: asyncio.Task[None] | None = None
@@ -34,6 +35,7 @@ async def watch(agents: Sequence[Agent], probe_interval_s: float) -> None:
             for agent in agents:
                 agent.loop_lag_s = lag_s
             sense(agents, now)
+            pager.tick(now)
             if (probe is None or probe.done()) and _due(agents, probe_interval_s, now):
                 probe = asyncio.create_task(_probe(agents))
             if (step is None or step.done()) and any(agent.vigil.due for agent in agents):
@@ -98,4 +100,7 @@ def export(agent: Agent, now_s: float) -> None:
         metrics.toll.labels(kind).set(price)
     metrics.bound.set(agent.vigil.state.bound)
     metrics.drift.set(agent.vigil.state.alarmed)
+    metrics.resident.set(agent.family.bytes_of[agent.family.resident])
+    metrics.plan_level.set(agent.planned)
+    metrics.plan_share.set(agent.share)
     metrics.level.set(agent.affordable_level(agent.sampler.latest))

@@ -22,13 +22,17 @@ ROUNDING = 1e-5
 
 
 class Activations:
-    """What the levels run so far on one input have left behind: tensors by name, and the highest level run."""
+    """What the levels run so far on one input have left behind: tensors by name, and the highest level run.
 
-    __slots__ = ("pool", "reached")
+    chain: the levels that the input is to be answered with, where others may come and go meanwhile.
+    """
+
+    __slots__ = ("chain", "pool", "reached")
 
     def __init__(self, tensors: Mapping[str, Array]) -> None:
         self.pool: dict[str, Array] = dict(tensors)
         self.reached = 0
+        self.chain: Chain | None = None
 
 
 class Chain:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgemux.edge.budget import Allowance, Demand, Readings, budget_for
 from edgemux.edge.config import DriftSettings, EdgeConfig, RequestSettings
 from edgemux.edge.executors import Clock, CloudExecutor, DeviceExecutor
+from edgemux.edge.loading import CloudGates, Fallback
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
@@ -71,7 +72,7 @@ class Agent:
         manifest: Manifest,
         config: EdgeConfig,
         family: Family,
-        gates: Gates,
+        gates: Gates | CloudGates,
         policy: Policy,
         device: DeviceExecutor,
         cloud: CloudExecutor | None,
@@ -79,8 +80,11 @@ class Agent:
         sampler: Sampler,
         metrics: EdgeMetrics,
         vigil: Vigil,
+        fallback: Fallback | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
+        """``fallback``: what this is instead of the bundle that was asked for, None for that bundle."""
+        self.fallback = fallback
         self.manifest = manifest
         self.metrics = metrics
         self.vigil = vigil
@@ -167,7 +171,8 @@ class Agent:
 
     async def _answer(self, sample: Sample, arrived: float) -> Answer:
         sample.activations.chain = self.family.chain
-        case = Case(self._budget(sample), self._candidates(sample, sample.scores, 0, self.vigil.terms.offload_first))
+        first = self._candidates(sample, sample.scores, 0, self.vigil.terms.offload_first)
+        case = Case(self._budget(sample), first, failure=None if self.family.routes else Reason.NO_MODEL)
         while True:
             decision = self._policy(case)
             match decision:
@@ -276,7 +281,7 @@ class Agent:
             margin_s=self._config.request.margin_s,
             compute_share=limits.compute_share * self.share * self.slack,
             memory_limit_bytes=limits.memory_bytes,
-            resident_bytes=self.family.bytes_of[self.family.resident],
+            resident_bytes=self.family.resident_bytes,
         )
 
     def allowance(self, now_s: float) -> Allowance:
@@ -295,7 +300,7 @@ class Agent:
             margin_s=0.0,
             compute_share=limits.compute_share * self.share * self.slack,
             memory_limit_bytes=limits.memory_bytes,
-            resident_bytes=self.family.bytes_of[self.family.resident],
+            resident_bytes=self.family.resident_bytes,
         )
         loaded = self.family.routes[: self.family.resident]
         fitting = [
@@ -303,7 +308,7 @@ class Agent:
             for route, compute in zip(loaded, self._device.compute, strict=False)
             if compute.mean_s <= budget.compute_s and self.family.bytes_of[route.level] <= budget.memory_bytes
         ]
-        return max(fitting, default=1)
+        return max(fitting, default=min(1, len(self.family.routes)))
 
     def _draws(self) -> bool:
         """Whether an input is drawn for an audit: by chance alone, wherever it was answered, while one is possible."""
@@ -366,6 +371,8 @@ def cause_of(route: Route, error: ExecutionError) -> Reason:
 
 
 def _refusal(reason: Reason, wait_s: float) -> ExecutionError:
+    if reason is Reason.NO_MODEL:
+        return Unreachable("no model can be run on this device, and the cloud cannot be asked")
     if reason is Reason.OVERLOADED:
         return Overloaded("the device is busy for longer than the deadline allows", retry_after_s=wait_s)
     if reason is Reason.EXPIRED:

@@ -174,12 +174,14 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ApplicationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One of several applications: a bundle, and what its user wants of it.
 
-    name: on the wire, None for the bundle's. cloud_model: its name in the cloud, None for the bundle's. policy: None
-    for that of the whole file. weight: how much its shortfall counts beside the others'. latency_s: the processing
-    time that is wanted for an input. accuracy: the share of right answers that is wanted.
+    previous_bundle: served where the bundle is not what its manifest says. name: on the wire, None for the bundle's.
+    cloud_model: its name in the cloud, None for the bundle's. policy: None for that of the whole file. weight: how much
+    its shortfall counts beside the others'. latency_s: the processing time that is wanted for an input. accuracy: the
+    share of right answers that is wanted.
     """
 
     bundle: Path
+    previous_bundle: Path | None = None
     name: str | None = None
     cloud_model: str | None = None
     policy: str | None = None
@@ -202,10 +204,12 @@ class ApplicationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file. ``bundle`` for one application, ``applications`` for several; one of them has to be there.
 
-    ``policy`` names a plug-in of ``edgemux.policies``, with its parameters if it has any.
+    ``policy`` names a plug-in of ``edgemux.policies``, with its parameters if it has any. previous_bundle: served where
+    the bundle is not what its manifest says. state_dir: where what must outlive a restart is kept; None: nothing is.
     """
 
     bundle: Path | None = None
+    previous_bundle: Path | None = None
     applications: tuple[ApplicationSettings, ...] = ()
     cloud: CloudSettings = CloudSettings()
     listen: Listen = Listen(grpc_port=9001, http_port=9000, metrics_port=9002)
@@ -228,6 +232,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if (self.bundle is None) == (not self.applications):
             raise ValueError("bundle is missing: give one, or [[applications]], but not both")
+        if self.applications and self.previous_bundle is not None:
+            raise ValueError("previous_bundle: each of the applications has one of its own")
         if len(self.applications) > MAX_APPLICATIONS:
             raise ValueError(f"applications must be at most {MAX_APPLICATIONS}")
         if self.applications and self.cloud.model is not None:
@@ -243,7 +249,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """What is served: the applications, or the one bundle as an application."""
         if self.bundle is None:
             return self.applications
-        return (ApplicationSettings(self.bundle, cloud_model=self.cloud.model),)
+        return (ApplicationSettings(self.bundle, self.previous_bundle, cloud_model=self.cloud.model),)
 
 
 def load(path: Path | None, overrides: Mapping[str, Any]) -> EdgeConfig:

@@ -114,11 +114,9 @@ class DeviceExecutor:
 
     def reserve_s(self, client: str, left_s: float, now_s: float) -> float:
         """What must be left of ``left_s`` for the device to answer after all; 0 where it could not in any case."""
-        return (
-            self.backlog.wait_s + self.latency[self._family.resident - 1].upper_s
-            if self.fits(1, client, left_s, now_s)
-            else 0.0
-        )
+        if not self.latency or not self.fits(1, client, left_s, now_s):
+            return 0.0
+        return self.backlog.wait_s + self.latency[self._family.resident - 1].upper_s
 
     @contextlib.contextmanager
     def room_for(self, level: int, client: str) -> Iterator[None]:

@@ -10,12 +10,16 @@ from typing import Any
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from edgemux.edge.loading import Fallback
 from edgemux.multiplexer.domain import Placement, Reason
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 STAGES = ("validate", "pre_gate", "device", "post_gate", "cloud")
 REFUSALS = ("input", "unknown_model", "too_large", "expired", "overloaded", "failed", "cancelled")
+
+# Like Fallback: what can be missing while requests are answered all the same.
+NO_STATE = "no_state"
 
 
 class EnergyProxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,6 +82,7 @@ class EdgeMetrics:
             "edgemux_resident_bytes", "Bytes of the files of the levels that are loaded.", "model"
         ).labels(model)
         self._paged = self._counter("edgemux_paged_bytes", "Bytes of deltas that were loaded.", "model").labels(model)
+        self._degraded = self._gauge("edgemux_degraded", "1 while that is so; see the log.", "model", "cause")
         self.level_switch = self._histogram("edgemux_level_switch_seconds", "Loading the delta of a level.", _SECONDS)
         self.breaker = self._gauge("edgemux_breaker_state", "0 closed, 1 half-open, 2 open.")
         self.bound = self._gauge(
@@ -126,6 +131,15 @@ class EdgeMetrics:
         child.inc()
         self._durations[place].observe(elapsed_s)
         self._score.observe(score)
+
+    def degraded(self, fallback: Fallback | None) -> None:
+        """What is served instead of the bundle that was asked for, None for that bundle."""
+        for cause in Fallback:
+            self._degraded.labels(self._model, cause.value).set(cause is fallback)
+
+    def forgets(self, forgetful: bool) -> None:
+        """Whether budgets start empty next time, because nothing can be kept on disk."""
+        self._degraded.labels(self._model, NO_STATE).set(forgetful)
 
     def refused(self, reason: str) -> None:
         """A request was refused; ``reason`` is one of REFUSALS."""

@@ -9,10 +9,13 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import msgspec
+
 from edgemux.edge.agent import Agent
 from edgemux.edge.breaker import Breaker
 from edgemux.edge.config import ApplicationSettings, EdgeConfig
 from edgemux.edge.executors import CloudExecutor, DeviceExecutor, Peer
+from edgemux.edge.loading import Loaded, load
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.pager import Pager
 from edgemux.edge.purse import Kind, Purse, Tariff, fill
@@ -20,16 +23,12 @@ from edgemux.edge.request_log import RequestLog
 from edgemux.edge.sampler import Sampler
 from edgemux.edge.service import EdgeService
 from edgemux.edge.store import Store
-from edgemux.edge.variants import Family
 from edgemux.edge.vigil import Vigil
 from edgemux.edge.watch import sense, watch
 from edgemux.multiplexer import plugins
 from edgemux.multiplexer.baselines import Learned
-from edgemux.multiplexer.bundle import Bundle
-from edgemux.multiplexer.chain import Golden
 from edgemux.multiplexer.domain import Placement
 from edgemux.multiplexer.errors import ConfigError
-from edgemux.multiplexer.gates import Gates
 from edgemux.multiplexer.policy import Policy
 from edgemux.wire.channel import open_channel
 from edgemux.wire.process import Serving, run
@@ -59,8 +58,8 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
     """
     applications = config.every_application()
     policies = [plugins.make("edgemux.policies", each.policy or config.policy, "policy") for each in applications]
-    bundles = [_opened(each) for each in applications]
-    names = [bundle.manifest.name for bundle in bundles]
+    loaded = _loaded(config)
+    names = [each.bundle.manifest.name for each in loaded]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"applications: several are named {name}; give each a name of its own")
@@ -69,19 +68,18 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
     )
     channel = open_channel(config.cloud.address, MAX_ANSWER_BYTES) if config.cloud.address else None
     store = Store(config.state_dir)
-    call_bytes = max(Peer.of(bundle.manifest, None).call_bytes for bundle in bundles)
+    call_bytes = max(Peer.of(each.bundle.manifest, None).call_bytes for each in loaded)
     purse = _purse(config, call_bytes, store.begin() if config.budgets else None)
-    tight = sum(bundle.size(bundle.manifest.levels[-1].files) for bundle in bundles) > config.limits.memory_bytes
+    forgetful = bool(config.budgets) and not store.works
     agents: dict[str, Agent] = {}
     try:
-        for application, policy, bundle in zip(applications, policies, bundles, strict=True):
+        for application, policy, each in zip(applications, policies, loaded, strict=True):
             first = next(iter(agents.values()), None)
-            others = sum(other.size(other.manifest.levels[0].files) for other in bundles if other is not bundle)
-            family = Family(bundle, config.limits.memory_bytes - others)
-            agent = _agent(config, application, policy, bundle, family, sampler, channel, purse, first)
-            agents[bundle.manifest.name] = agent
-            if tight:  # the next one has to fit beside it while it is checked
-                family.lower_to(1)
+            agent = _agent(config, application, policy, each, sampler, channel, purse, first)
+            agents[each.bundle.manifest.name] = agent
+            agent.metrics.forgets(forgetful)
+            if _is_tight(config):
+                each.family.lower_to(1)
         sampler.start()
         pager = Pager(list(agents.values()), applications, config.limits, config.scheduler)
         async with _watched(list(agents.values()), pager, config.cloud.probe_interval_s):
@@ -110,53 +108,70 @@ async def _watched(agents: Sequence[Agent], pager: Pager, probe_interval_s: floa
         await pager.stop()
 
 
-def _opened(application: ApplicationSettings) -> Bundle:
-    """The application's bundle, under the name that the application has on the wire."""
-    bundle = Bundle.open(application.bundle)
-    return bundle if application.name is None else bundle.named(application.name)
+def _is_tight(config: EdgeConfig) -> bool:
+    """Whether several applications have to share a bound: until they are planned each has its first level alone."""
+    return math.isfinite(config.limits.memory_bytes) and len(config.every_application()) > 1
+
+
+def _loaded(config: EdgeConfig) -> list[Loaded]:
+    """All applications' bundles, checked; never more of them in memory at once than is allowed."""
+    memory_bytes = config.limits.memory_bytes
+    loaded: list[Loaded] = []
+    for each in config.every_application():
+        room = memory_bytes - sum(other.family.resident_bytes for other in loaded)
+        loaded.append(load(each.bundle, each.previous_bundle, each.name, config.cloud.address is not None, room))
+        if _is_tight(config):
+            loaded[-1].family.lower_to(1)
+    smallest = [each.family.bytes_of.get(1, 0) for each in loaded]
+    for one, own in zip(loaded, smallest, strict=True):
+        one.family.cap(memory_bytes - (sum(smallest) - own))
+    return loaded
 
 
 def _agent(
     config: EdgeConfig,
     application: ApplicationSettings,
     policy: Policy,
-    bundle: Bundle,
-    family: Family,
+    loaded: Loaded,
     sampler: Sampler,
     channel: Any,
     purse: Purse,
     first: Agent | None,
 ) -> Agent:
-    """One application: loaded, checked and measured; it shares what ``first`` has of the cloud and the metrics."""
+    """One application, measured; it shares what ``first`` has of the cloud and the metrics."""
+    bundle, family = loaded.bundle, loaded.family
     manifest = bundle.manifest
     if isinstance(policy, Learned):
         policy.check(len(manifest.classes))
-    gates = Gates(bundle)
-    golden = Golden(bundle)
-    family.check(golden, manifest)
-    gates.check(golden, manifest)
     routes = manifest.multiplexer.routes
     if first is None:
         metrics = EdgeMetrics(manifest.name, routes, config.energy)
     else:
         metrics = first.metrics.of_another(manifest.name, routes)
-    for load in family.loads:
-        metrics.paged(load.seconds, load.bytes)
+    for paged in family.loads:
+        metrics.paged(paged.seconds, paged.bytes)
 
     def spent(cpu_s: float) -> None:
         metrics.spent_cpu(Placement.EDGE, cpu_s)
         purse.used(cpu_s * config.energy.active_watts, time.monotonic())
 
-    device = DeviceExecutor(family, tuple(level.median_ms / 1000 for level in manifest.levels), metrics, spent)
+    priors_s = tuple(manifest.levels[route.level - 1].median_ms / 1000 for route in family.routes)
+    device = DeviceExecutor(family, priors_s, metrics, spent)
     digest = bundle.sha256(manifest.cloud.files[0])
     peer = Peer.of(manifest, digest, application.cloud_model or bundle.own_name, config.cloud.accept_other_models)
     if first is not None and first.cloud is not None:
         cloud: CloudExecutor | None = first.cloud.beside(peer, metrics)
     else:
         cloud = None if channel is None else _cloud(config, peer, channel, purse, metrics)
-    vigil = Vigil(manifest, config.drift, config.audit_share)
-    device.warm_up({name: array[:1] for name, array in golden.inputs.items()})
-    return Agent(manifest, config, family, gates, policy, device, cloud, purse, sampler, metrics, vigil)
+    # Where no level runs there is nothing to keep, and nothing to watch over.
+    drift = config.drift if family.routes else msgspec.structs.replace(config.drift, enabled=False)
+    vigil = Vigil(manifest, drift, config.audit_share if family.routes else 0.0)
+    family.raise_to(family.highest)
+    device.warm_up(loaded.warm)
+    metrics.degraded(loaded.fallback)
+    return Agent(
+        manifest, config, family, loaded.gates, policy, device, cloud, purse, sampler, metrics, vigil, loaded.fallback
+    )
 
 
 def _purse(config: EdgeConfig, call_bytes: float, kept: dict[str, float] | None) -> Purse:

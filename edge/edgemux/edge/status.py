@@ -49,6 +49,7 @@ def status_of(agent: Agent) -> dict[str, Any]:
     now = time.monotonic()
     return {
         "bundle": agent.manifest.digest,
+        "fallback": agent.fallback,
         "level": agent.affordable_level(agent.sampler.latest),
         "inputs_per_second": round(agent.rate.per_s(now), 3),
         "certificate": _certificate(agent),

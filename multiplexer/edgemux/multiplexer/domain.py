@@ -38,6 +38,7 @@ class Reason(StrEnum):
     CLOUD_BAD_ANSWER = "cloud_bad_answer"  # the device, after the cloud answered nonsense
     CLOUD_INCOMPATIBLE = "cloud_incompatible"  # the device: the cloud lacks the model or method, or has another version
     DEVICE_FAILED = "device_failed"  # the cloud, after the device's own model failed
+    NO_MODEL = "no_model"  # the cloud, because no model of the device can be trusted
     EXPIRED = "expired"  # shed: the deadline passed before anything could run
     OVERLOADED = "overloaded"  # shed: it would only have waited past its deadline, or has more than its share already
     NO_ROUTE = "no_route"  # shed: every route failed or is too expensive

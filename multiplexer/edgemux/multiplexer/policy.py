@@ -96,8 +96,8 @@ def _why(candidate: Candidate, case: Case) -> Reason:
         return Reason.CONFIDENT
     if case.held is not None:
         return Reason.DEFERRED
-    if case.failure is Reason.DEVICE_FAILED:
-        return Reason.DEVICE_FAILED
+    if case.failure in (Reason.DEVICE_FAILED, Reason.NO_MODEL):
+        return case.failure
     device = [other for other in case.candidates if other.route.placement is Placement.EDGE]
     if any(obstacle(other, case.budget, None) is None for other in device):
         return Reason.OFFLOADED

@@ -1,0 +1,106 @@
+"""From bundles on disk to models in memory: the one that was asked for, else the one before it, else only the cloud.
+
+A bundle is taken whole or not at all: every file is what its manifest says, every graph loads, and the golden inputs
+give the golden answers. A right digest alone does not say that a model was exported well.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemux.edge.variants import Family
+from edgemux.multiplexer.bundle import Bundle, Manifest
+from edgemux.multiplexer.chain import Golden
+from edgemux.multiplexer.errors import ArtifactError
+from edgemux.multiplexer.gates import Gates, Scores
+
+_log = logging.getLogger("edgemux.edge")
+
+
+class Fallback(StrEnum):
+    """What is served instead of the bundle that was asked for."""
+
+    PREVIOUS = "previous_bundle"
+    CLOUD_ONLY = "no_device_model"
+
+
+class CloudGates:
+    """Stands for the gates where no level can be run: the cloud is right, everything else is not."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._routes = len(manifest.levels) + 1
+
+    def before(self, tensors: Mapping[str, NDArray[Any]]) -> Scores:
+        """Scores FP32 [N, routes]."""
+        scores: Scores = np.zeros((len(next(iter(tensors.values()))), self._routes), np.float32)
+        scores[:, -1] = 1.0
+        return scores
+
+    def after(self, probabilities: NDArray[Any], level: int, scores: Scores) -> Scores:
+        """Never asked: no level answers."""
+        return scores
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A bundle in memory. ``warm``: inputs [1, ...] by name to measure the levels with, none where there are none."""
+
+    bundle: Bundle
+    family: Family
+    gates: Gates | CloudGates
+    warm: dict[str, NDArray[Any]]
+    fallback: Fallback | None = None
+
+
+def load(
+    folder: Path, previous: Path | None, name: str | None, has_cloud: bool, most_bytes: float = math.inf
+) -> Loaded:
+    """The bundle in ``folder``, under ``name`` where one is given, or what can be had instead; see the log for why.
+
+    Levels that do not fit ``most_bytes`` are not loaded.
+
+    Raises ArtifactError naming what is wrong with the bundle in ``folder`` when nothing else can be had either.
+    """
+    try:
+        return _whole(folder, name, most_bytes)
+    except ArtifactError as error:
+        wrong = error
+    if previous is not None:
+        _log.error("%s; the previous bundle is tried", wrong)
+        try:
+            return msgspec.structs.replace(_whole(previous, name, most_bytes), fallback=Fallback.PREVIOUS)
+        except ArtifactError as error:
+            _log.error("%s; it cannot be had either", error)
+    if has_cloud:
+        for each in (folder, previous):
+            try:
+                bundle = _opened(each, name) if each is not None else None
+            except ArtifactError:
+                continue
+            if bundle is not None:
+                _log.error("%s; no model runs on this device, the cloud answers everything", wrong)
+                gates = CloudGates(bundle.manifest)
+                return Loaded(bundle, Family.empty(), gates, {}, Fallback.CLOUD_ONLY)
+    raise wrong
+
+
+def _opened(folder: Path, name: str | None) -> Bundle:
+    bundle = Bundle.open(folder)
+    return bundle if name is None else bundle.named(name)
+
+
+def _whole(folder: Path, name: str | None, most_bytes: float) -> Loaded:
+    """Raises ArtifactError naming the first file that is wrong."""
+    bundle = _opened(folder, name)
+    family, gates, golden = Family(bundle, most_bytes), Gates(bundle), Golden(bundle)
+    family.check(golden, bundle.manifest)
+    gates.check(golden, bundle.manifest)
+    return Loaded(bundle, family, gates, {key: array[:1] for key, array in golden.inputs.items()})

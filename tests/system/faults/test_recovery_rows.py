@@ -229,7 +229,7 @@ def test_row_4_once_the_breaker_is_open_requests_take_no_longer_than_on_a_device
     found = found_by(verdict, 4, "the breaker being open, usual ramp", load, recovery_s, note)
     report(replace(found, open_ms=ms[1] - ms[0]))
     assert verdict.faults + verdict.refused == ()
-    assert min(len(own), len(open_)) >= ENOUGH / 2, "the machine is too busy for this"
+    assert min(len(own), len(open_)) >= 200, "the machine is too busy for this"
     assert percentile(open_, 0.99) <= percentile(own, 0.99) * BUSY_RATIO + 0.002 + BUSY_S
     assert percentile(open_, 0.5) <= percentile(own, 0.5) * BUSY_RATIO + 0.002
     assert recovery_s <= RECOVERY_S + BUSY_RECOVERY_S

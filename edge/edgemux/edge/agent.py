@@ -170,6 +170,14 @@ class Agent:
             arrived,
         )
 
+    def check_room(self, client: str, left_s: float) -> None:
+        """Raises Overloaded where neither the device nor the cloud could answer in time; before anything was done."""
+        now = self._clock()
+        if self._device.fits(1, client, left_s, now):
+            return
+        if self.cloud is None or self.cloud.blocked(now, 1.0) is not None:
+            raise _refusal(Reason.OVERLOADED, self._device.backlog.wait_s)
+
     async def _each(self, samples: Sequence[Sample], arrived: float) -> list[Answer]:
         """Answer many at once; every few rows others get a turn, and so do the answers that have come back."""
         tasks: list[asyncio.Task[Answer]] = []

@@ -200,11 +200,14 @@ def test_the_service_manager_is_told_and_fed(part: str, tiny_bundle: Path, tmp_p
         ports = [word for name in ("grpc", "http", "metrics") for word in (f"--{name}-port", "0")]
         environment = os.environ | {"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "2000000"}
         with subprocess.Popen([*command, *ports], env=environment, stdout=subprocess.DEVNULL) as process:
-            assert manager.recv(100) == b"READY=1"
-            assert [manager.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
-            process.send_signal(signal.SIGTERM)
-            heard = manager.recv(100)
-            while heard == b"WATCHDOG=1":
+            try:
+                assert manager.recv(100) == b"READY=1"
+                assert [manager.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+                process.send_signal(signal.SIGTERM)
                 heard = manager.recv(100)
-            assert heard == b"STOPPING=1"
-            assert process.wait(PATIENT_S) == 0
+                while heard == b"WATCHDOG=1":
+                    heard = manager.recv(100)
+                assert heard == b"STOPPING=1"
+                assert process.wait(PATIENT_S) == 0
+            finally:
+                process.kill()

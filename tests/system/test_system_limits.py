@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import pytest
 from numpy.typing import NDArray
 
+from edgemux.multiplexer.errors import ExecutionError
 from edgemux.wire import Client
 
 PATIENT_S = 60.0
@@ -29,6 +32,16 @@ needs_prlimit = pytest.mark.skipif(PRLIMIT is None, reason="there is no prlimit 
 def command(part: str, bundle: Path) -> list[str]:
     ports = [word for name in ("grpc", "http", "metrics") for word in (f"--{name}-port", "0")]
     return [sys.executable, "-m", "edgemux.cli.main", part, "--bundle", str(bundle), *ports]
+
+
+@contextlib.contextmanager
+def ended_with_the_block(command: list[str], **how: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process that a failure does not leave behind."""
+    with subprocess.Popen(command, text=True, **how) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture
@@ -58,31 +71,45 @@ def cpu_s(process: subprocess.Popen[str]) -> float:
     return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def is_ready(address: str) -> bool:
+    try:
+        with Client(address) as client:
+            return client.ready(PATIENT_S)
+    except ExecutionError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    pytest.fail("it never was so")
+
+
 @needs_prlimit
 @pytest.mark.parametrize("port", ["grpc", "http", "metrics"])
 def test_without_descriptors_those_who_are_in_are_served_and_the_rest_when_there_are_some(
     port: str, tiny_bundle: Path, samples: dict[str, NDArray[Any]]
 ) -> None:
     limited = [str(PRLIMIT), "--nofile=48", *command("cloud", tiny_bundle)]
-    with subprocess.Popen(limited, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with ended_with_the_block(limited, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         said = dict(word.split("=", 1) for word in process.stdout.readline().split() if "=" in word)
         with Client(said["grpc"]) as inside:
             inside.infer(MODEL, {"image": samples["images"][:1]}, PATIENT_S)
             host, _, number = said[port].rpartition(":")
             crowd = [socket.create_connection((host, int(number)), PATIENT_S) for _ in range(80)]
-            until = threading.Event()
-            while len(os.listdir(f"/proc/{process.pid}/fd")) < 48:
-                until.wait(0.01)
+            wait_until(lambda: len(os.listdir(f"/proc/{process.pid}/fd")) >= 46)
             before_s = cpu_s(process)
-            until.wait(1.0)
+            threading.Event().wait(1.0)
             # Whoever tries to accept all the time takes all of it.
-            assert cpu_s(process) - before_s < 0.5
+            assert cpu_s(process) - before_s < 0.25
             assert "label" in inside.infer(MODEL, {"image": samples["images"][:1]}, PATIENT_S).outputs
             for each in crowd:
                 each.close()
-            with Client(said["grpc"]) as newcomer:
-                assert newcomer.ready(PATIENT_S)
+            # The library looks for descriptors once a second, which is when a new client gives up.
+            wait_until(lambda: is_ready(said["grpc"]))
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENT_S) == 0
 
@@ -104,7 +131,7 @@ def test_a_stderr_that_is_full_from_the_start_holds_up_nobody(
     token = tmp_path / "token"
     token.write_text("a-token-of-twenty-ch")
     full = [*command("cloud", tiny_bundle), "--token-file", str(token)]
-    with subprocess.Popen(full, stdout=subprocess.PIPE, stderr=sink, text=True) as process:
+    with ended_with_the_block(full, stdout=subprocess.PIPE, stderr=sink) as process:
         os.close(sink)
         assert process.stdout is not None
         said = dict(word.split("=", 1) for word in process.stdout.readline().split() if "=" in word)
@@ -124,7 +151,7 @@ def test_a_stdout_that_is_closed_holds_up_nobody(tiny_bundle: Path, tmp_path: Pa
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(PATIENT_S)
         environment = os.environ | {"NOTIFY_SOCKET": manager.getsockname()}
-        with subprocess.Popen(command("edge", tiny_bundle), stdout=sink, env=environment) as process:
+        with ended_with_the_block(command("edge", tiny_bundle), stdout=sink, env=environment) as process:
             os.close(sink)
             assert manager.recv(100) == b"READY=1"
             process.send_signal(signal.SIGTERM)

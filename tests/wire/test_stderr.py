@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 from edgemux.wire.stderr import Lines, unblocked_log
 
@@ -79,8 +82,13 @@ with unblocked_log():
 """
 
 
-def run(lines: int, **how: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, str(lines)], **how)  # type: ignore[call-overload, no-any-return]
+@contextlib.contextmanager
+def run(lines: int, **how: Any) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, str(lines)], **how) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_a_closed_stdout_is_no_end() -> None:

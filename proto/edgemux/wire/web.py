@@ -14,6 +14,7 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -84,13 +85,15 @@ class Web:
         self._state = ServerState()
         self._contexts = None if certificates is None else _Contexts(certificates)
         self._most, self._head_s, self._life_s = most, head_s, life_s
+        # Those that count, oldest first, and all, those that were sent away a moment ago too.
         self._open: dict[asyncio.Task[None], None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._accepting = self._loop.create_task(self._accept())
 
     async def close(self) -> None:
         """Stop listening, and end every connection."""
-        tasks = [self._accepting, *self._open]
+        tasks = [self._accepting, *self._tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -108,10 +111,21 @@ class Web:
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
             if len(self._open) >= self._most:
-                next(iter(self._open)).cancel()
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                oldest.cancel()
             task = self._loop.create_task(self._meet(connection))
             self._open[task] = None
-            task.add_done_callback(lambda done: self._open.pop(done, None))
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._over, connection))
+            # While connections wait, accepting one suspends nothing: a storm of them must not keep the loop for itself.
+            await asyncio.sleep(0)
+
+    def _over(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+        # A task that is cancelled before its first step has closed nothing; closing twice does no harm.
+        connection.close()
+        self._open.pop(task, None)
+        self._tasks.discard(task)
 
     async def _meet(self, connection: socket.socket) -> None:
         """One connection, to its end."""
@@ -133,8 +147,6 @@ class Web:
         finally:
             if transport is not None:
                 transport.abort()
-            else:
-                connection.close()
 
     def _protocol(self) -> _Connection:
         return _Connection(config=self._config, server_state=self._state, app_state={}, _loop=self._loop)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
 from edgemux.edge.request_log import Line
-from tests.system.faults.ledgers import ANSWERED, Entry, percentile, waited_after
+from tests.system.faults.ledgers import ANSWERED, Entry, Verdict, percentile, waited_after
 from tests.system.faults.load import Load
 from tests.system.faults.stage import Scene, found_by
 from tests.system.faults.table import Found
@@ -20,6 +20,8 @@ from tests.system.faults.table import Found
 WAITED = frozenset({"cloud_timeout", "cloud_unreachable", "cloud_bad_answer", "cloud_incompatible"})
 # What may be said of any request while the cloud is not well: it was not asked, or did answer.
 USUAL = frozenset({"confident", "breaker", "link", "deferred", "offloaded", "device_busy", "expired"})
+# How often a row may be played on a machine that is too busy for it.
+TRIES = 3
 # The share of requests that may still be sent over a link on which they turn out to be too slow.
 MISJUDGED = 0.1
 # The promises, and what a busy test machine may add to each; the true figures are in the table.
@@ -96,41 +98,67 @@ def play(row: Row[S], stage: S) -> Played:
     return Played(load, began_s, repaired_s, recovery_s, opened, stage.agent.counted() - before)
 
 
-def check(row: Row[S], played: Played, stage: S, report: Callable[[Found], None]) -> None:
-    """Every promise that holds for all rows; the line for the table comes first, so that it shows failures too."""
-    load, during = played.load, played.during
-    ledger = stage.agent.ledger(load.entries)
-    lines = {line.id: line for line in ledger.lines}
-    verdict = stage.judge(load)
-    over_s = over_device_s(load.entries, during, lines)
-    found = found_by(verdict, row.number, row.fault, load, played.recovery_s)
-    report(replace(found, open_ms=None if over_s is None else over_s * 1000))
+def check(row: Row[S], stage: S, report: Callable[[Found], None]) -> None:
+    """Play a row and ask for every promise that holds for all rows.
+
+    A row that fails is played again if the kernel says that it kept the agent from running for long meanwhile: then it
+    says nothing about the agent. The last try counts, however it was.
+    """
+    for tries_left in reversed(range(TRIES)):
+        played = play(row, stage)
+        verdict = stage.judge(played.load)
+        over_s = over_device_s(played, {line.id: line for line in stage.agent.ledger(played.load.entries).lines})
+        again = TRIES - 1 - tries_left
+        note = f"played again {again} times on a busy machine" if again else ""
+        found = found_by(verdict, row.number, row.fault, played.load, played.recovery_s, note)
+        found = replace(found, open_ms=None if over_s is None else over_s * 1000)
+        try:
+            assert_promises(row, played, verdict, over_s)
+        except AssertionError:
+            if not tries_left or not disturbed(row, played):
+                report(found)
+                raise
+            stage.well()
+        else:
+            report(found)
+            return
+
+
+def disturbed(row: Row[S], played: Played) -> bool:
+    """Whether some request could not have been in time because the agent was kept from running."""
+    return max(entry.starved_s for entry in played.load.entries) >= row.timeout_s / 2
+
+
+def assert_promises(row: Row[S], played: Played, verdict: Verdict, over_s: float | None) -> None:
+    """Raises AssertionError naming what is broken."""
     assert verdict.faults == (), verdict.faults
     assert verdict.refused == (), verdict.refused
+    during = played.during
     if not verdict.starved:
-        answered = Counter((e.route, e.variant, e.reason) for e in load.entries if e.outcome == ANSWERED)
+        answered = Counter((e.route, e.variant, e.reason) for e in played.load.entries if e.outcome == ANSWERED)
         assert played.counted == answered, "the metrics have it otherwise than the client"
     reasons = {entry.reason for entry in during if entry.outcome == ANSWERED}
     assert reasons & row.causes, reasons
     assert reasons <= row.causes | USUAL, reasons
     assert played.recovery_s <= row.recovery_s + BUSY_RECOVERY_S, played.recovery_s
     if row.opens:
-        assert played.opened
-        assert [entry.id for entry in waited_after(during, FAILURES, WAITED, played.began_s)] == []
+        assert played.opened, "the breaker has not opened"
+        in_vain = waited_after(during, FAILURES, WAITED, played.began_s)
+        assert in_vain == [], f"{len(in_vain)} requests waited for a cloud that was known to be dead"
     if row.gated:
         later = during[len(during) // 2 :]
         assert sum(entry.reason in WAITED for entry in later) <= MISJUDGED * len(later)
     if over_s is not None:
-        assert over_s <= OVER_DEVICE_S + BUSY_DEVICE_S
+        assert over_s <= OVER_DEVICE_S + BUSY_DEVICE_S, over_s
 
 
-def over_device_s(entries: Sequence[Entry], during: Sequence[Entry], lines: dict[str, Line]) -> float | None:
+def over_device_s(played: Played, lines: dict[str, Line]) -> float | None:
     """By how much the 99th percentile of requests kept from a dead cloud exceeds that of the device's own answers.
 
     By the agent's clock, over the same load; None while there are too few of either for a percentile to mean anything.
     """
-    own = [lines[e.id].elapsed_s for e in entries if e.reason == "confident" and e.id in lines]
-    kept = [lines[e.id].elapsed_s for e in during if e.reason == "breaker" and e.id in lines]
+    own = [lines[e.id].elapsed_s for e in played.load.entries if e.reason == "confident" and e.id in lines]
+    kept = [lines[e.id].elapsed_s for e in played.during if e.reason == "breaker" and e.id in lines]
     if min(len(own), len(kept)) < 20:
         return None
     return percentile(kept, 0.99) - percentile(own, 0.99)

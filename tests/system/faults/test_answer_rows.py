@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from tests.system.faults import answers
 from tests.system.faults.load import Load
-from tests.system.faults.rows import USUAL, Row, check, play
+from tests.system.faults.rows import USUAL, Row, check
 from tests.system.faults.stage import Stage, agent_process, found_by
 from tests.system.faults.table import Found
 
@@ -84,7 +84,7 @@ def test_every_accepted_request_gets_one_answer(
     row: Row[Stage], simulated: Stage, report: Callable[[Found], None]
 ) -> None:
     row = row_with_repair(row)
-    check(row, play(row, simulated), simulated, report)
+    check(row, simulated, report)
 
 
 def row_with_repair(row: Row[Stage]) -> Row[Stage]:
@@ -107,7 +107,7 @@ def test_row_22_a_cloud_that_is_full_is_left_alone_for_as_long_as_it_says_and_is
         stage.answer(answers.overloaded(PUSHBACK_S, seen_s))
 
     row = row_with_repair(Row(22, f"full, come back in {PUSHBACK_S:g} s", fill, FULL, during=watch, opens=False))
-    check(row, play(row, simulated), simulated, report)
+    check(row, simulated, report)
     assert states == {0}
     # Requests that were under way together are one visit, also when the machine was busy meanwhile.
     gaps = [later - earlier for earlier, later in itertools.pairwise(seen_s) if later - earlier > PUSHBACK_S / 2]

@@ -9,7 +9,7 @@ import pytest
 
 from edgemux.wire.channel import KEEPALIVE_TIMEOUT_S
 from tests.system.faults.load import Load
-from tests.system.faults.rows import RECOVERY_S, Row, check, play
+from tests.system.faults.rows import RECOVERY_S, Row, check
 from tests.system.faults.stage import Stage, found_by
 from tests.system.faults.table import Found
 
@@ -103,4 +103,4 @@ def reasons_of(load: Load, causes: frozenset[str]) -> list[str]:
 def test_every_accepted_request_gets_one_answer(
     row: Row[Stage], on_stage: Stage, report: Callable[[Found], None]
 ) -> None:
-    check(row, play(row, on_stage), on_stage, report)
+    check(row, on_stage, report)

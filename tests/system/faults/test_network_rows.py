@@ -15,7 +15,7 @@ from edgemux.wire.channel import KEEPALIVE_TIMEOUT_S
 from tests.system.faults.load import Load
 from tests.system.faults.namespaces import CLOUD_ADDRESS, Cable, cable, missing
 from tests.system.faults.proxy import Backstage, FaultProxy
-from tests.system.faults.rows import BUSY_RECOVERY_S, RECOVERY_S, Row, check, play
+from tests.system.faults.rows import BUSY_RECOVERY_S, RECOVERY_S, Row, check
 from tests.system.faults.stage import Agent, Pictures, Scene, agent_process, found_by
 from tests.system.faults.table import Found
 
@@ -92,7 +92,7 @@ ROWS: tuple[Row[Wired], ...] = (
 def test_every_accepted_request_gets_one_answer(
     row: Row[Wired], on_cable: Wired, report: Callable[[Found], None]
 ) -> None:
-    check(row, play(row, on_cable), on_cable, report)
+    check(row, on_cable, report)
 
 
 def played_by_hand(scene: Wired, begin: Callable[[], None], repair: Callable[[], None]) -> tuple[Load, float]:

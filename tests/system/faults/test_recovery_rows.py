@@ -24,6 +24,10 @@ from tests.system.faults.table import Found
 FLAPS, UP_S, DOWN_S = 10, 0.5, 0.5
 # Medians and tails of two samples of the device's own answers differ by this much on a busy machine.
 BUSY_RATIO, BUSY_S = 1.5, 0.003
+# Requests during which the agent was kept from running for so long say nothing about it.
+STARVED_S = 0.005
+# So many others are enough, and so many parts of 250 are asked for them.
+ENOUGH, PARTS = 1000, 8
 
 
 def test_row_31_a_hundred_that_wait_make_one_probe_and_none_of_them_waits_for_it(
@@ -205,12 +209,15 @@ def test_row_4_once_the_breaker_is_open_requests_take_no_longer_than_on_a_device
         load.wait(lambda: scene.agent.breaker() != State.CLOSED)
         load.more(40)
     entries = list(load.entries)
-    for _ in range(4):
+    for _ in range(PARTS):
+        if min(len(own), len(open_)) >= ENOUGH:
+            break
         for order, times, wanted in ((sure, own, "confident"), (doubtful, open_, "breaker")):
             with scene.load(order=order, rate_per_s=None) as part:
                 part.more(250)
             lines = {line.id: line for line in scene.agent.ledger(part.entries).lines}
-            times += [lines[e.id].elapsed_s - e.starved_s for e in part.entries if e.reason == wanted]
+            undisturbed = [e for e in part.entries if e.reason == wanted and e.starved_s < STARVED_S]
+            times += [lines[e.id].elapsed_s for e in undisturbed]
             entries += part.entries
     with scene.load(order=doubtful) as last:
         repaired_s = scene.heal()
@@ -222,7 +229,7 @@ def test_row_4_once_the_breaker_is_open_requests_take_no_longer_than_on_a_device
     found = found_by(verdict, 4, "the breaker being open, usual ramp", load, recovery_s, note)
     report(replace(found, open_ms=ms[1] - ms[0]))
     assert verdict.faults + verdict.refused == ()
-    assert min(len(own), len(open_)) >= 500
+    assert min(len(own), len(open_)) >= 200, "the machine is too busy for this"
     assert percentile(open_, 0.99) <= percentile(own, 0.99) * BUSY_RATIO + 0.002 + BUSY_S
     assert percentile(open_, 0.5) <= percentile(own, 0.5) * BUSY_RATIO + 0.002
     assert recovery_s <= RECOVERY_S + BUSY_RECOVERY_S

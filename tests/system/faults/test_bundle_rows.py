@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from edgemux.multiplexer.chain import Golden
 from edgemux.multiplexer.errors import ArtifactError
 from edgemux.multiplexer.gates import Gates
 from edgemux.multiplexer.onnx_model import OnnxModel
+from tests.system.faults.http2 import varint
 from tests.system.faults.table import Found
 
 Report = Callable[[Found], None]
@@ -44,11 +47,15 @@ def load(folder: Path) -> None:
     gates.check(golden, bundle.manifest)
 
 
-def flipped(content: bytes) -> Iterator[bytes]:
-    """``content`` with each of its bits flipped in turn."""
-    for at in range(len(content)):
-        for bit in range(8):
-            yield content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :]
+def flipping(path: Path) -> Iterator[None]:
+    """Each bit of the file in turn is flipped while the caller looks; in place, which is quick."""
+    content = path.read_bytes()
+    with path.open("r+b", buffering=0) as file:
+        for at, byte in enumerate(content):
+            for bit in range(8):
+                os.pwrite(file.fileno(), bytes([byte ^ 1 << bit]), at)
+                yield
+            os.pwrite(file.fileno(), bytes([byte]), at)
 
 
 @pytest.mark.parametrize("kind", ["grpc", "http", "metrics"])
@@ -115,10 +122,8 @@ def test_a_model_that_is_not_what_was_sealed_is_not_loaded(
 
 def test_every_single_bit_that_is_flipped_in_the_manifest_is_noticed(folder: Path, report: Report) -> None:
     sealed = Bundle.open(folder).manifest
-    path = folder / MANIFEST
     tried = same = 0
-    for content in flipped(path.read_bytes()):
-        path.write_bytes(content)
+    for _ in flipping(folder / MANIFEST):
         tried += 1
         try:
             # The other way to write the same number, 1E-05 for 1e-05, is no change.
@@ -136,10 +141,8 @@ def test_every_single_bit_that_is_flipped_in_a_model_or_a_gate_is_noticed(
     folder: Path, report: Report, name: str
 ) -> None:
     bundle = Bundle.open(folder)
-    path = folder / name
     tried = 0
-    for content in flipped(path.read_bytes()):
-        path.write_bytes(content)
+    for _ in flipping(folder / name):
         tried += 1
         with pytest.raises(ArtifactError, match=name):
             bundle.read(name)
@@ -169,9 +172,11 @@ def rewrite(path: Path, change: Callable[[Any], None]) -> None:
 
 
 def permute(graph: Any) -> None:
-    """The classes of a level in another order: it loads, and is sure of the wrong ones."""
-    pixels = next(tensor for tensor in graph.initializer if tensor.name == "pixels")
-    pixels.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(pixels)[::-1].copy(), "pixels"))
+    """A level's classes, or a gate's routes, in another order: it loads, and is sure of the wrong ones."""
+    name = "offsets" if any(tensor.name == "offsets" for tensor in graph.initializer) else "pixels"
+    weights = next(tensor for tensor in graph.initializer if tensor.name == name)
+    turned = np.flip(numpy_helper.to_array(weights), axis=1 if name == "offsets" else 0)
+    weights.CopyFrom(numpy_helper.from_array(turned.copy(), name))
 
 
 @pytest.mark.parametrize("name", ["level-1.onnx", "level-4.onnx", "pre_gate.onnx"])
@@ -199,13 +204,7 @@ def custom(graph: Any) -> None:
     graph.node[-1].op_type, graph.node[-1].domain = "Reboot", "evil.example"
 
 
-def huge(graph: Any) -> None:
-    """More nodes than there are fields allowed, of which most do nothing."""
-    nodes = [helper.make_node("Identity", ["image"], [f"x{number}"]) for number in range(400_000)]
-    graph.node.extend(nodes)
-
-
-@pytest.mark.parametrize("change", [external, custom, huge], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", [external, custom], ids=lambda change: change.__name__)
 def test_a_well_sealed_graph_that_asks_for_too_much_is_refused(
     folder: Path, report: Report, change: Callable[[Any], None]
 ) -> None:
@@ -214,3 +213,17 @@ def test_a_well_sealed_graph_that_asks_for_too_much_is_refused(
     with pytest.raises(ArtifactError, match=r"level-1\.onnx"):
         load(folder)
     report(Found(58, f"graph: {change.__name__}", 1, note="refused"))
+
+
+def test_a_well_sealed_graph_of_half_a_million_nodes_is_refused_within_seconds(folder: Path, report: Report) -> None:
+    path = folder / "level-1.onnx"
+    node = helper.make_node("Identity", ["image"], ["x"], "y").SerializeToString()
+    # A message that is there twice is one message with the fields of both: the graph gets more nodes.
+    nodes = (b"\x0a" + varint(len(node)) + node) * 500_000
+    path.write_bytes(path.read_bytes() + b"\x3a" + varint(len(nodes)) + nodes)
+    resealed(folder)
+    began = time.process_time()
+    with pytest.raises(ArtifactError, match=r"level-1\.onnx"):
+        load(folder)
+    assert time.process_time() - began < 20.0
+    report(Found(58, "graph: 500,000 nodes", 1, note="refused"))

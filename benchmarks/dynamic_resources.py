@@ -449,6 +449,7 @@ async def memory(folder: Path) -> dict[str, Any]:
             family.lower_to(level)
             give_back()
             family.raise_to(level)
+            give_back()
             for _ in range(3):
                 await opened["app"].infer({"image": image}, 10.0)
             gc.collect()

@@ -10,7 +10,7 @@ TEST ?=
 # What the config of pytest names, and what the agent's tests import, beside the edge extra.
 EDGE_TEST_NEEDS := pytest pytest-asyncio pytest-timeout hypothesis
 
-.PHONY: setup check test test-edge bench demo proto clean
+.PHONY: setup check test test-edge test-faults bench demo proto clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/stamp-dev
@@ -52,7 +52,7 @@ demo: $(VENV)/stamp-serving
 	@$(BIN)/edgemux demo $(DEMO)
 
 test: $(VENV)/stamp-dev
-	$(BIN)/python -m pytest -q $(TEST)
+	$(BIN)/python -m pytest -q -m "not faults" $(TEST)
 	@$(MAKE) --no-print-directory test-edge
 
 # The agent on a machine that has nothing but its own extra. Making the tests' bundle takes the onnx package, which is
@@ -65,6 +65,10 @@ test-edge: $(EDGE_VENV)/tiny
 	@$(EDGE_VENV)/bin/python -c 'from importlib.util import find_spec as f; \
 	  found = [name for name in ("torch", "onnx") if f(name)]; assert not found, f"$(EDGE_VENV) holds {found}"'
 	EDGEMUX_TINY_BUNDLE=$(EDGE_VENV)/tiny $(EDGE_VENV)/bin/python -m pytest -q tests/edge
+
+# The failure matrix against real processes: a table of faults, and what became of every request. About ten minutes.
+test-faults: $(VENV)/stamp-dev
+	$(BIN)/python -m pytest -q -m faults tests/system/faults $(TEST)
 
 # --- checks -------------------------------------------------------------------------------------------------------
 check: $(VENV)/stamp-dev

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.authority import OPENSSL, Authority
+
 SIDE = 28
 CLASSES = 10
 MEAN, SIGMA, SHIFT = 100.0, 40.0, 60.0
@@ -250,3 +252,11 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pictures() -> Callable[[int, int], tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """``pictures(count, seed)``: images UINT8 [count, 28, 28] of the tiny bundle's task, and their classes."""
     return _pictures
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A certificate authority."""
+    if OPENSSL is None:
+        pytest.skip("there is no openssl command to make certificates with")
+    return Authority(tmp_path_factory.mktemp("authority"))

@@ -79,7 +79,9 @@ class SimulatedCloud:
 
 
 @contextlib.asynccontextmanager
-async def listening(cloud: SimulatedCloud) -> AsyncIterator[SimulatedCloud]:
+async def listening(
+    cloud: SimulatedCloud, secure: grpc.ServerCredentials | None = None
+) -> AsyncIterator[SimulatedCloud]:
     """Within the block ``cloud`` answers at its address. Answers may be bytes, which are sent as they are."""
     server = grpc.aio.server(options=server_options())
     handlers = {
@@ -89,7 +91,7 @@ async def listening(cloud: SimulatedCloud) -> AsyncIterator[SimulatedCloud]:
         for method, (request, _) in METHODS.items()
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    cloud.address = f"127.0.0.1:{bind(server, '127.0.0.1', 0)}"
+    cloud.address = f"127.0.0.1:{bind(server, '127.0.0.1', 0, secure)}"
     await server.start()
     try:
         yield cloud

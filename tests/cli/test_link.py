@@ -10,6 +10,7 @@ from time import monotonic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from edgemux.cli.link import BUFFER_BYTES, Conditions, Link, Wire, parse_link, schedule
 from edgemux.multiplexer.errors import ConfigError
@@ -41,6 +42,15 @@ def test_chunks_that_enter_together_take_their_total_size_and_one_delay(sizes: l
     arrivals = [wire.enter(0.0, size, link) for size in sizes]
     assert arrivals == sorted(arrivals)
     assert arrivals[-1] == pytest.approx(sum(sizes) * 8 / link.bits_per_s + link.round_trip_s / 2)
+
+
+@given(TIMES, SIZES, LINKS, st.floats(min_value=0, max_value=10))
+def test_jitter_only_ever_delays_and_by_no_more_than_it_says(
+    now: float, size: int, link: Conditions, jitter_s: float
+) -> None:
+    steady = Wire().enter(now, size, link)
+    shaken = Wire().enter(now, size, replace(link, jitter_s=jitter_s))
+    assert steady <= shaken <= steady + jitter_s
 
 
 @given(st.lists(st.tuples(TIMES, SIZES), min_size=1, max_size=30), LINKS)

@@ -165,3 +165,33 @@ async def test_a_closed_engine_takes_nothing_more(make_engine: Make) -> None:
     await engine.close()
     with pytest.raises(Unreachable):
         await engine.infer(images(1), soon())
+
+
+async def test_an_answer_for_the_watchdog_comes_from_where_batches_run_and_is_not_counted(
+    make_engine: Make, backend: Any
+) -> None:
+    for row_s in (1e-5, 0.01):
+        engine = make_engine(row_s=row_s)
+        before = engine._metrics.counters()
+        backend.permit(1)
+        assert (await engine.answer(images(7))).argmax() == 7
+        assert engine._metrics.counters() == before
+        assert not engine.batcher.busy
+
+
+async def test_a_model_that_fails_the_watchdog_s_input_ends_nothing(make_engine: Make, backend: Any) -> None:
+    engine = make_engine()
+    backend.permit(2)
+    backend.fail_next = True
+    with pytest.raises(RuntimeError):
+        await engine.answer(images(7))
+    assert (await engine.infer(images(3), soon())).probabilities.argmax() == 3
+
+
+async def test_a_worker_that_hangs_gives_no_answer_to_the_watchdog(make_engine: Make, backend: Any) -> None:
+    engine = make_engine()
+    asked = asyncio.create_task(engine.answer(images(7)))
+    done, _ = await asyncio.wait({asked}, timeout=0.1)
+    assert not done
+    backend.permit(1)
+    assert (await asked).argmax() == 7

@@ -11,6 +11,7 @@ import pytest
 
 from edgemux.edge import Agent, EdgeConfig, open_agent
 from edgemux.edge.config import CloudSettings
+from edgemux.edge.scheduler import SchedulerSettings
 from edgemux.multiplexer.bundle import Bundle
 from tests.simulated_cloud import SimulatedCloud, listening
 
@@ -30,6 +31,8 @@ def agent_of(tiny_bundle: Path) -> AgentFactory:
 
     def make(address: str | None, **settings: Any) -> contextlib.AbstractAsyncContextManager[Agent]:
         settings.setdefault("audit_share", 0.0)
+        # How busy the machine is that runs the tests must not choose their levels.
+        settings.setdefault("scheduler", SchedulerSettings(scheme="off"))
         cloud = CloudSettings(address=address, accept_other_models=settings.pop("accept_other_models", False))
         config = EdgeConfig(bundle=tiny_bundle, cloud=cloud, **settings)
         return open_agent(config)

@@ -290,3 +290,13 @@ async def test_a_plan_that_fails_leaves_the_one_before_and_is_said_once(
         assert pager.plan is before
         assert len(caplog.records) == 1
         assert len([await agents["door"].infer({"image": image[None]}, PATIENT_S) for image in images]) == 5
+
+
+async def test_the_watchdog_s_check_goes_on_when_a_level_is_dropped_under_it(bundle: Bundle) -> None:
+    config = two(bundle, scheduler=OFF)
+    async with open_agents(config) as agents:
+        agent = agents["door"]
+        assert agent.self_check is not None
+        assert await agent.self_check.well(4)
+        agent.family.lower_to(2)
+        assert await agent.self_check.well(4)

@@ -109,8 +109,11 @@ def _command(part: str, *options: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def serving() -> Serving:
-    """``serving(part, *options)``: a server by the command line, on free ports, killed with the block."""
-    return lambda *arguments: _serve(_command(*arguments))
+    """``serving(part, *options)``: a server by the command line, on free ports, killed with the block.
+
+    ``within``: the words of a command that runs another, to be put before it.
+    """
+    return lambda *arguments, within=(): _serve([*within, *_command(*arguments)])
 
 
 @pytest.fixture(scope="session")

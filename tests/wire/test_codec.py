@@ -320,3 +320,12 @@ def test_a_message_of_other_software_has_no_checksum_and_is_taken() -> None:
     request = make_request("m", {"x": np.zeros((1, 2), np.uint8)})
     del request.parameters["edgemux_crc32"]
     assert intact(request)
+
+
+def test_an_answer_that_gives_an_output_twice_is_none() -> None:
+    response = make_response("m", "1", "", {"y": np.ones((1, 2), np.float32)}, {})
+    response.outputs.add().CopyFrom(response.outputs[0])
+    response.raw_output_contents.append(np.zeros((1, 2), np.float32).tobytes())
+    add_checksum(response)
+    with pytest.raises(BadAnswer, match="more than once"):
+        read_outputs(response, (Tensor("y", "FP32", (-1, 2)),), 1)

@@ -73,7 +73,7 @@ async def test_what_was_made_is_closed_when_the_web_pages_cannot_start(monkeypat
         raise OSError("no thread")
 
     made = Made()
-    monkeypatch.setattr("edgemux.wire.process._Exporter", broken)
+    monkeypatch.setattr("edgemux.wire.process.exporting", broken)
     with pytest.raises(OSError, match="no thread"):
         await serve(ANY, made.make)
     assert made.closed == 1

@@ -31,6 +31,18 @@ HostOption = Annotated[str | None, typer.Option("--host", help="Address to liste
 GrpcPortOption = Annotated[int | None, typer.Option("--grpc-port", help="gRPC port, 0 for a free one.")]
 HttpPortOption = Annotated[int | None, typer.Option("--http-port", help="HTTP port, 0 for a free one.")]
 MetricsPortOption = Annotated[int | None, typer.Option("--metrics-port", help="Metrics port, 0 for a free one.")]
+TlsCertOption = Annotated[Path | None, typer.Option("--tls-cert", metavar="PEM", help="TLS: the own certificate.")]
+TlsKeyOption = Annotated[Path | None, typer.Option("--tls-key", metavar="PEM", help="TLS: the certificate's key.")]
+ClientCaOption = Annotated[
+    Path | None,
+    typer.Option("--tls-client-ca", metavar="PEM", help="TLS: clients need a certificate of this authority."),
+]
+TokenFileOption = Annotated[
+    Path | None, typer.Option("--token-file", metavar="FILE", help="Bearer tokens, one a line; clients need one.")
+]
+InsecureOption = Annotated[
+    bool, typer.Option("--insecure", help="Listen to others without TLS and tokens: anybody may read and ask.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
@@ -57,6 +69,11 @@ def cloud(
     grpc_port: GrpcPortOption = None,
     http_port: HttpPortOption = None,
     metrics_port: MetricsPortOption = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    tls_client_ca: ClientCaOption = None,
+    token_file: TokenFileOption = None,
+    insecure: InsecureOption = False,
     max_batch: Annotated[int | None, typer.Option(help="Most inputs in one run of the model.")] = None,
     linger: Annotated[float | None, typer.Option(help="Longest wait of a batch's first input, in s.")] = None,
     max_queue: Annotated[int | None, typer.Option(help="Most inputs that wait; more are refused.")] = None,
@@ -67,6 +84,7 @@ def cloud(
         from edgemux.cloud.server import serve
     overrides = {
         **_listening(bundle, host, grpc_port, http_port, metrics_port),
+        **_protected(tls_cert, tls_key, tls_client_ca, token_file, insecure),
         "batching.max_batch": max_batch,
         "batching.linger_s": linger,
         "admission.max_queue": max_queue,
@@ -83,6 +101,11 @@ def edge(
     grpc_port: GrpcPortOption = None,
     http_port: HttpPortOption = None,
     metrics_port: MetricsPortOption = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    tls_client_ca: ClientCaOption = None,
+    token_file: TokenFileOption = None,
+    insecure: InsecureOption = False,
     timeout: Annotated[float | None, typer.Option(help="Deadline of requests that bring none, in s.")] = None,
     offloads_per_second: Annotated[float | None, typer.Option(help="Most offloads, in the long run.")] = None,
     bytes_per_second: Annotated[float | None, typer.Option(help="Most bytes to the cloud, in the long run.")] = None,
@@ -96,6 +119,7 @@ def edge(
         from edgemux.edge.server import serve
     overrides = {
         **_listening(bundle, host, grpc_port, http_port, metrics_port),
+        **_protected(tls_cert, tls_key, tls_client_ca, token_file, insecure),
         "cloud.address": cloud,
         "request.default_timeout_s": timeout,
         "limits.offloads_per_s": offloads_per_second,
@@ -117,19 +141,47 @@ def _listening(
     }
 
 
+def _protected(
+    cert: Path | None, key: Path | None, client_ca: Path | None, token_file: Path | None, insecure: bool
+) -> dict[str, Any]:
+    files = {
+        "listen.tls.cert": cert,
+        "listen.tls.key": key,
+        "listen.tls.client_ca": client_ca,
+        "listen.token_file": token_file,
+    }
+    given: dict[str, Any] = {name: None if path is None else str(path) for name, path in files.items()}
+    return given | {"listen.insecure": insecure or None}
+
+
 @app.command(epilog="Example: edgemux infer boot.png shirt.jpg --to 127.0.0.1:9001")
 def infer(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Pictures: JPEG, PNG or WebP.")],
     to: Annotated[str, typer.Option(metavar="HOST:PORT", help="An agent or a cloud server (its gRPC port).")],
     model: Annotated[str | None, typer.Option(help="Which model, where there are several.")] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Deadline of each request, in s.")] = 5.0,
+    tls: Annotated[bool, typer.Option("--tls", help="TLS, with whom the system trusts.")] = False,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option("--tls-ca", metavar="PEM", help="TLS, with the authority that vouches for the server."),
+    ] = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option("--token-file", metavar="FILE", help="The bearer token, sent over TLS or to localhost."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Ask a server about picture files."""
     with extra("edge"):
-        from edgemux.cli.pictures import ask_about, print_answers
+        from edgemux.cli.pictures import Server, ask_about, print_answers
+        from edgemux.wire.security import ClientTls
     _check_address("--to", to)
-    answers = ask_about(files, to, model, timeout)
+    if (tls_cert is None) != (tls_key is None):
+        raise ConfigError("infer: --tls-cert and --tls-key go together")
+    server = Server(to, ClientTls(enabled=tls or None, ca=tls_ca, cert=tls_cert, key=tls_key), token_file)
+    answers = ask_about(files, server, model, timeout)
     if json:
         _print_json(answers)
     else:

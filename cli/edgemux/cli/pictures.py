@@ -13,6 +13,7 @@ from rich.table import Table
 
 from edgemux.multiplexer.errors import BadAnswer, ConfigError, InputError
 from edgemux.wire import Client, Reply
+from edgemux.wire.security import ClientTls
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,14 +34,22 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-def ask_about(files: Sequence[Path], address: str, model: str | None, timeout_s: float) -> list[Answer]:
-    """Ask the server at HOST:PORT about each file, in turn.
+class Server(msgspec.Struct, frozen=True):
+    """Whom to ask: HOST:PORT, how it is encrypted, and the file of the token for it."""
 
-    Raises ConfigError when a file cannot be read or there are several models to choose from, ExecutionError when
-    the server gives no answer.
+    address: str
+    tls: ClientTls = ClientTls()
+    token_file: Path | None = None
+
+
+def ask_about(files: Sequence[Path], server: Server, model: str | None, timeout_s: float) -> list[Answer]:
+    """Ask the server about each file, in turn.
+
+    Raises ConfigError when a file cannot be read, one of the server's is no use, or there are several models to choose
+    from, ExecutionError when the server gives no answer.
     """
     contents = [(str(path), _read(path)) for path in files]
-    with Client(address) as client:
+    with Client(server.address, server.tls, server.token_file) as client:
         name = model if model is not None else _only_model(client, timeout_s)
         about = client.metadata(name, timeout_s)
         if not about.inputs:

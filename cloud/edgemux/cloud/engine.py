@@ -95,6 +95,32 @@ class Engine:
             self.batcher.discard(item)
             raise
 
+    async def answer(self, images: NDArray[Any]) -> NDArray[Any]:
+        """Probabilities FP32 [N, classes], computed where batches are, but counted and learned from nowhere.
+
+        Raises what the backend raises.
+        """
+        if self._worker is None:
+            return self._backend.run(images)
+        answered: asyncio.Future[NDArray[Any]] = self._loop.create_future()
+
+        def work() -> NDArray[Any] | Exception:
+            try:
+                return self._backend.run(images)
+            except Exception as error:
+                return error
+
+        def done(result: NDArray[Any] | Exception) -> None:
+            if answered.done():
+                return
+            if isinstance(result, Exception):
+                answered.set_exception(result)
+            else:
+                answered.set_result(result)
+
+        self._worker.submit(work, done)
+        return await answered
+
     async def close(self) -> None:
         """Take nothing more and stop the worker; a batch that runs is not waited for."""
         self.draining = True

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from edgemux.cloud.backends import OnnxBackend, check, measure
 from edgemux.cloud.config import CloudConfig
 from edgemux.cloud.engine import Engine
 from edgemux.cloud.metrics import Metrics
 from edgemux.cloud.service import CloudService
 from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.chain import GOLDEN_TOLERANCE, Golden
 from edgemux.wire.process import Serving, run
 
 
@@ -26,7 +29,8 @@ async def prepare(config: CloudConfig) -> Serving:
     backend = OnnxBackend(bundle, config.threads)
     check(backend, bundle)
     manifest = bundle.manifest
-    image = bundle.arrays(manifest.golden)[manifest.inputs[0].name][:1]
+    golden = Golden(bundle)
+    image = golden.inputs[manifest.inputs[0].name][:1]
     timing = measure(backend, image, config.batching.max_batch)
     metrics = Metrics(manifest.name)
     engine = Engine(backend, timing, config.batching, config.admission, metrics)
@@ -35,6 +39,12 @@ async def prepare(config: CloudConfig) -> Serving:
 
     def drain() -> None:
         service.draining = True
+
+    expected = golden.recorded(manifest.cloud.name, len(manifest.classes))[:1]
+
+    async def well() -> bool:
+        given = await engine.answer(image)
+        return np.allclose(given, expected, rtol=0.0, atol=GOLDEN_TOLERANCE)
 
     async def closed() -> None:
         service.close()
@@ -48,4 +58,5 @@ async def prepare(config: CloudConfig) -> Serving:
         pages=service.pages(),
         drain=drain,
         closed=closed,
+        well=well,
     )

@@ -20,6 +20,7 @@ from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
 from edgemux.edge.sampler import Sampler
+from edgemux.edge.self_check import SelfCheck
 from edgemux.edge.variants import Family
 from edgemux.edge.vigil import Vigil
 from edgemux.multiplexer.bundle import Manifest
@@ -40,13 +41,17 @@ from edgemux.multiplexer.errors import (
     BadAnswer,
     DeadlineExceeded,
     ExecutionError,
+    Forbidden,
     Incompatible,
     Overloaded,
+    Unauthenticated,
     Unreachable,
+    Untrusted,
 )
 from edgemux.multiplexer.estimate import RateEstimate
 from edgemux.multiplexer.gates import Gates
 from edgemux.multiplexer.policy import Policy, lacks_tokens
+from edgemux.wire.forks import Home
 
 # A higher level must promise at least this much more P(correct) than the answer at hand.
 REFINE_PRICE = 0.02
@@ -91,6 +96,8 @@ class Agent:
         self.cloud = cloud
         self.purse = purse
         self.sampler = sampler
+        self._home = Home()
+        self.self_check: SelfCheck | None = None
         self.loop_lag_s = 0.0
         self.rate = RateEstimate()
         self.family = family
@@ -119,6 +126,12 @@ class Agent:
         """Deadlines and sizes of requests."""
         return self._config.request
 
+    async def well(self) -> bool:
+        """Whether the levels that the device affords still give their golden answers."""
+        if self.self_check is None:
+            return True
+        return await self.self_check.well(self.affordable_level(self.sampler.latest))
+
     @property
     def max_inflight(self) -> int:
         """Requests that may be inside at once."""
@@ -135,8 +148,9 @@ class Agent:
         """Answer each row of ``tensors`` (by input name, [N, ...]) on its own; ``client`` is for its fair share.
 
         Raises Overloaded when it would only wait past its deadline, DeadlineExceeded or another ExecutionError when a
-        row could not be answered at all.
+        row could not be answered at all; ConfigError in a process that was forked since the agent was made.
         """
+        self._home.check()
         arrived = self._clock()
         rows = len(next(iter(tensors.values())))
         self.rate.observe(arrived, rows)
@@ -360,8 +374,12 @@ def cause_of(route: Route, error: ExecutionError) -> Reason:
             return Reason.CLOUD_TIMEOUT
         case Overloaded():
             return Reason.CLOUD_OVERLOADED
+        case Untrusted():
+            return Reason.CLOUD_TLS
         case Unreachable():
             return Reason.CLOUD_UNREACHABLE
+        case Unauthenticated() | Forbidden():
+            return Reason.CLOUD_DENIED
         case Incompatible():
             return Reason.CLOUD_INCOMPATIBLE
         case BadAnswer():

@@ -18,6 +18,7 @@ from edgemux.edge.purse import BudgetSettings, PriceSettings
 from edgemux.edge.scheduler import SchedulerSettings
 from edgemux.multiplexer.limits import TokenBucket, allowed_s
 from edgemux.wire.process import Listen
+from edgemux.wire.security import ClientTls
 from edgemux.wire.settings import load_settings
 
 # Longer pauses than an hour between looks at the device or the link, and requests that take a day, are slips.
@@ -65,12 +66,15 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     probe_interval_s: the longest the link goes unmeasured while requests come in. accept_other_models: whether answers
     of another model than the bundle's count as answers; the certificate is then withdrawn, for it is about that one.
+    tls, token_file: how the agent knows the cloud, and the cloud the agent.
     """
 
     address: str | None = None
     model: str | None = None
     probe_interval_s: float = 0.5
     accept_other_models: bool = False
+    tls: ClientTls = ClientTls()
+    token_file: Path | None = None
 
     def __post_init__(self) -> None:
         if self.address is not None:

@@ -33,14 +33,18 @@ from edgemux.multiplexer.errors import (
     BadAnswer,
     DeadlineExceeded,
     ExecutionError,
+    Forbidden,
     Incompatible,
     Overloaded,
+    Unauthenticated,
     Unreachable,
+    Untrusted,
 )
 from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, DurationEstimate, LinkEstimate, RecentMean, RecentShare
 from edgemux.multiplexer.onnx_model import Stop
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import DTYPES, MODEL_DIGEST, add_checksum, get_parameters, make_request, read_outputs
+from edgemux.wire.renewed import RenewedChannel
 from edgemux.wire.service import Stub
 from edgemux.wire.status import from_peer
 
@@ -114,7 +118,7 @@ class DeviceExecutor:
 
     def reserve_s(self, client: str, left_s: float, now_s: float) -> float:
         """What must be left of ``left_s`` for the device to answer after all; 0 where it could not in any case."""
-        if not self.latency or not self.fits(1, client, left_s, now_s):
+        if self._family.resident == 0 or not self.fits(1, client, left_s, now_s):
             return 0.0
         return self.backlog.wait_s + self.latency[self._family.resident - 1].upper_s
 
@@ -150,6 +154,20 @@ class DeviceExecutor:
         wall, cpu = time.perf_counter(), time.thread_time()
         probabilities = self._family.run(level, activations, stop)
         return probabilities, time.perf_counter() - wall, time.thread_time() - cpu
+
+    async def answer(self, level: int, tensors: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
+        """Probabilities FP32 [N, classes] of a level, run where requests are, but counted and learned from nowhere.
+
+        None where the level is not loaded.
+        """
+        activations = Activations(tensors)
+        activations.chain = self._family.chain
+        if level > len(activations.chain):
+            return None
+        if self.inline(level):
+            return self._family.run(level, activations)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._family.run, level, activations)
 
     def warm_up(self, tensors: Mapping[str, NDArray[Any]], times: int = 5) -> None:
         """Measure every level on this device: the first run allocates and is not counted."""
@@ -201,6 +219,7 @@ class CloudExecutor:
         clock: Clock,
     ) -> None:
         self._channel = channel
+        self._secured = channel if isinstance(channel, RenewedChannel) else None
         self._stub = Stub(channel)
         # Ids of our own: a client's may be too long for the cloud, or another client's too.
         self._name = secrets.token_hex(4)
@@ -220,6 +239,7 @@ class CloudExecutor:
         # Whether the latest answer came from another model than the bundle's.
         self.foreign = False
         self._incompatible = 0
+        self._unserved = Reason.CLOUD_INCOMPATIBLE
         self._recheck_s = math.inf
         self._reconnected = False
 
@@ -236,7 +256,7 @@ class CloudExecutor:
         if now_s < self.refused_until_s:
             return Reason.CLOUD_OVERLOADED
         if self.incompatible:
-            return Reason.CLOUD_INCOMPATIBLE
+            return self._unserved
         return None if self.breaker.admits(now_s, lot) else Reason.BREAKER
 
     def wants_shadow(self, now_s: float, kept_for: Reason) -> bool:
@@ -252,8 +272,12 @@ class CloudExecutor:
 
     @property
     def incompatible(self) -> bool:
-        """Whether the cloud has said, more than once, that it does not serve what is wanted."""
+        """Whether the cloud has said, more than once, that it does not serve what is wanted, or not to us."""
         return self._incompatible >= INCOMPATIBLE_IN_A_ROW
+
+    def security(self) -> dict[str, Any]:
+        """Whether the cloud is spoken to with TLS and a token, and what is wrong with that now."""
+        return {"tls": False, "token": False} if self._secured is None else self._secured.describe()
 
     def predict_s(self, now_s: float) -> float:
         """Seconds an offload is expected to take; 0 when nothing is known, so that somebody finds out."""
@@ -278,7 +302,7 @@ class CloudExecutor:
             response = await self._stub.ModelInfer(request, timeout=max(0.001, timeout_s))
             prediction = self._read(route, response, request_id)
         except grpc.aio.AioRpcError as error:
-            raise self._failed(call, from_peer(error.code(), error.details()), size, started, error) from error
+            raise self._failed(call, self._cause(error), size, started, error) from error
         except (BadAnswer, Incompatible) as error:
             self._differs(error)
             self.breaker.failed(call, self._clock())
@@ -323,6 +347,12 @@ class CloudExecutor:
         label = int(row.argmax())
         return Prediction(route, label, row, float(row[label]))
 
+    def _cause(self, error: grpc.aio.AioRpcError) -> ExecutionError:
+        cause = from_peer(error.code(), error.details())
+        # A server that refuses our certificate just hangs up: only we can know why.
+        trouble = self._secured.trouble() if self._secured and isinstance(cause, Unreachable) else None
+        return cause if trouble is None else Untrusted(f"our own certificate {trouble}")
+
     def _failed(
         self, call: Call, error: ExecutionError, size: int, started: float, cause: grpc.aio.AioRpcError
     ) -> ExecutionError:
@@ -344,10 +374,11 @@ class CloudExecutor:
 
     def _differs(self, error: ExecutionError) -> None:
         """Count what says that the cloud does not serve what is wanted; said once in the log, until it does."""
-        if not isinstance(error, Incompatible):
+        if not isinstance(error, Incompatible | Unauthenticated | Forbidden):
             self._incompatible = 0
             return
         self._incompatible += 1
+        self._unserved = Reason.CLOUD_INCOMPATIBLE if isinstance(error, Incompatible) else Reason.CLOUD_DENIED
         if self._incompatible == INCOMPATIBLE_IN_A_ROW:
             self._recheck_s = self._clock() + RECHECK_S
             self._reconnected = False

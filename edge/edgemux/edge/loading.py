@@ -51,12 +51,12 @@ class CloudGates:
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """A bundle in memory. ``warm``: inputs [1, ...] by name to measure the levels with, none where there are none."""
+    """A bundle in memory. ``golden``: what its models must answer, None where none of them runs here."""
 
     bundle: Bundle
     family: Family
     gates: Gates | CloudGates
-    warm: dict[str, NDArray[Any]]
+    golden: Golden | None
     fallback: Fallback | None = None
 
 
@@ -88,7 +88,7 @@ def load(
             if bundle is not None:
                 _log.error("%s; no model runs on this device, the cloud answers everything", wrong)
                 gates = CloudGates(bundle.manifest)
-                return Loaded(bundle, Family.empty(), gates, {}, Fallback.CLOUD_ONLY)
+                return Loaded(bundle, Family.empty(), gates, None, Fallback.CLOUD_ONLY)
     raise wrong
 
 
@@ -103,4 +103,4 @@ def _whole(folder: Path, name: str | None, most_bytes: float) -> Loaded:
     family, gates, golden = Family(bundle, most_bytes), Gates(bundle), Golden(bundle)
     family.check(golden, bundle.manifest)
     gates.check(golden, bundle.manifest)
-    return Loaded(bundle, family, gates, {key: array[:1] for key, array in golden.inputs.items()})
+    return Loaded(bundle, family, gates, golden)

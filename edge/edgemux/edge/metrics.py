@@ -18,6 +18,7 @@ _SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 STAGES = ("validate", "pre_gate", "device", "post_gate", "cloud")
 REFUSALS = ("input", "unknown_model", "too_large", "expired", "overloaded", "failed", "cancelled")
 
+
 # Like Fallback: what can be missing while requests are answered all the same.
 NO_STATE = "no_state"
 
@@ -72,6 +73,7 @@ class EdgeMetrics:
         )
         self._sensed: set[str] = set()
         self.level = self._gauge("edgemux_level", "The highest level that the device affords.", "model").labels(model)
+        self._degraded = self._gauge("edgemux_degraded", "1 while that is so; see the log.", "model", "cause")
         self.plan_level = self._gauge("edgemux_plan_level", "The level that the scheduler gives.", "model").labels(
             model
         )
@@ -82,7 +84,6 @@ class EdgeMetrics:
             "edgemux_resident_bytes", "Bytes of the files of the levels that are loaded.", "model"
         ).labels(model)
         self._paged = self._counter("edgemux_paged_bytes", "Bytes of deltas that were loaded.", "model").labels(model)
-        self._degraded = self._gauge("edgemux_degraded", "1 while that is so; see the log.", "model", "cause")
         self.level_switch = self._histogram("edgemux_level_switch_seconds", "Loading the delta of a level.", _SECONDS)
         self.breaker = self._gauge("edgemux_breaker_state", "0 closed, 1 half-open, 2 open.")
         self.bound = self._gauge(

@@ -7,13 +7,12 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 import msgspec
 
 from edgemux.edge.agent import Agent
 from edgemux.edge.breaker import Breaker
-from edgemux.edge.config import ApplicationSettings, EdgeConfig
+from edgemux.edge.config import ApplicationSettings, CloudSettings, EdgeConfig
 from edgemux.edge.executors import CloudExecutor, DeviceExecutor, Peer
 from edgemux.edge.loading import Loaded, load
 from edgemux.edge.metrics import EdgeMetrics
@@ -21,6 +20,7 @@ from edgemux.edge.pager import Pager
 from edgemux.edge.purse import Kind, Purse, Tariff, fill
 from edgemux.edge.request_log import RequestLog
 from edgemux.edge.sampler import Sampler
+from edgemux.edge.self_check import SelfCheck
 from edgemux.edge.service import EdgeService
 from edgemux.edge.store import Store
 from edgemux.edge.variants import give_back
@@ -31,8 +31,9 @@ from edgemux.multiplexer.baselines import Learned
 from edgemux.multiplexer.domain import Placement
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.policy import Policy
-from edgemux.wire.channel import open_channel
+from edgemux.wire.channel import open_renewed_channel
 from edgemux.wire.process import Serving, run
+from edgemux.wire.renewed import RenewedChannel
 
 # An answer is a few hundred bytes; what is far larger is not one.
 MAX_ANSWER_BYTES = 2**20
@@ -67,7 +68,7 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
     sampler = Sampler(
         {name: plugins.load("edgemux.sensors", name)() for name in config.sensors}, config.sensor_interval_s
     )
-    channel = open_channel(config.cloud.address, MAX_ANSWER_BYTES) if config.cloud.address else None
+    channel = _channel(config.cloud)
     store = Store(config.state_dir)
     call_bytes = max(Peer.of(each.bundle.manifest, None).call_bytes for each in loaded)
     purse = _purse(config, call_bytes, store.begin() if config.budgets else None)
@@ -136,7 +137,7 @@ def _agent(
     policy: Policy,
     loaded: Loaded,
     sampler: Sampler,
-    channel: Any,
+    channel: RenewedChannel | None,
     purse: Purse,
     first: Agent | None,
 ) -> Agent:
@@ -150,8 +151,8 @@ def _agent(
         metrics = EdgeMetrics(manifest.name, routes, config.energy)
     else:
         metrics = first.metrics.of_another(manifest.name, routes)
-    for paged in family.loads:
-        metrics.paged(paged.seconds, paged.bytes)
+    for delta in family.loads:
+        metrics.paged(delta.seconds, delta.bytes)
 
     def spent(cpu_s: float) -> None:
         metrics.spent_cpu(Placement.EDGE, cpu_s)
@@ -169,11 +170,14 @@ def _agent(
     drift = config.drift if family.routes else msgspec.structs.replace(config.drift, enabled=False)
     vigil = Vigil(manifest, drift, config.audit_share if family.routes else 0.0)
     family.raise_to(family.highest)
-    device.warm_up(loaded.warm)
     metrics.degraded(loaded.fallback)
-    return Agent(
+    agent = Agent(
         manifest, config, family, loaded.gates, policy, device, cloud, purse, sampler, metrics, vigil, loaded.fallback
     )
+    if loaded.golden is not None:
+        device.warm_up({name: array[:1] for name, array in loaded.golden.inputs.items()})
+        agent.self_check = SelfCheck(loaded.golden, manifest, device.answer)
+    return agent
 
 
 def _purse(config: EdgeConfig, call_bytes: float, kept: dict[str, float] | None) -> Purse:
@@ -193,7 +197,15 @@ def _purse(config: EdgeConfig, call_bytes: float, kept: dict[str, float] | None)
     return purse
 
 
-def _cloud(config: EdgeConfig, peer: Peer, channel: Any, purse: Purse, metrics: EdgeMetrics) -> CloudExecutor:
+def _channel(cloud: CloudSettings) -> RenewedChannel | None:
+    if cloud.address is None:
+        return None
+    return open_renewed_channel(cloud.address, MAX_ANSWER_BYTES, cloud.tls, cloud.token_file)
+
+
+def _cloud(
+    config: EdgeConfig, peer: Peer, channel: RenewedChannel, purse: Purse, metrics: EdgeMetrics
+) -> CloudExecutor:
     return CloudExecutor(channel, peer, Breaker(config.breaker), purse, metrics, time.monotonic)
 
 
@@ -215,6 +227,9 @@ def serve(config: EdgeConfig) -> None:
         def drain() -> None:
             service.draining = True
 
+        async def well() -> bool:
+            return all([await agent.well() for agent in agents.values()])
+
         async def closed() -> None:
             service.close()
             await stack.aclose()
@@ -229,6 +244,7 @@ def serve(config: EdgeConfig) -> None:
             pages=service.pages(),
             drain=drain,
             closed=closed,
+            well=well,
         )
 
     run(config.listen, make)

@@ -39,6 +39,7 @@ def device_status(agent: Agent) -> dict[str, Any]:
             "bytes_per_second": cloud.link.bytes_per_s(now),
             "queue_seconds": cloud.queue.mean(now),
             "lost_share": cloud.lost.share(now),
+            "security": cloud.security(),
             "server_seconds": cloud.server.mean(now),
         },
     }

@@ -34,6 +34,8 @@ class Reason(StrEnum):
     NO_CLOUD = "no_cloud"  # the device, because no cloud is configured
     CLOUD_TIMEOUT = "cloud_timeout"  # the device, after the cloud did not answer in time (hedge)
     CLOUD_UNREACHABLE = "cloud_unreachable"  # the device, after nobody answered
+    CLOUD_TLS = "cloud_tls"  # the device, after no connection could be made that both sides trust
+    CLOUD_DENIED = "cloud_denied"  # the device: the cloud does not know our token, or does not let us ask
     CLOUD_OVERLOADED = "cloud_overloaded"  # the device, after the cloud refused
     CLOUD_BAD_ANSWER = "cloud_bad_answer"  # the device, after the cloud answered nonsense
     CLOUD_INCOMPATIBLE = "cloud_incompatible"  # the device: the cloud lacks the model or method, or has another version

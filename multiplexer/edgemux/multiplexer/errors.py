@@ -10,6 +10,9 @@ EdgemuxError
 │   ├── DeadlineExceeded    not within the time allowed
 │   ├── Overloaded          refused by choice; may say when to come back
 │   ├── Unreachable         nobody answered
+│   │   └── Untrusted       nobody whose certificate is trusted, or nobody who trusts ours
+│   ├── Unauthenticated     asked without a token or certificate that is known
+│   ├── Forbidden           known, but may not ask for this
 │   ├── BadAnswer           somebody answered, but not what was asked for
 │   └── Incompatible        somebody answered that it does not serve this, or serves another version
 └── PassError               a compression pass could not be applied
@@ -67,6 +70,18 @@ class Overloaded(ExecutionError):
 
 class Unreachable(ExecutionError):
     """Nobody answered: refused, reset, draining or gone."""
+
+
+class Untrusted(Unreachable):
+    """There is no connection that both sides trust: a certificate is out of date, for another name, or a stranger's."""
+
+
+class Unauthenticated(ExecutionError):
+    """Whoever asks has not shown a token, or a certificate, that is known."""
+
+
+class Forbidden(ExecutionError):
+    """Whoever asks is known, and may not ask for this."""
 
 
 class BadAnswer(ExecutionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -11,10 +12,12 @@ import msgspec
 from numpy.typing import NDArray
 
 from edgemux.multiplexer.bundle import Tensor
-from edgemux.multiplexer.errors import EdgemuxError, InputError, UnknownModel
+from edgemux.multiplexer.errors import EdgemuxError, InputError, UnknownModel, Untrusted
 from edgemux.wire import oip_pb2 as oip
-from edgemux.wire.channel import client_options
+from edgemux.wire.channel import PLAINTEXT, open_blocking_channel
 from edgemux.wire.codec import Parameter, get_parameters, make_request, read_outputs
+from edgemux.wire.forks import Home
+from edgemux.wire.security import AUTHORIZATION, ClientTls
 from edgemux.wire.service import METHODS, SERVICE
 from edgemux.wire.status import from_peer
 
@@ -28,11 +31,19 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Client:
-    """One channel to one server. Use as a context manager, or call ``close``."""
+    """One channel to one server. Use as a context manager, or call ``close``.
 
-    def __init__(self, address: str) -> None:
-        """``address`` is HOST:PORT; nothing is connected before the first call. Plaintext."""
-        self._channel = grpc.insecure_channel(address, options=client_options())
+    A process that was forked since needs a client of its own: every call raises ConfigError there.
+    """
+
+    def __init__(self, address: str, tls: ClientTls = PLAINTEXT, token_file: Path | None = None) -> None:
+        """``address`` is HOST:PORT; nothing is connected before the first call.
+
+        ``tls`` says how it is encrypted, by default not at all; ``token_file`` holds the bearer token. Raises
+        ConfigError when a file cannot be used, or the token would go over a network in plaintext.
+        """
+        self._home = Home()
+        self._channel, self._tokens = open_blocking_channel(address, tls, token_file, "client")
 
     def __enter__(self) -> Client:
         return self
@@ -75,6 +86,7 @@ class Client:
         return Reply(read_outputs(response, tensors, rows), get_parameters(response), response.id)
 
     def _call(self, method: str, request: Any, timeout_s: float) -> Any:
+        self._home.check()
         request_type, response_type = METHODS[method]
         call = self._channel.unary_unary(
             f"/{SERVICE}/{method}",
@@ -82,9 +94,12 @@ class Client:
             response_deserializer=response_type.FromString,
         )
         try:
-            return call(request, timeout=timeout_s)
+            return call(request, timeout=timeout_s, metadata=self._metadata())
         except grpc.RpcError as error:
             raise _typed(error.code(), error.details() or "") from error
+
+    def _metadata(self) -> list[tuple[str, str]]:
+        return [] if self._tokens is None else [(AUTHORIZATION, f"Bearer {self._tokens.current()[0]}")]
 
 
 def _typed(code: grpc.StatusCode, details: str) -> EdgemuxError:
@@ -93,5 +108,8 @@ def _typed(code: grpc.StatusCode, details: str) -> EdgemuxError:
         field, _, reason = details.partition(": ")
         kind = UnknownModel if code is grpc.StatusCode.NOT_FOUND else InputError
         return kind(field, reason) if reason else kind("request", details)
-    kind_of_failure = type(from_peer(code, details))
+    failure = from_peer(code, details)
+    if isinstance(failure, Untrusted):
+        return Untrusted(str(failure).replace("the cloud", "the server"))
+    kind_of_failure = type(failure)
     return kind_of_failure(details.splitlines()[0][:200] if details else f"the server answered {code.name}")

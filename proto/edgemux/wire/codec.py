@@ -305,6 +305,8 @@ def read_outputs(response: Any, tensors: Sequence[Tensor], rows: int) -> dict[st
     if not intact(response):
         raise BadAnswer("the answer is not what it was when it was sent")
     found = {output.name: index for index, output in enumerate(response.outputs)}
+    if len(found) != len(response.outputs):
+        raise BadAnswer("an output is in the answer more than once")
     arrays: dict[str, Array] = {}
     for tensor in tensors:
         index = found.get(tensor.name)

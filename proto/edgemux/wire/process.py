@@ -7,25 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import signal
 import socket
-import socketserver
 import threading
-import wsgiref.simple_server
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import msgspec
-import uvicorn
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry
 
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.wire.channel import MAX_REQUEST_BYTES, bind, server_options
+from edgemux.wire.forks import served
 from edgemux.wire.http import App, Page
+from edgemux.wire.security import Guard, ServerTls, TokenCheck, check_exposure
 from edgemux.wire.service import Door, register
+from edgemux.wire.stderr import say, unblocked_log
+from edgemux.wire.systemd import Notifier, show_life
+from edgemux.wire.web import answering, exporting, start_thread
 
 # Between "not ready" and "not accepting": time for load balancers and clients to look elsewhere.
 LAME_DUCK_S = 0.2
@@ -36,13 +40,20 @@ PATIENCE_S = 1.0
 # For answers on their way out, and for health watches, which never end by themselves.
 LAST_WORDS_S = 0.5
 MAX_PORT = 65535
+# More than an agent or a cloud server was seen to start.
+NEEDED_THREADS = 24
 _HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 MIN_MESSAGE_BYTES = 64 * 2**10
 MAX_MESSAGE_BYTES = 2**30
 
+_log = logging.getLogger("edgemux.wire")
+
 
 class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where a server listens, and how large a message it takes. Port 0 takes a free one."""
+    """Where a server listens, and how large a message it takes. Port 0 takes a free one.
+
+    ``tls`` and ``token_file`` hold for all three ports. ``insecure``: listen to others without them.
+    """
 
     host: str = "127.0.0.1"
     grpc_port: int
@@ -50,6 +61,9 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     metrics_port: int
     drain_s: float = 10.0
     max_message_bytes: int = MAX_REQUEST_BYTES
+    tls: ServerTls = ServerTls()
+    token_file: Path | None = None
+    insecure: bool = False
 
     def __post_init__(self) -> None:
         if not _HOST.fullmatch(self.host):
@@ -63,9 +77,14 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError(f"max_message_bytes must be between {MIN_MESSAGE_BYTES} and {MAX_MESSAGE_BYTES}")
 
 
+async def _always_well() -> bool:
+    return True
+
+
 class Serving(msgspec.Struct, frozen=True):
     """What a process serves. ``pages``: HTTP paths and what each answers. ``drain`` is called once, first, when the
-    process is told to stop: from then on ready is False; what was accepted is still answered."""
+    process is told to stop: from then on ready is False; what was accepted is still answered. ``well``: whether models
+    answer as they should, asked now and then where there is a watchdog."""
 
     name: str
     models: tuple[str, ...]
@@ -74,23 +93,30 @@ class Serving(msgspec.Struct, frozen=True):
     pages: Mapping[str, Callable[[], Page]]
     drain: Callable[[], None]
     closed: Callable[[], Awaitable[None]]
+    well: Callable[[], Awaitable[bool]] = _always_well
 
 
 async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
-    """Take the ports, make what is served, serve until SIGTERM or SIGINT. A second signal stops at once.
+    """Take the ports, make what is served, serve until SIGTERM or SIGINT. A second one stops at once; SIGHUP reloads
+    certificates and tokens.
 
     Ports are taken first, and held, so that a process that cannot listen fails before it loads a model. Whatever
-    fails later, what was made until then is closed. Raises ConfigError naming a port that is in use, or a message size
-    that is too small for the model, and what ``make`` raises.
+    fails later, what was made until then is closed. Raises ConfigError naming a port that is in use, an address that
+    needs protection, a file that cannot be used, or a message size that is too small for the model, and what ``make``
+    raises.
     """
+    check_exposure(
+        listen.host,
+        encrypted=listen.tls.cert is not None,
+        authenticated=listen.token_file is not None or listen.tls.client_ca is not None,
+        insecure=listen.insecure,
+    )
+    guard = Guard(listen.tls, listen.token_file)
     async with contextlib.AsyncExitStack() as stack:
         http_socket = stack.enter_context(_listen(listen.host, listen.http_port, "--http-port"))
         metrics_socket = stack.enter_context(_listen(listen.host, listen.metrics_port, "--metrics-port"))
-        # The library reports a taken port on stderr, in its own words, before it raises: look first.
-        _listen(listen.host, listen.grpc_port, "--grpc-port").close()
-        server = grpc.aio.server(options=server_options(listen.max_message_bytes))
+        server, grpc_port = _take_grpc_port(listen, guard)
         stack.push_async_callback(server.stop, 0)
-        grpc_port = bind(server, listen.host, listen.grpc_port)
         serving = await make()
         stack.push_async_callback(serving.closed)
         serving.servicer.check_fits(listen.max_message_bytes)
@@ -100,21 +126,50 @@ async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         for service in ("", *serving.models):
             await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
-        stack.enter_context(_exporting(metrics_socket, serving.registry))
-        await stack.enter_async_context(_answering(http_socket, App(serving.pages)))
+        guard.export(serving.registry)
+        stack.enter_context(exporting(metrics_socket, serving.registry, guard.gate, guard.certificates))
+        pages = App(_with_security(serving.pages, guard), guard.gate)
+        await stack.enter_async_context(answering(http_socket, pages, guard.certificates))
         await server.start()
 
-        stop, stop_now = _signals()
+        stop, stop_now = _signals(guard)
+        stack.enter_context(served())
         http_port, metrics_port = http_socket.getsockname()[1], metrics_socket.getsockname()[1]
-        print(
+        say(
             f"edgemux {serving.name} ready model={','.join(serving.models)} grpc={listen.host}:{grpc_port} "
-            f"http={listen.host}:{http_port} metrics={listen.host}:{metrics_port}",
-            flush=True,
+            f"http={listen.host}:{http_port} metrics={listen.host}:{metrics_port}"
         )
+        notifier = stack.enter_context(contextlib.closing(Notifier()))
+        notifier.tell("READY=1")
+        life = asyncio.ensure_future(show_life(notifier, serving.well))
+        stack.callback(life.cancel)
         await stop.wait()
+        notifier.tell("STOPPING=1")
         serving.drain()
         await checks.enter_graceful_shutdown()
         await _stop(server, door, stop_now, listen.drain_s)
+
+
+def _with_security(pages: Mapping[str, Callable[[], Page]], guard: Guard) -> dict[str, Callable[[], Page]]:
+    """The status page says what protects the ports."""
+    given = dict(pages)
+    status = given.get("/status")
+    if status is not None:
+
+        def page() -> Page:
+            made = status()
+            return Page(made.status, made.body | {"security": guard.describe()}, made.content_type)
+
+        given["/status"] = page
+    return given
+
+
+def _take_grpc_port(listen: Listen, guard: Guard) -> tuple[grpc.aio.Server, int]:
+    # The library reports a taken port on stderr, in its own words, before it raises: look first.
+    _listen(listen.host, listen.grpc_port, "--grpc-port").close()
+    interceptors = () if guard.gate.open else (TokenCheck(guard.gate),)
+    server = grpc.aio.server(options=server_options(listen.max_message_bytes), interceptors=interceptors)
+    return server, bind(server, listen.host, listen.grpc_port, guard.credentials())
 
 
 async def _stop(server: grpc.aio.Server, door: Door, stop_now: asyncio.Event, drain_s: float) -> None:
@@ -131,8 +186,23 @@ async def _stop(server: grpc.aio.Server, door: Door, stop_now: asyncio.Event, dr
 
 
 def run(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
-    """``serve`` on an event loop of its own."""
-    asyncio.run(serve(listen, make))
+    """``serve`` on an event loop of its own, with a log that never waits for its reader.
+
+    Raises ConfigError when the system does not allow the threads that serving takes, and what ``serve`` raises.
+    """
+    _check_threads()
+    with unblocked_log():
+        asyncio.run(serve(listen, make))
+
+
+def _check_threads() -> None:
+    """The libraries below end the process without a word when they get no thread: find out before they do."""
+    over = threading.Event()
+    try:
+        for _ in range(NEEDED_THREADS):
+            start_thread(threading.Thread(target=over.wait, name="edgemux-probe", daemon=True))
+    finally:
+        over.set()
 
 
 async def _quiet(door: Door) -> None:
@@ -156,7 +226,7 @@ async def _unless(event: asyncio.Event, work: Any) -> None:
     await asyncio.gather(task, watch, return_exceptions=True)
 
 
-def _signals() -> tuple[asyncio.Event, asyncio.Event]:
+def _signals(guard: Guard) -> tuple[asyncio.Event, asyncio.Event]:
     stop, stop_now = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -164,9 +234,14 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
             stop_now.set()
         stop.set()
 
+    def on_hangup() -> None:
+        _log.warning("SIGHUP: looking at certificates and tokens")
+        guard.reload()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
     return stop, stop_now
 
 
@@ -182,73 +257,3 @@ def _listen(host: str, port: int, flag: str) -> socket.socket:
         raise ConfigError(f"{flag} {port}: cannot listen on {host}:{port} ({error.strerror})") from error
     listener.setblocking(False)
     return listener
-
-
-@contextlib.asynccontextmanager
-async def _answering(listener: socket.socket, app: App) -> AsyncIterator[None]:
-    """Answer HTTP on ``listener``, in this event loop."""
-    web = _Web(app)
-    task = asyncio.create_task(web.serve(sockets=[listener]))
-    try:
-        yield
-    finally:
-        web.should_exit = True
-        await task
-
-
-@contextlib.contextmanager
-def _exporting(listener: socket.socket, registry: CollectorRegistry) -> Iterator[None]:
-    """Answer scrapes on ``listener``, in a thread: writing the metrics takes milliseconds."""
-    exporter = _Exporter(listener, registry)
-    thread = threading.Thread(target=exporter.serve_forever, name="edgemux-metrics", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        exporter.shutdown()
-        exporter.server_close()
-        thread.join()
-
-
-class _Exporter(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
-    """The metrics page, on a socket that listens already: the library's own server wants a port, not a socket."""
-
-    daemon_threads = True
-
-    def __init__(self, listener: socket.socket, registry: CollectorRegistry) -> None:
-        super().__init__(listener.getsockname()[:2], _Silent, bind_and_activate=False)
-        self.socket.close()
-        listener.setblocking(True)
-        self.socket = listener
-        self.server_name, self.server_port = listener.getsockname()[:2]
-        self.setup_environ()
-        self.set_app(make_wsgi_app(registry))
-
-
-class _Silent(wsgiref.simple_server.WSGIRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        return
-
-
-class _Web(uvicorn.Server):
-    """uvicorn inside our own loop: it must not take over the signals."""
-
-    def __init__(self, app: App) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                ws="none",
-                http="h11",
-                loop="none",
-                timeout_graceful_shutdown=1,
-            )
-        )
-
-    def install_signal_handlers(self) -> None:
-        return
-
-    def capture_signals(self) -> Any:
-        return contextlib.nullcontext()

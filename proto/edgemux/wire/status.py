@@ -13,13 +13,16 @@ from edgemux.multiplexer.errors import (
     DeadlineExceeded,
     EdgemuxError,
     ExecutionError,
+    Forbidden,
     Incompatible,
     InputError,
     Overloaded,
     PassError,
     TooLarge,
+    Unauthenticated,
     UnknownModel,
     Unreachable,
+    Untrusted,
 )
 
 Code = grpc.StatusCode
@@ -31,7 +34,10 @@ TABLE: tuple[tuple[type[EdgemuxError], grpc.StatusCode, int], ...] = (
     (InputError, Code.INVALID_ARGUMENT, 400),
     (DeadlineExceeded, Code.DEADLINE_EXCEEDED, 504),
     (Overloaded, Code.RESOURCE_EXHAUSTED, 429),
+    (Untrusted, Code.UNAVAILABLE, 503),
     (Unreachable, Code.UNAVAILABLE, 503),
+    (Unauthenticated, Code.UNAUTHENTICATED, 401),
+    (Forbidden, Code.PERMISSION_DENIED, 403),
     (BadAnswer, Code.INTERNAL, 502),
     (Incompatible, Code.FAILED_PRECONDITION, 502),
     (ExecutionError, Code.INTERNAL, 500),
@@ -53,8 +59,8 @@ _FROM_PEER: dict[grpc.StatusCode, type[ExecutionError]] = {
     Code.INVALID_ARGUMENT: BadAnswer,
     Code.NOT_FOUND: Incompatible,
     Code.ALREADY_EXISTS: BadAnswer,
-    Code.PERMISSION_DENIED: BadAnswer,
-    Code.UNAUTHENTICATED: BadAnswer,
+    Code.PERMISSION_DENIED: Forbidden,
+    Code.UNAUTHENTICATED: Unauthenticated,
     Code.FAILED_PRECONDITION: Incompatible,
     Code.OUT_OF_RANGE: BadAnswer,
     Code.UNIMPLEMENTED: Incompatible,
@@ -67,6 +73,17 @@ _FROM_PEER: dict[grpc.StatusCode, type[ExecutionError]] = {
 _OVERLOAD_TEXTS = ("exceeds maximum queue size", "request timeout expired")
 # The library's own refusal of a message, ours or the peer's, has the code of a busy server; trying again cannot help.
 _SIZE_TEXT = "message larger than max"
+# What the library says of a handshake that failed; the first text that is found names the cause, the last are general.
+_TLS_TEXTS = (
+    ("certificate has expired", "the cloud's certificate has expired, or our clock is wrong"),
+    ("certificate is not yet valid", "the cloud's certificate is not valid yet, or our clock is wrong"),
+    ("hostname verification check failed", "the cloud's certificate is for another name"),
+    ("wrong_version_number", "the cloud does not speak TLS"),
+    ("certificate_verify_failed", "nobody whom we trust vouches for the cloud's certificate"),
+    ("verification check failed", "the cloud's certificate is not trusted"),
+    ("handshake failed", "the TLS handshake with the cloud failed"),
+    ("security handshaker", "the TLS handshake with the cloud failed"),
+)
 
 
 def grpc_code(error: EdgemuxError) -> grpc.StatusCode:
@@ -85,6 +102,10 @@ def from_peer(code: grpc.StatusCode, details: str | None) -> ExecutionError:
         return Overloaded("the cloud is busy")
     if code is Code.RESOURCE_EXHAUSTED and _SIZE_TEXT in (details or "").lower():
         return BadAnswer("a message to or from the cloud is too large")
+    if code is Code.UNAVAILABLE:
+        for text, cause in _TLS_TEXTS:
+            if text in (details or "").lower():
+                return Untrusted(cause)
     kind = _FROM_PEER.get(code, BadAnswer)
     return kind(f"the cloud answered {code.name}")
 

@@ -52,7 +52,8 @@ class Validating(ModelService):
     """Reads requests as the servers do, and checks that what passes is what the model takes."""
 
     def __init__(self, manifest: Manifest) -> None:
-        super().__init__("fuzzed", "none", manifest, MAX_BATCH, MAX_BATCH)
+        super().__init__("fuzzed", "none", [manifest], MAX_BATCH, MAX_BATCH)
+        self._manifest = manifest
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.check_model(request.model_name, request.model_version)

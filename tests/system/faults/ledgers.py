@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
+from edgemux.edge.request_log import Line
+
 # The promise: nothing is answered later than this after its deadline.
 GRACE_S = 0.020
 # What the client's clock may be off on a test machine of two cores on which other suites run: its event loop was seen
-# 0.2 s late there. The agent's own clock, in its log, gets the promise and no more.
+# 0.2 s late there. The agent's own clock, in its log, gets the promise and no more; both get the time for which the
+# agent was ready to run and the kernel let others run instead, which the kernel counts (Entry.starved_s).
 BUSY_S = 0.25
 
 ANSWERED = "answered"
@@ -21,7 +24,7 @@ class Entry(msgspec.Struct):
     """A request as its client saw it; times by the client's monotonic clock.
 
     picture: its index among the load's pictures. outcome: "answered", the name of a gRPC status, or "" while there is
-    none. elapsed_s: from sending to the outcome.
+    none. elapsed_s: from sending to the outcome. starved_s: how long in between the agent waited for a CPU.
     """
 
     id: str
@@ -35,23 +38,12 @@ class Entry(msgspec.Struct):
     variant: str = ""
     reason: str = ""
     degraded: bool = False
+    starved_s: float = 0.0
 
     @property
     def ended_s(self) -> float:
         """When its outcome came."""
         return self.sent_s + self.elapsed_s
-
-
-class Line(msgspec.Struct):
-    """A request of one row as the agent's log has it."""
-
-    id: str
-    outcome: str
-    elapsed_s: float
-    rows: int = 1
-    routes: tuple[str, ...] = ()
-    reasons: tuple[str, ...] = ()
-    labels: tuple[int, ...] = ()
 
 
 class Agent(msgspec.Struct):
@@ -63,7 +55,10 @@ class Agent(msgspec.Struct):
 
 
 class Verdict(msgspec.Struct):
-    """What is wrong, each with its id and why; ``refused`` are typed errors, which are no answers but no fault either."""
+    """What is wrong, each with its id and why. ``refused``: typed errors, which are no answers but no fault either.
+
+    starved: those of them that would have been answered in time, had the kernel let the agent run.
+    """
 
     requests: int
     lost: tuple[str, ...]
@@ -71,6 +66,7 @@ class Verdict(msgspec.Struct):
     late: tuple[str, ...]
     wrong: tuple[str, ...]
     refused: tuple[str, ...]
+    starved: tuple[str, ...] = ()
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -82,16 +78,16 @@ class Verdict(msgspec.Struct):
 TYPED = frozenset({"INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE"})
 
 
-def reconcile(client: Sequence[Entry], agent: Agent | None, known: Mapping[str, Sequence[int]]) -> Verdict:
-    """Compare the ledgers. ``known``: every variant's label of every picture; ``agent`` None: it keeps none.
+def reconcile(client: Sequence[Entry], agent: Agent, known: Mapping[str, Sequence[int]]) -> Verdict:
+    """Compare the ledgers. ``known``: every variant's label of every picture.
 
     lost: no outcome before the deadline, an outcome that is no typed error, an answer that the agent knows nothing of,
     or a request that it has never finished. doubled: finished twice. late: answered after the deadline. wrong: an
     answer that its variant does not give for that picture, or about which the ledgers disagree.
     """
-    lost, late, wrong, refused = [], [], [], []
+    lost, late, wrong, refused, excused = [], [], [], [], []
     for entry in client:
-        over_s = entry.elapsed_s - entry.timeout_s
+        over_s = entry.elapsed_s - entry.timeout_s - entry.starved_s
         if entry.outcome == ANSWERED:
             if over_s > GRACE_S + BUSY_S:
                 late.append(f"{entry.id}: answered {over_s:.3f} s after its deadline")
@@ -103,27 +99,32 @@ def reconcile(client: Sequence[Entry], agent: Agent | None, known: Mapping[str, 
         elif not entry.outcome or over_s > GRACE_S + BUSY_S:
             lost.append(f"{entry.id}: no outcome by {entry.timeout_s:g} s and {GRACE_S + BUSY_S:g} s of grace")
         elif entry.outcome in TYPED:
-            refused.append(f"{entry.id}: {entry.outcome}")
+            starved = f", {entry.starved_s:.3f} s of them without a CPU" if entry.starved_s else ""
+            kind = excused if was_starved(entry) else refused
+            kind.append(f"{entry.id}: {entry.outcome} after {entry.elapsed_s:.3f} s{starved}")
         else:
             lost.append(f"{entry.id}: {entry.outcome}")
-    doubled: tuple[str, ...] = _twice(entry.id for entry in client)
-    if agent is not None:
-        doubled += _twice(line.id for line in agent.lines)
-        known_to_agent = _by_id(agent.lines)
-        late += _late_by_the_agent(client, known_to_agent)
-        wrong += _disagreements(client, known_to_agent)
-        unknown = [e.id for e in client if e.outcome == ANSWERED and e.id not in known_to_agent]
-        lost += [f"{name}: answered, but not in the agent's log" for name in unknown[agent.dropped :]]
-        lost += [f"the agent has {agent.inflight} requests in hand that nobody waits for"] * (agent.inflight > 0)
-    return Verdict(len(client), tuple(lost), doubled, tuple(late), tuple(wrong), tuple(refused))
+    doubled = _twice(entry.id for entry in client) + _twice(line.id for line in agent.lines)
+    lines = {line.id: line for line in agent.lines}
+    late += _late_by_the_agent(client, lines)
+    wrong += _disagreements(client, lines)
+    unknown = [e.id for e in client if e.outcome == ANSWERED and e.id not in lines]
+    lost += [f"{name}: answered, but not in the agent's log" for name in unknown[agent.dropped :]]
+    lost += [f"the agent has {agent.inflight} requests in hand that nobody waits for"] * (agent.inflight > 0)
+    return Verdict(len(client), tuple(lost), doubled, tuple(late), tuple(wrong), tuple(refused), tuple(excused))
 
 
-def _by_id(lines: Sequence[Line]) -> dict[str, Line]:
-    return {line.id: line for line in lines}
+def was_starved(entry: Entry) -> bool:
+    """Whether a request ran out of time because the agent got no CPU: without that it would have been in time.
+
+    A quarter of the deadline is more than what the agent can make up for by answering on the device.
+    """
+    needed_s = max(entry.elapsed_s - entry.timeout_s, entry.timeout_s / 4)
+    return entry.outcome == "DEADLINE_EXCEEDED" and entry.starved_s >= needed_s
 
 
-def _twice(ids: object) -> tuple[str, ...]:
-    counts = Counter(ids)  # type: ignore[call-overload]
+def _twice(ids: Iterable[str]) -> tuple[str, ...]:
+    counts = Counter(ids)
     return tuple(f"{name}: {count} outcomes" for name, count in counts.items() if count > 1)
 
 
@@ -131,8 +132,11 @@ def _late_by_the_agent(client: Sequence[Entry], lines: Mapping[str, Line]) -> li
     found = []
     for entry in client:
         line = lines.get(entry.id)
-        if line is not None and line.outcome == ANSWERED and line.elapsed_s > entry.timeout_s + GRACE_S:
-            found.append(f"{entry.id}: the agent took {line.elapsed_s:.3f} s of {entry.timeout_s:g} s")
+        if line is None or line.outcome != ANSWERED:
+            continue
+        if line.elapsed_s > entry.timeout_s + GRACE_S + entry.starved_s:
+            starved = f", {entry.starved_s:.3f} s of them without a CPU" if entry.starved_s else ""
+            found.append(f"{entry.id}: the agent took {line.elapsed_s:.3f} s of {entry.timeout_s:g} s{starved}")
     return found
 
 
@@ -142,9 +146,9 @@ def _disagreements(client: Sequence[Entry], lines: Mapping[str, Line]) -> list[s
         line = lines.get(entry.id)
         if entry.outcome != ANSWERED or line is None:
             continue
-        said = (ANSWERED, (entry.route,), (entry.reason,), (entry.label,))
-        if (line.outcome, line.routes, line.reasons, line.labels) != said:
-            logged = f"{line.outcome} {line.routes} {line.reasons} {line.labels}"
+        said = (ANSWERED, (entry.route,), (entry.variant,), (entry.reason,), (entry.label,))
+        logged = (line.outcome, line.routes, line.variants, line.reasons, line.labels)
+        if logged != said:
             found.append(f"{entry.id}: the client has {said}, the agent {logged}")
     return found
 

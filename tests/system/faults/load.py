@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import itertools
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,8 +26,25 @@ from tests.system.faults.proxy import Backstage
 
 # How often a waiting test looks again.
 _GLANCE_S = 0.005
+# How often the kernel's account of the agent is read.
+_WATCH_S = 0.02
 # A last resort against a test that waits for ever.
 _PATIENCE_S = 60.0
+
+
+def waited_for_cpu_s(pid: int) -> float | None:
+    """For how long threads of a process have been ready to run while others ran, as Linux counts it, in sum.
+
+    Of all threads, because the event loop also waits for one that was sent away with the interpreter's lock in its
+    hands. None where nobody counts.
+    """
+    waited_ns, counts = 0, False
+    for thread in Path(f"/proc/{pid}/task").glob("*"):
+        # Threads come and go.
+        with contextlib.suppress(OSError):
+            waited_ns += int((thread / "schedstat").read_text().split()[1])
+            counts = True
+    return waited_ns / 1e9 if counts else None
 
 
 class Load:
@@ -46,8 +66,12 @@ class Load:
         clients: int = 1,
         timeout_s: float = 0.4,
         order: Sequence[int] | None = None,
+        pid: int | None = None,
     ) -> None:
-        """``images`` UINT8 [n, 28, 28]; ``order``: which of them, again and again. rate_per_s None: a closed loop."""
+        """``images`` UINT8 [n, 28, 28]; ``order``: which of them, again and again. rate_per_s None: a closed loop.
+
+        pid: the agent's process, to know when it was kept from running.
+        """
         self.entries: list[Entry] = []
         self._backstage = backstage
         self._address = address
@@ -62,7 +86,8 @@ class Load:
         self._requests: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._stack = contextlib.ExitStack()
-        self.worst_lag_s = 0.0
+        self._pid = pid
+        self._waits: list[tuple[float, float]] = []
 
     def __enter__(self) -> Load:
         self._backstage.run(self._start())
@@ -79,6 +104,7 @@ class Load:
             self._tasks = [asyncio.create_task(self._open_loop(self._rate_per_s))]
         else:
             self._tasks = [asyncio.create_task(self._closed_loop()) for _ in range(self._clients)]
+        self._tasks.append(asyncio.create_task(self._watch()))
 
     async def _stop(self) -> None:
         for task in self._tasks:
@@ -87,6 +113,26 @@ class Load:
         if self._requests:
             await asyncio.wait(set(self._requests), timeout=_PATIENCE_S)
         await self._channel.close()
+        self._look()
+        for entry in self.entries:
+            entry.starved_s = self._starved_s(entry.sent_s, entry.ended_s)
+
+    async def _watch(self) -> None:
+        while True:
+            self._look()
+            await asyncio.sleep(_WATCH_S)
+
+    def _look(self) -> None:
+        if self._pid is not None and (waited_s := waited_for_cpu_s(self._pid)) is not None:
+            self._waits.append((time.monotonic(), waited_s))
+
+    def _starved_s(self, begin_s: float, end_s: float) -> float:
+        """For how long the agent was kept from running, from the look before ``begin_s`` to the one after ``end_s``."""
+        if not self._waits:
+            return 0.0
+        before = max(0, bisect.bisect_right(self._waits, (begin_s, math.inf)) - 1)
+        after = min(len(self._waits) - 1, bisect.bisect_left(self._waits, (end_s, 0.0)))
+        return self._waits[after][1] - self._waits[before][1]
 
     async def _open_loop(self, rate_per_s: float) -> None:
         now = asyncio.get_running_loop().time
@@ -94,7 +140,6 @@ class Load:
         for index in itertools.count():
             due_s = start_s + index / rate_per_s
             await asyncio.sleep(max(0.0, due_s - now()))
-            self.worst_lag_s = max(self.worst_lag_s, now() - due_s)
             self._send()
 
     async def _closed_loop(self) -> None:

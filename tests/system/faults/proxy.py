@@ -12,6 +12,7 @@ import socket
 import struct
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -25,6 +26,10 @@ CLEAR = Conditions(round_trip_s=0.0, bits_per_s=1e9)
 # A connection closed like this sends RST, whatever is under way.
 _NO_LINGER = struct.pack("ii", 1, 0)
 _PATIENCE_S = 60.0
+# Linux's shortest retransmission time-out.
+RETRANSMIT_S = 0.2
+# In which generation a connection was made; each has a context of its own.
+_BORN: ContextVar[int] = ContextVar("generation")
 
 
 class Trouble(msgspec.Struct, frozen=True):
@@ -33,6 +38,7 @@ class Trouble(msgspec.Struct, frozen=True):
     corrupt: the share of chunks in which one bit is flipped. corrupt_nth: only in this chunk of each connection's
     direction, counted from 1. truncate_after: this many chunks pass, of the next a half, then the connection breaks.
     only_small: chunks of more bytes get stuck for good, as where a path's MTU is smaller than its ends believe.
+    lose: the share of chunks that take RETRANSMIT_S longer, and hold up those behind them, as lost packets do.
     """
 
     ways: tuple[int, ...] = (UP, DOWN)
@@ -40,6 +46,7 @@ class Trouble(msgspec.Struct, frozen=True):
     corrupt_nth: int = 0
     truncate_after: int | None = None
     only_small: int | None = None
+    lose: float = 0.0
 
 
 class FaultLink(Link):
@@ -55,6 +62,7 @@ class FaultLink(Link):
         self._chance = random.Random(seed)
         self._counts = [0, 0]
         self._held: list[socket.socket] = []
+        self._generation = 0
 
     async def __aenter__(self) -> FaultLink:
         # Bound for good and never listening: while nobody listens, connecting is refused and nobody takes the port.
@@ -113,6 +121,10 @@ class FaultLink(Link):
                 writer.transport.abort()
         return len(connections)
 
+    def strand(self) -> None:
+        """Leave every connection open for good, with nobody at its other end: no byte, no end, no RST."""
+        self._generation += 1
+
     async def connect(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """The way to the target, through a socket of somebody else's making if there is one."""
         if self._open_socket is None:
@@ -123,6 +135,8 @@ class FaultLink(Link):
     def passing(self, way: int, chunk: bytes) -> bytes:
         """Flip a bit, cut, or hold back, as the trouble says."""
         self._counts[way] += 1
+        if _BORN.get() < self._generation:
+            raise _Stuck
         trouble = self.trouble
         if way not in trouble.ways:
             return chunk
@@ -140,6 +154,7 @@ class FaultLink(Link):
         self, task: asyncio.Task[None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.accepted += 1
+        _BORN.set(self._generation)
         if self.greeting is None:
             self._counts = [0, 0]
             await super()._carry(task, reader, writer)
@@ -152,17 +167,33 @@ class FaultLink(Link):
 
     async def _enter(self, reader: asyncio.StreamReader, queue: Any, way: int) -> None:
         try:
-            await super()._enter(reader, queue, way)
+            await super()._enter(reader, _Lossy(queue, self), way)
         except _Cut as cut:
             queue.put(0.0, cut.rest)
             queue.put(0.0, b"")
         except _Stuck:
             await asyncio.Event().wait()
 
+    def loses(self) -> bool:
+        """Whether the next chunk has to be sent again."""
+        return self._chance.random() < self.trouble.lose
+
     def _release(self) -> None:
         for held in self._held:
             held.close()
         self._held.clear()
+
+
+class _Lossy:
+    """A queue on whose way packets get lost and are sent again."""
+
+    def __init__(self, queue: Any, link: FaultLink) -> None:
+        self._queue = queue
+        self._link = link
+        self.room = queue.room
+
+    def put(self, arrives_s: float, chunk: bytes) -> None:
+        self._queue.put(arrives_s + RETRANSMIT_S * self._link.loses(), chunk)
 
 
 class _Cut(Exception):
@@ -243,6 +274,7 @@ class FaultProxy:
         async def heal() -> None:
             self._link.trouble, self._link.greeting = Trouble(), None
             self._link.set(CLEAR)
+            self._link.hurry()
             await self._link.listen()
 
         self._backstage.run(heal())
@@ -258,6 +290,10 @@ class FaultProxy:
     def trouble(self, **what: Any) -> None:
         """The fields of Trouble."""
         self._backstage.call(setattr, self._link, "trouble", Trouble(**what))
+
+    def strand(self) -> None:
+        """Connections that are open stay open, with nobody at their other end; new ones are as good as any."""
+        self._backstage.call(self._link.strand)
 
     def reset(self) -> int:
         """Break every connection with RST; returns how many there were."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemux.edge.config import EdgeConfig
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.chain import Chain
 from edgemux.multiplexer.onnx_model import OnnxModel
@@ -26,7 +27,12 @@ from tests.system.faults.table import Found
 
 # A device answer of the tiny bundle below this confidence is worth an offload: the cloud's is sure, its price 0.2.
 DOUBTFUL = 0.75
+# So many doubtful pictures in a row that the cloud answers: nothing keeps them on the device any more.
+WELL = 25
 _PATIENCE_S = 30.0
+_ANSWERS = re.compile(
+    r'edgemux_requests_total\{model="[^"]*",reason="(?P<reason>[^"]*)",route="(?P<route>[^"]*)",variant="(?P<variant>[^"]*)"\}'
+)
 
 
 class Pictures(msgspec.Struct):
@@ -40,9 +46,14 @@ class Pictures(msgspec.Struct):
     labels: Mapping[str, Sequence[int]]
     doubtful: int
 
+    @property
+    def mixed(self) -> list[int]:
+        """Two doubtful ones, then a sure one, and so on."""
+        return [i // 3 * 2 + i % 3 if i % 3 < 2 else self.doubtful + i // 3 for i in range(self.doubtful // 2 * 3)]
+
     @classmethod
     def of(cls, folder: Path, images: NDArray[np.uint8]) -> Pictures:
-        """``images`` as the bundle's own models answer them, without those about which the levels are not of one mind."""
+        """``images`` as the bundle's own models answer them, less those about which the levels are not of one mind."""
         bundle = Bundle.open(folder)
         manifest = bundle.manifest
         name = manifest.inputs[0].name
@@ -71,69 +82,121 @@ def write_config(path: Path, settings: Mapping[str, Any]) -> Path:
 class Agent:
     """An agent process with a log of its requests."""
 
-    def __init__(self, server: Any, log: Path | None) -> None:
+    def __init__(self, server: Any, log: Path) -> None:
         self.server = server
         self.log = log
 
-    def ledger(self, client: Sequence[Entry]) -> ledgers.Agent | None:
-        """What it has to say about the client's requests, once it has finished them; None where it keeps no log."""
-        if self.log is None:
-            return None
+    def ledger(self, client: Sequence[Entry]) -> ledgers.Agent:
+        """What it has to say about the client's requests, once it has finished and written them."""
         ids = frozenset(entry.id for entry in client)
-        answered = sum(entry.outcome == ledgers.ANSWERED for entry in client)
+        answered = {entry.id for entry in client if entry.outcome == ledgers.ANSWERED}
         give_up_s = time.monotonic() + _PATIENCE_S
         while True:
             series = self.server.scrape()
             dropped = int(series.get("edgemux_log_dropped_total", 0))
             inflight = int(sum(value for name, value in series.items() if name.startswith("edgemux_inflight")))
             lines = read_log(self.log, ids)
-            if (len(lines) + dropped >= answered and not inflight) or time.monotonic() > give_up_s:
+            unwritten = len(answered - {line.id for line in lines})
+            if (unwritten <= dropped and not inflight) or time.monotonic() > give_up_s:
                 return ledgers.Agent(lines, dropped, inflight)
             time.sleep(0.02)
+
+    def load(self, backstage: Backstage, seen: Pictures, **how: Any) -> Load:
+        """A load on it of the pictures that are seen."""
+        how.setdefault("order", seen.mixed)
+        return Load(backstage, self.server.grpc, seen.images, pid=self.server.popen.pid, **how)
 
     def metric(self, name: str) -> float:
         """The sum of all series of a metric; 0 where there is none yet."""
         series = self.server.scrape()
         return sum(value for key, value in series.items() if key == name or key.startswith(name + "{"))
 
+    def counted(self) -> Counter[tuple[str, str, str]]:
+        """Its answers so far by route, variant and reason, as its metrics have them."""
+        series = self.server.scrape()
+        found = ((_ANSWERS.fullmatch(name), value) for name, value in series.items())
+        return Counter({(m["route"], m["variant"], m["reason"]): int(value) for m, value in found if m})
+
     def breaker(self) -> int:
         """0 closed, 1 half-open, 2 open."""
         return int(self.metric("edgemux_breaker_state"))
 
 
-class Stage:
-    """An agent whose cloud is behind ``proxy``: the real one, or a simulated one that answers as it is told."""
+class Scene:
+    """An agent, a cloud, and something between them that can be broken and mended."""
+
+    def __init__(self, backstage: Backstage, agent: Agent, seen: Pictures) -> None:
+        self.backstage = backstage
+        self.agent = agent
+        self.pictures = seen
+
+    def mend(self) -> None:
+        """Repair what is between them."""
+        raise NotImplementedError
+
+    def heal(self) -> float:
+        """Repair it; returns when, by the clock of ``Entry.sent_s``."""
+        self.mend()
+        return time.monotonic()
+
+    def load(self, **how: Any) -> Load:
+        """A load on the agent, by default of two pictures for which the cloud is wanted and one for which it is not."""
+        return self.agent.load(self.backstage, self.pictures, **how)
+
+    def well(self) -> None:
+        """Everything works again, and the agent knows: nothing that the cloud is wanted for stays on the device."""
+        self.mend()
+        with self.load(order=range(self.pictures.doubtful)) as load:
+            load.wait(lambda: _all_in_the_cloud([e for e in list(load.entries) if e.outcome][-WELL:]), _PATIENCE_S)
+
+    def recovery_s(self, load: Load, repaired_s: float, within_s: float = _PATIENCE_S) -> float:
+        """Wait for a cloud answer to a request that was sent after the repair: seconds from the one to the other."""
+        return load.first(lambda entry: entry.route == "cloud", within_s, repaired_s).ended_s - repaired_s
+
+    def judge(self, load: Load) -> Verdict:
+        """Both ledgers of a load that is over."""
+        return self.judge_of(self.agent, load)
+
+    def judge_of(self, agent: Agent, load: Load) -> Verdict:
+        """The same of another agent's load."""
+        return reconcile(load.entries, agent.ledger(load.entries), self.pictures.labels)
+
+
+class Stage(Scene):
+    """A scene with a proxy in between, and a real cloud, or a simulated one that answers as it is told.
+
+    ``cloud``: the real one's process; ``real``: its address.
+    """
 
     def __init__(
         self,
         backstage: Backstage,
         proxy: FaultProxy,
         agent: Agent,
-        real: str,
+        cloud: Any,
         simulated: SimulatedCloud,
         seen: Pictures,
     ) -> None:
-        self.backstage = backstage
+        super().__init__(backstage, agent, seen)
         self.proxy = proxy
-        self.agent = agent
         self.simulated = simulated
-        self.pictures = seen
-        self._real = real
+        self.cloud = cloud
+        self.real = str(cloud.grpc)
 
-    def load(self, **how: Any) -> Load:
-        """A load on the agent, by default of pictures for which the cloud is wanted."""
-        how.setdefault("order", range(self.pictures.doubtful))
-        return Load(self.backstage, self.agent.server.grpc, self.pictures.images, **how)
+    def mend(self) -> None:
+        """Make the link clear."""
+        self.proxy.heal()
 
     def lead_to_the_real_cloud(self) -> None:
         """Also cuts the connection to the simulated one."""
-        self._lead_to(self._real)
+        self.lead_to(self.real)
 
     def lead_to_the_simulated_cloud(self) -> None:
         """Also cuts the connection to the real one."""
-        self._lead_to(self.simulated.address)
+        self.lead_to(self.simulated.address)
 
-    def _lead_to(self, address: str) -> None:
+    def lead_to(self, address: str) -> None:
+        """Let the proxy lead to HOST:PORT, and cut what leads elsewhere."""
         self.proxy.lead_to(address)
         self.proxy.reset()
 
@@ -141,21 +204,19 @@ class Stage:
         """What the simulated cloud does from now on."""
         self.backstage.call(setattr, self.simulated, "answer", how)
 
+    def simulated_is_ready(self, ready: bool) -> None:
+        """What the simulated cloud says when it is asked whether it serves the model."""
+        self.backstage.call(setattr, self.simulated, "ready", ready)
+
     def well(self) -> None:
-        """Everything works again, and the agent knows: it offloads."""
-        self.proxy.heal()
+        """So is the simulated cloud."""
         self.answer(self.simulated.well)
-        with self.load(rate_per_s=40.0) as load:
-            load.first(lambda entry: entry.route == "cloud", within_s=_PATIENCE_S)
-            load.wait(lambda: self.agent.breaker() == 0, _PATIENCE_S)
+        self.simulated_is_ready(True)
+        super().well()
 
-    def judge(self, load: Load) -> Verdict:
-        """Both ledgers of a load that is over."""
-        return reconcile(load.entries, self.agent.ledger(load.entries), self.pictures.labels)
 
-    def found(self, row: int, fault: str, load: Load, recovery_s: float | None = None, note: str = "") -> Found:
-        """The line of a row's load for the table."""
-        return found_by(self.judge(load), row, fault, load, recovery_s, note)
+def _all_in_the_cloud(latest: Sequence[Entry]) -> bool:
+    return len(latest) == WELL and all(entry.route == "cloud" for entry in latest)
 
 
 def found_by(
@@ -164,24 +225,20 @@ def found_by(
     """A verdict as a line for the table."""
     counts = {name: len(getattr(verdict, name)) for name in ("lost", "doubled", "late", "wrong", "refused")}
     p99_ms = percentile([entry.elapsed_s for entry in load.entries], 0.99) * 1000
+    if verdict.starved:
+        note = f"{note}; {len(verdict.starved)} starved of CPU".removeprefix("; ")
     return Found(row, fault, verdict.requests, p99_ms=p99_ms, recovery_s=recovery_s, note=note, **counts)
 
 
-def settings(bundle: Path, address: str | None, log: Path | None, **more: Mapping[str, Any]) -> dict[str, Any]:
+def settings(bundle: Path, address: str | None, log: Path, **more: Mapping[str, Any]) -> dict[str, Any]:
     """An agent's configuration: no audits, which would be offloads that nobody asked for."""
     chosen: dict[str, Any] = {"bundle": str(bundle), "audit_share": 0.0, "drift": {"enabled": False}}
+    chosen["log"] = {"requests": str(log)}
     if address is not None:
         chosen["cloud"] = {"address": address}
-    if log is not None:
-        chosen["log"] = {"requests": str(log)}
     for section, values in more.items():
-        chosen[section] = {**chosen.get(section, {}), **values}
+        chosen[section] = chosen.get(section, {}) | dict(values)
     return chosen
-
-
-def keeps_a_log() -> bool:
-    """Whether agents keep a ledger of their own."""
-    return "log" in EdgeConfig.__struct_fields__
 
 
 @contextlib.contextmanager
@@ -189,7 +246,7 @@ def agent_process(
     serving: Any, folder: Path, bundle: Path, address: str | None, **more: Mapping[str, Any]
 ) -> Iterator[Agent]:
     """An agent in front of ``address``, configured in ``folder``; ``more``: sections of its configuration."""
-    log = folder / "requests.jsonl" if keeps_a_log() else None
+    log = folder / "requests.jsonl"
     config = write_config(folder / "agent.toml", settings(bundle, address, log, **more))
     with serving("edge", "--config", str(config)) as server:
         yield Agent(server, log)
@@ -205,6 +262,6 @@ def stage(serving: Any, folder: Path, bundle: Path, seen: Pictures, **more: Mapp
         simulated = backstage.enter(listening(backstage.call(SimulatedCloud, Bundle.open(bundle))), stack)
         proxy.lead_to(cloud.grpc)
         agent = stack.enter_context(agent_process(serving, folder, bundle, proxy.address, **more))
-        set_up = Stage(backstage, proxy, agent, cloud.grpc, simulated, seen)
+        set_up = Stage(backstage, proxy, agent, cloud, simulated, seen)
         set_up.well()
         yield set_up

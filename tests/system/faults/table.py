@@ -7,11 +7,13 @@ from pathlib import Path
 
 import msgspec
 
-HEADS = ("row", "fault", "requests", "lost", "doubled", "late", "wrong", "refused", "p99 ms", "recovery s", "note")
+COUNTS = ("requests", "lost", "doubled", "late", "wrong", "refused")
+HEADS = ("row", "fault", *COUNTS, "p99 ms", "open +ms", "recovery s", "note")
 
 
 class Found(msgspec.Struct, omit_defaults=True):
-    """One row. p99_ms: of all its requests, fault and repair included. recovery_s: from repair to the first cloud answer.
+    """One row. p99_ms: of all its requests, fault and repair included. recovery_s: from repair to a cloud answer.
+    open_ms: by how much the p99 of requests that the breaker kept from the cloud exceeds that of the device's own.
 
     None where the row has no such thing.
     """
@@ -27,18 +29,20 @@ class Found(msgspec.Struct, omit_defaults=True):
     p99_ms: float | None = None
     recovery_s: float | None = None
     note: str = ""
+    open_ms: float | None = None
 
     def cells(self) -> tuple[str, ...]:
         """As text, in the order of HEADS."""
         p99 = "" if self.p99_ms is None else f"{self.p99_ms:.1f}"
+        over = "" if self.open_ms is None else f"{self.open_ms:+.1f}"
         recovery = "" if self.recovery_s is None else f"{self.recovery_s:.2f}"
         counts = (self.requests, self.lost, self.doubled, self.late, self.wrong, self.refused)
-        return (str(self.row), self.fault, *map(str, counts), p99, recovery, self.note)
+        return (str(self.row), self.fault, *map(str, counts), p99, over, recovery, self.note)
 
 
 def total(found: Sequence[Found]) -> Found:
     """All rows together: sums, and the worst of the times."""
-    sums = {name: sum(getattr(row, name) for row in found) for name in HEADS[2:8]}
+    sums = {name: sum(getattr(row, name) for row in found) for name in COUNTS}
     p99 = max((row.p99_ms for row in found if row.p99_ms is not None), default=None)
     recovery = max((row.recovery_s for row in found if row.recovery_s is not None), default=None)
     return Found(

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from edgemux.edge.request_log import Line
 from tests.system.faults.ledgers import (
     ANSWERED,
     BUSY_S,
     GRACE_S,
     Agent,
     Entry,
-    Line,
     Verdict,
     percentile,
     read_log,
@@ -36,7 +36,8 @@ def entry(number: int = 0, picture: int = 0, variant: str = "level-1", **more: o
 
 
 def line(of: Entry, **more: object) -> Line:
-    made = Line(of.id, ANSWERED, of.elapsed_s, 1, (of.route,), (of.reason,), (of.label or 0,))
+    said = ((of.route,), (of.variant,), (of.reason,), (of.label or 0,))
+    made = Line(of.id, "fashion-mnist", ANSWERED, of.elapsed_s, 1, *said)
     return replace(made, **more)
 
 
@@ -51,7 +52,6 @@ def judged(client: list[Entry] = GOOD, log: list[Line] = LOG, **agent: int) -> V
 def test_ledgers_that_agree_show_no_fault() -> None:
     assert judged().faults == ()
     assert judged().refused == ()
-    assert reconcile(GOOD, None, KNOWN).faults == ()
 
 
 def spoilt(**change: object) -> list[Entry]:
@@ -82,6 +82,7 @@ CONTROLS: dict[str, tuple[str, Callable[[], Verdict]]] = {
     "a level that answers in the cloud": ("wrong", lambda: judged(spoilt(route="cloud"))),
     "another label in the log": ("wrong", lambda: judged(log=[line(GOOD[0], labels=(8,)), *LOG[1:]])),
     "another route in the log": ("wrong", lambda: judged(log=[line(GOOD[0], routes=("cloud",)), *LOG[1:]])),
+    "another variant in the log": ("wrong", lambda: judged(log=[line(GOOD[0], variants=("cloud",)), *LOG[1:]])),
     "another reason in the log": ("wrong", lambda: judged(log=[line(GOOD[0], reasons=("breaker",)), *LOG[1:]])),
     "a refusal in the log": ("wrong", lambda: judged(log=[line(GOOD[0], outcome="failed"), *LOG[1:]])),
 }
@@ -93,6 +94,20 @@ def test_each_fault_is_found_and_named(what: str) -> None:
     verdict = judge()
     assert getattr(verdict, kind), what
     assert set(verdict.faults) >= set(getattr(verdict, kind))
+
+
+def test_time_without_a_cpu_is_not_the_agents_and_no_more_than_that_is_forgiven() -> None:
+    late = line(GOOD[0], elapsed_s=0.4 + GRACE_S + 0.05)
+    assert judged(spoilt(starved_s=0.051), [late, *LOG[1:]]).faults == ()
+    assert judged(spoilt(starved_s=0.049), [late, *LOG[1:]]).late
+
+
+def test_running_out_of_time_for_want_of_a_cpu_is_told_apart_from_refusing() -> None:
+    spent = {"outcome": "DEADLINE_EXCEEDED", "elapsed_s": 0.6}
+    assert judged(spoilt(**spent, starved_s=0.25), LOG[1:]).starved
+    for why in ({"starved_s": 0.15}, {"starved_s": 0.25, "outcome": "RESOURCE_EXHAUSTED"}):
+        verdict = judged(spoilt(**(spent | why)), LOG[1:])
+        assert (len(verdict.refused), verdict.starved) == (1, ())
 
 
 def test_a_typed_error_in_time_is_a_refusal_and_no_fault() -> None:

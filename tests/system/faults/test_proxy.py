@@ -7,11 +7,12 @@ import errno
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.system.faults.proxy import DOWN, UP, Backstage, FaultProxy
+from tests.system.faults.proxy import DOWN, RETRANSMIT_S, UP, Backstage, FaultProxy
 
 WAIT_S = 20.0
 # Long enough for anything on loopback to arrive; what must not arrive is waited for so long.
@@ -144,6 +145,27 @@ def test_where_only_small_chunks_fit_a_large_one_gets_stuck(proxy: FaultProxy) -
         assert echoed(connection, b"small") == b"small"
         connection.sendall(bytes(200))
         assert silent(connection)
+
+
+def test_a_stranded_connection_stays_silent_for_good_and_a_new_one_works(proxy: FaultProxy) -> None:
+    with connect(proxy) as old:
+        assert echoed(old, b"one") == b"one"
+        proxy.strand()
+        old.sendall(b"two")
+        assert silent(old)
+        with connect(proxy) as new:
+            assert echoed(new, b"three") == b"three"
+        proxy.heal()
+        assert silent(old)
+
+
+def test_a_lost_chunk_arrives_a_retransmission_later(proxy: FaultProxy) -> None:
+    with connect(proxy) as connection:
+        assert echoed(connection, b"one") == b"one"
+        proxy.trouble(lose=1.0, ways=(DOWN,))
+        began_s = time.monotonic()
+        assert echoed(connection, b"two") == b"two"
+        assert time.monotonic() - began_s >= RETRANSMIT_S
 
 
 def test_a_reset_breaks_what_is_open_and_nothing_else(proxy: FaultProxy) -> None:

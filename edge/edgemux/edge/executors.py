@@ -169,9 +169,15 @@ class DeviceExecutor:
         probabilities = self._family.run(level, activations, stop)
         return probabilities, time.perf_counter() - wall, time.thread_time() - cpu
 
-    async def answer(self, level: int, tensors: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """Probabilities FP32 [N, classes] of a level, run where requests are, but counted and learned from nowhere."""
+    async def answer(self, level: int, tensors: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
+        """Probabilities FP32 [N, classes] of a level, run where requests are, but counted and learned from nowhere.
+
+        None where the level is not loaded.
+        """
         activations = Activations(tensors)
+        activations.chain = self._family.chain
+        if level > len(activations.chain):
+            return None
         if self.inline(level):
             return self._family.run(level, activations)
         loop = asyncio.get_running_loop()

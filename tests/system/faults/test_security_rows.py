@@ -117,11 +117,6 @@ def safe(secured: Secured) -> Secured:
     return secured
 
 
-def by_tls(scene: Secured) -> int:
-    """Answers so far that were the device's because no connection could be trusted."""
-    return sum(count for (_, _, reason), count in scene.agent.counted().items() if reason in TLS)
-
-
 def with_token(cloud: SimulatedCloud, token: str) -> Callable[[Any, Any], Any]:
     """Answer those who bring the token."""
 
@@ -150,7 +145,7 @@ STRANGERS = {
 def test_a_cloud_that_cannot_be_trusted_gets_nothing_and_everybody_an_answer(
     number: int, kind: str, safe: Secured, report: Callable[[Found], None]
 ) -> None:
-    before, untrusted = len(safe.agent.server.errors()), by_tls(safe)
+    before = len(safe.agent.server.errors())
     trouble: list[str] = []
 
     def watch(scene: Secured, load: Load) -> None:
@@ -158,12 +153,11 @@ def test_a_cloud_that_cannot_be_trusted_gets_nothing_and_everybody_an_answer(
         trouble.append(str(scene.agent.server.get("/status")[1]["cloud"]["security"]["trouble"]))
 
     fault = {28: "own certificate refused"}.get(number, f"server certificate {kind}")
-    # What is under way when the connection is cut finds the cloud unreachable; so does who is not let in.
+    # What is under way when the connection is cut finds the cloud unreachable, which can be enough for the breaker;
+    # then only its probes meet the certificate, and the log and the status page say what they met.
     row = Row[Secured](number, fault, lambda s: s.lead_to(kind), TLS | GONE, during=watch)
     check(row, safe, report)
     assert safe.clouds[kind].seen == 0
-    # A server that does not like our certificate just hangs up.
-    assert by_tls(safe) > untrusted or kind == "strict"
     said = STRANGERS[number][kind]
     assert said in safe.agent.server.errors()[before:]
     assert said in trouble[-1]

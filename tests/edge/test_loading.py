@@ -13,7 +13,7 @@ import pytest
 
 from edgemux.edge import EdgeConfig, open_agent
 from edgemux.edge.config import CloudSettings
-from edgemux.edge.metrics import Fallback
+from edgemux.edge.loading import Fallback
 from edgemux.edge.status import status_of_all
 from edgemux.multiplexer.bundle import Bundle, seal
 from edgemux.multiplexer.domain import Placement, Reason

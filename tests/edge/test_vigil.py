@@ -342,7 +342,7 @@ async def test_washed_out_pictures_raise_an_alarm_that_status_and_metrics_show_a
 ) -> None:
     usual, _ = pictures(250, 21)
     changed, _ = pictures(250, 22)
-    async with agent_of(cloud.address, drift=QUICK, audit_share=1.0) as agent:
+    async with agent_of(cloud.address, drift=QUICK, audit_share=1.0, sensors=()) as agent:
         vigil, value = agent.vigil, agent.metrics.registry.get_sample_value
         assert await serve_until(agent, usual, lambda: not vigil.state.learning)
         export(agent, 0.0)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from edgemux.edge.budget import Allowance, Demand, Readings, budget_for
 from edgemux.edge.config import DriftSettings, EdgeConfig, RequestSettings
 from edgemux.edge.executors import Clock, CloudExecutor, DeviceExecutor
-from edgemux.edge.loading import CloudGates
-from edgemux.edge.metrics import EdgeMetrics, Fallback
+from edgemux.edge.loading import CloudGates, Fallback
+from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
 from edgemux.edge.sampler import Sampler
@@ -295,7 +295,7 @@ class Agent:
             margin_s=self._config.request.margin_s,
             compute_share=limits.compute_share * self.share * self.slack,
             memory_limit_bytes=limits.memory_bytes,
-            resident_bytes=self.family.bytes_of[self.family.resident],
+            resident_bytes=self.family.resident_bytes,
         )
 
     def allowance(self, now_s: float) -> Allowance:
@@ -314,7 +314,7 @@ class Agent:
             margin_s=0.0,
             compute_share=limits.compute_share * self.share * self.slack,
             memory_limit_bytes=limits.memory_bytes,
-            resident_bytes=self.family.bytes_of[self.family.resident],
+            resident_bytes=self.family.resident_bytes,
         )
         loaded = self.family.routes[: self.family.resident]
         fitting = [

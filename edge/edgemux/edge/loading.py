@@ -6,9 +6,10 @@ give the golden answers. A right digest alone does not say that a model was expo
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import math
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemux.edge.config import ApplicationSettings
-from edgemux.edge.metrics import Fallback
 from edgemux.edge.variants import Family
 from edgemux.multiplexer.bundle import Bundle, Manifest
 from edgemux.multiplexer.chain import Golden
@@ -25,6 +24,13 @@ from edgemux.multiplexer.errors import ArtifactError
 from edgemux.multiplexer.gates import Gates, Scores
 
 _log = logging.getLogger("edgemux.edge")
+
+
+class Fallback(StrEnum):
+    """What is served instead of the bundle that was asked for."""
+
+    PREVIOUS = "previous_bundle"
+    CLOUD_ONLY = "no_device_model"
 
 
 class CloudGates:
@@ -54,29 +60,17 @@ class Loaded(msgspec.Struct, frozen=True):
     fallback: Fallback | None = None
 
 
-def described(application: ApplicationSettings) -> Bundle:
-    """What ``load`` is going to load, by its manifest: the bundle, or the previous one where that one's is damaged.
+def load(
+    folder: Path, previous: Path | None, name: str | None, has_cloud: bool, most_bytes: float = math.inf
+) -> Loaded:
+    """The bundle in ``folder``, under ``name`` where one is given, or what can be had instead; see the log for why.
 
-    Raises ArtifactError naming what is wrong with the former.
+    Levels that do not fit ``most_bytes`` are not loaded.
+
+    Raises ArtifactError naming what is wrong with the bundle in ``folder`` when nothing else can be had either.
     """
     try:
-        return _opened(application.bundle, application.name)
-    except ArtifactError:
-        if application.previous_bundle is None:
-            raise
-        with contextlib.suppress(ArtifactError):
-            return _opened(application.previous_bundle, application.name)
-        raise
-
-
-def load(application: ApplicationSettings, has_cloud: bool, most_bytes: float) -> Loaded:
-    """An application's bundle, with levels of ``most_bytes``, or what can be had instead; see the log for why.
-
-    Raises ArtifactError naming what is wrong with the bundle that was asked for, when nothing else can be had either.
-    """
-    name, previous = application.name, application.previous_bundle
-    try:
-        return _whole(application.bundle, name, most_bytes)
+        return _whole(folder, name, most_bytes)
     except ArtifactError as error:
         wrong = error
     if previous is not None:
@@ -86,12 +80,15 @@ def load(application: ApplicationSettings, has_cloud: bool, most_bytes: float) -
         except ArtifactError as error:
             _log.error("%s; it cannot be had either", error)
     if has_cloud:
-        for folder in (application.bundle, previous):
-            with contextlib.suppress(ArtifactError):
-                if folder is not None:
-                    bundle = _opened(folder, name)
-                    _log.error("%s; no model runs on this device, the cloud answers everything", wrong)
-                    return Loaded(bundle, Family.empty(), CloudGates(bundle.manifest), None, Fallback.CLOUD_ONLY)
+        for each in (folder, previous):
+            try:
+                bundle = _opened(each, name) if each is not None else None
+            except ArtifactError:
+                continue
+            if bundle is not None:
+                _log.error("%s; no model runs on this device, the cloud answers everything", wrong)
+                gates = CloudGates(bundle.manifest)
+                return Loaded(bundle, Family.empty(), gates, None, Fallback.CLOUD_ONLY)
     raise wrong
 
 

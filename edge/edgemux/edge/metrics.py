@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from functools import partial
 from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from edgemux.edge.loading import Fallback
 from edgemux.multiplexer.domain import Placement, Reason
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -19,14 +19,7 @@ STAGES = ("validate", "pre_gate", "device", "post_gate", "cloud")
 REFUSALS = ("input", "unknown_model", "too_large", "expired", "overloaded", "failed", "cancelled")
 
 
-class Fallback(StrEnum):
-    """What is served instead of the bundle that was asked for."""
-
-    PREVIOUS = "previous_bundle"
-    CLOUD_ONLY = "no_device_model"
-
-
-# Another thing that can be missing while requests are answered all the same.
+# Like Fallback: what can be missing while requests are answered all the same.
 NO_STATE = "no_state"
 
 

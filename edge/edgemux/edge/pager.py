@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Sequence
 
 from edgemux.edge.agent import Agent
-from edgemux.edge.budget import LEAST_FREE_CPU, Readings, cpu_share, memory_for
+from edgemux.edge.budget import Readings, cpu_share, memory_for
 from edgemux.edge.config import ApplicationSettings, LimitSettings
 from edgemux.edge.scheduler import Application, Device, Level, Plan, Planner, SchedulerSettings, plan_for
 from edgemux.edge.variants import give_back
@@ -28,7 +28,12 @@ DROPPED_S = 1.0
 RETRY_S = 60.0
 # The agent's own CPU time per input: before anything is known, and no more than this is believed.
 OWN_S = 0.0003
-MOST_OWN_S = 0.005
+MOST_OWN_S = 0.01
+# Of what is free, no more than this is planned to be busy, the agent's own work included: what comes by chance has to
+# wait, on average rho / (2 (1 - rho)) times what an input takes (M/D/1), which is twice that at 0.8.
+MOST_BUSY = 0.8
+# Where the agent's own work takes everything, lower levels do not help much: models keep this much of their share.
+LEAST_SHARE = 0.25
 
 
 class Pager:
@@ -46,9 +51,10 @@ class Pager:
         self.memory_bytes = limits.memory_bytes
         self.plan: Plan | None = None
         self.own_s = OWN_S
-        with_levels = [pair for pair in zip(agents, applications, strict=True) if pair[0].family.routes]
-        self._agents = [agent for agent, _ in with_levels]
-        self._applications = [application for _, application in with_levels]
+        # Where no level runs at all there is nothing to plan.
+        planned = [pair for pair in zip(agents, applications, strict=True) if pair[0].family.routes]
+        self._agents = [agent for agent, _ in planned]
+        self._applications = [application for _, application in planned]
         self._limits = limits
         self._settings = settings
         self._planner = Planner(settings)
@@ -96,7 +102,7 @@ class Pager:
             self._retry_s = math.inf
             self._highest = [agent.family.highest for agent in self._agents]
         readings = self._agents[0].sampler.latest
-        resident = sum(agent.family.bytes_of[agent.family.resident] for agent in self._agents)
+        resident = sum(agent.family.resident_bytes for agent in self._agents)
         memory = memory_for(readings, self.memory_bytes, resident)
         if memory != self.memory_bytes:  # the limit is exact; how much happens to be there is not
             memory = min(memory, self._steady("memory", memory))
@@ -110,7 +116,8 @@ class Pager:
         """The share of a core that models may have: of what is free, and beside the agent's own work for the inputs."""
         free = cpu_share(readings)
         own = self.own_s * sum(agent.rate.per_s(now_s) for agent in self._agents)
-        return max(LEAST_FREE_CPU, min(free * self._limits.compute_share, free - own))
+        share = free * self._limits.compute_share
+        return max(LEAST_SHARE * share, min(share, free * MOST_BUSY - own))
 
     def _wanted(self, now_s: float) -> tuple[Application, ...]:
         """What the applications are and want, as the scheduler sees it."""
@@ -162,7 +169,7 @@ class Pager:
             self._used = now
         elif inputs >= 10:
             own_s = (now[0] - before[0] - (now[1] - before[1])) / inputs
-            self.own_s += (min(max(0.0, own_s), MOST_OWN_S) - self.own_s) / 8
+            self.own_s += (min(max(0.0, own_s), MOST_OWN_S) - self.own_s) / 3
             self._used = now
 
     def _move(self, plan: Plan) -> None:

@@ -14,7 +14,7 @@ from edgemux.edge.agent import Agent
 from edgemux.edge.breaker import Breaker
 from edgemux.edge.config import ApplicationSettings, CloudSettings, EdgeConfig
 from edgemux.edge.executors import CloudExecutor, DeviceExecutor, Peer
-from edgemux.edge.loading import Loaded, described, load
+from edgemux.edge.loading import Loaded, load
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.pager import Pager
 from edgemux.edge.purse import Kind, Purse, Tariff, fill
@@ -59,8 +59,8 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
     """
     applications = config.every_application()
     policies = [plugins.make("edgemux.policies", each.policy or config.policy, "policy") for each in applications]
-    bundles = [described(each) for each in applications]
-    names = [bundle.manifest.name for bundle in bundles]
+    loaded = _loaded(config)
+    names = [each.bundle.manifest.name for each in loaded]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"applications: several are named {name}; give each a name of its own")
@@ -69,21 +69,18 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
     )
     channel = _channel(config.cloud)
     store = Store(config.state_dir)
-    call_bytes = max(Peer.of(bundle.manifest, None).call_bytes for bundle in bundles)
-    least_bytes = [bundle.size(bundle.manifest.levels[0].files) for bundle in bundles]
+    call_bytes = max(Peer.of(each.bundle.manifest, None).call_bytes for each in loaded)
     purse = _purse(config, call_bytes, store.begin() if config.budgets else None)
     forgetful = bool(config.budgets) and not store.works
     agents: dict[str, Agent] = {}
     try:
-        for application, policy in zip(applications, policies, strict=True):
+        for application, policy, each in zip(applications, policies, loaded, strict=True):
             first = next(iter(agents.values()), None)
-            memory_bytes = config.limits.memory_bytes - (sum(least_bytes) - least_bytes[len(agents)])
-            loaded = load(application, config.cloud.address is not None, memory_bytes)
-            agent = _agent(config, application, policy, loaded, sampler, channel, purse, first)
+            agent = _agent(config, application, policy, each, sampler, channel, purse, first)
+            agents[each.bundle.manifest.name] = agent
             agent.metrics.forgets(forgetful)
-            agents[agent.manifest.name] = agent
-            if len(applications) > 1 and not math.isinf(config.limits.memory_bytes):
-                loaded.family.lower_to(1)  # the next one has to fit beside it while it is checked
+            if _is_tight(config):
+                each.family.lower_to(1)
         sampler.start()
         pager = Pager(list(agents.values()), applications, config.limits, config.scheduler)
         async with _watched(list(agents.values()), pager, config.cloud.probe_interval_s):
@@ -110,6 +107,26 @@ async def _watched(agents: Sequence[Agent], pager: Pager, probe_interval_s: floa
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         await pager.stop()
+
+
+def _is_tight(config: EdgeConfig) -> bool:
+    """Whether several applications have to share a bound: until they are planned each has its first level alone."""
+    return math.isfinite(config.limits.memory_bytes) and len(config.every_application()) > 1
+
+
+def _loaded(config: EdgeConfig) -> list[Loaded]:
+    """All applications' bundles, checked; never more of them in memory at once than is allowed."""
+    memory_bytes = config.limits.memory_bytes
+    loaded: list[Loaded] = []
+    for each in config.every_application():
+        room = memory_bytes - sum(other.family.resident_bytes for other in loaded)
+        loaded.append(load(each.bundle, each.previous_bundle, each.name, config.cloud.address is not None, room))
+        if _is_tight(config):
+            loaded[-1].family.lower_to(1)
+    smallest = [each.family.bytes_of.get(1, 0) for each in loaded]
+    for one, own in zip(loaded, smallest, strict=True):
+        one.family.cap(memory_bytes - (sum(smallest) - own))
+    return loaded
 
 
 def _agent(
@@ -150,6 +167,7 @@ def _agent(
     # Where no level runs there is nothing to keep, and nothing to watch over.
     drift = config.drift if family.routes else msgspec.structs.replace(config.drift, enabled=False)
     vigil = Vigil(manifest, drift, config.audit_share if family.routes else 0.0)
+    family.raise_to(family.highest)
     metrics.degraded(loaded.fallback)
     agent = Agent(
         manifest, config, family, loaded.gates, policy, device, cloud, purse, sampler, metrics, vigil, loaded.fallback

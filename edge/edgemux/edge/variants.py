@@ -50,7 +50,8 @@ class Family:
             Route(level.name, Placement.EDGE, level.level) for level in manifest.levels
         )
         self.bytes_of = {level.level: bundle.size(level.files) for level in manifest.levels}
-        self.highest = max([1, *(level for level, size in self.bytes_of.items() if size <= most_bytes)])
+        self.highest = 1
+        self.cap(most_bytes)
         self.load_s = [0.0] * len(manifest.levels)
         self._bundle = bundle
         self._files = tuple(level.files[-1] for level in manifest.levels)
@@ -63,6 +64,11 @@ class Family:
     def resident(self) -> int:
         """The highest level that is loaded; all below it are, too."""
         return len(self._deltas)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the files of what is loaded."""
+        return self.bytes_of.get(self.resident, 0)
 
     def raise_to(self, level: int) -> list[Load]:
         """Page in the deltas up to ``level``; blocks for milliseconds each, so beside the event loop, one at a time.
@@ -94,9 +100,15 @@ class Family:
     def empty(cls) -> Family:
         """A family without a level: nothing runs on this device."""
         family = cls.__new__(cls)
-        family.routes, family.bytes_of, family.load_s, family.loads = (), {0: 0}, [], []
+        family.routes, family.bytes_of, family.load_s, family.loads = (), {}, [], []
         family.highest, family._deltas, family.chain = 0, (), Chain((), ())
         return family
+
+    def cap(self, most_bytes: float) -> None:
+        """From now on no level that takes more than ``most_bytes`` can be raised to; drops nothing."""
+        if not self.routes:
+            return
+        self.highest = max([1, *(level for level, size in self.bytes_of.items() if size <= most_bytes)])
 
     def run(self, level: int, activations: Activations, stop: Stop | None = None) -> Array:
         """Probabilities FP32 [N, classes] of a level; only the deltas above ``activations.reached`` are run."""

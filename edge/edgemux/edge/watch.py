@@ -100,7 +100,7 @@ def export(agent: Agent, now_s: float) -> None:
         metrics.toll.labels(kind).set(price)
     metrics.bound.set(agent.vigil.state.bound)
     metrics.drift.set(agent.vigil.state.alarmed)
-    metrics.resident.set(agent.family.bytes_of[agent.family.resident])
+    metrics.resident.set(agent.family.resident_bytes)
     metrics.plan_level.set(agent.planned)
     metrics.plan_share.set(agent.share)
     metrics.level.set(agent.affordable_level(agent.sampler.latest))

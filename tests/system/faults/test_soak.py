@@ -9,21 +9,26 @@ import contextlib
 import itertools
 import os
 import random
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
 from tests.system.faults.flatness import Sample, Watch, growth, held
-from tests.system.faults.ledgers import Entry, percentile
-from tests.system.faults.load import Load
-from tests.system.faults.stage import Pictures, Stage, found_by, stage
+from tests.system.faults.ledgers import Entry, percentile, reconcile
+from tests.system.faults.stage import Pictures, Stage, stage
 from tests.system.faults.table import Found
 
+ROOT = Path(__file__).parents[3]
 COUNT = int(os.environ.get("EDGEMUX_SOAK", "100000"))
-CONNECTIONS, CLIENTS = 4, 4
+CLIENTS = 16
 # One request in eight is wanted in the cloud, so that there is something for the faults to befall.
 ONE_IN = 8
 FAULT_S, REST_S = 0.6, 1.2
@@ -36,11 +41,10 @@ LEAKED_BYTES = 2048
 pytestmark = pytest.mark.timeout(600 + COUNT // 100)
 
 
-def in_threads(seen: Pictures) -> list[int]:
+def order(seen: Pictures) -> list[int]:
     """The pictures in the order in which they are asked for."""
-    doubtful, sure = range(seen.doubtful), range(seen.doubtful, len(seen.images))
-    clear = itertools.cycle(sure)
-    return [picture for number in doubtful for picture in (number, *itertools.islice(clear, ONE_IN - 1))]
+    clear = itertools.cycle(range(seen.doubtful, len(seen.images)))
+    return [picture for number in range(seen.doubtful) for picture in (number, *itertools.islice(clear, ONE_IN - 1))]
 
 
 class Weather:
@@ -97,8 +101,36 @@ def clouds(serving: Any, tiny_bundle: Path) -> Iterator[Callable[[], str]]:
         yield restart
 
 
-def outcomes(loads: list[Load]) -> int:
-    return sum(len(load.entries) for load in loads)
+class Soaking:
+    """The load, in a process of its own."""
+
+    def __init__(self, folder: Path, address: str, seen: Pictures, count: int) -> None:
+        self._out = folder / "entries.msgpack"
+        pictures = folder / "pictures.npz"
+        np.savez(pictures, images=seen.images, order=np.array(order(seen)))
+        told = (address, pictures, count, CLIENTS, TIMEOUT_S, self._out)
+        command = [sys.executable, "-m", "tests.system.faults.soaking", *map(str, told)]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        self.done = 0
+        self._thread = threading.Thread(target=self._count, daemon=True)
+        self._thread.start()
+
+    def _count(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.done = int(line)
+
+    @property
+    def over(self) -> bool:
+        return self._process.poll() is not None
+
+    def entries(self) -> list[Entry]:
+        """Every request, once all are done."""
+        assert self._process.wait() == 0
+        self._thread.join()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        return msgspec.msgpack.decode(self._out.read_bytes(), type=list[Entry])
 
 
 def test_a_hundred_thousand_requests_under_faults_lose_nothing_and_leave_nothing_behind(
@@ -109,44 +141,32 @@ def test_a_hundred_thousand_requests_under_faults_lose_nothing_and_leave_nothing
     clouds: Callable[[], str],
     report: Callable[[Found], None],
 ) -> None:
-    with stage(serving, tmp_path, tiny_bundle, seen) as scene, contextlib.ExitStack() as stack:
-        pid = scene.agent.server.popen.pid
-        scene.proxy.lead_to(clouds())
-        scene.proxy.reset()
+    with stage(serving, tmp_path, tiny_bundle, seen) as scene:
+        scene.lead_to(clouds())
         weather = Weather(scene, clouds)
-        watch = stack.enter_context(Watch(pid, interval_s=0.25))
         began_s = time.monotonic()
-        order = in_threads(seen)
-        loads = [
-            scene.load(rate_per_s=None, clients=CLIENTS, timeout_s=TIMEOUT_S, order=order[number:] + order[:number])
-            for number in range(CONNECTIONS)
-        ]
-        with contextlib.ExitStack() as under_way:
-            for load in loads:
-                under_way.enter_context(load)
-            while outcomes(loads) < COUNT:
+        with Watch(scene.agent.server.popen.pid, interval_s=0.25) as watch:
+            soaking = Soaking(tmp_path, scene.agent.server.grpc, seen, COUNT)
+            while not soaking.over:
                 weather.step()
-                if outcomes(loads) > (weather.kills + 1) * COUNT // (KILLS + 1):
+                if soaking.done > (weather.kills + 1) * COUNT // (KILLS + 1):
                     weather.kill()
+            entries = soaking.entries()
         took_s = time.monotonic() - began_s
-        entries: list[Entry] = [entry for load in loads for entry in load.entries]
-        first = loads[0]
-        first.entries[:] = entries
-        verdict = scene.judge(first)
-        samples = watch.samples
-    note = (
-        f"{took_s:.0f} s, {weather.befallen} faults, {weather.kills} kills, "
-        f"{growth(samples, lambda sample: sample.resident_bytes) / 2**20:+.1f} MB"
-    )
-    report(found_by(verdict, 86, "soak", first, note=note))
-    print(note, percentile([entry.elapsed_s for entry in entries], 0.99), verdict.faults[:10], verdict.refused[:10])
-    assert len(entries) >= COUNT
-    assert weather.kills >= min(KILLS, 1)
+        verdict = reconcile(entries, scene.agent.ledger(entries), seen.labels)
+    grown = growth(watch.samples, lambda sample: sample.resident_bytes) / 2**20
+    note = f"{took_s:.0f} s, {weather.befallen} faults, {weather.kills} kills of the cloud, {grown:+.1f} MB"
+    counts = {name: len(getattr(verdict, name)) for name in ("lost", "doubled", "late", "wrong", "refused")}
+    p99_ms = percentile([entry.elapsed_s for entry in entries], 0.99) * 1000
+    report(Found(86, "soak", len(entries), p99_ms=p99_ms, note=note, **counts))
+    print(note, counts, verdict.faults[:5], verdict.refused[:5])
+    assert len(entries) == COUNT
+    assert weather.kills >= 1
     assert any(entry.route == "cloud" for entry in entries)
     assert verdict.faults == ()
     # A refusal is no fault, but the device can answer all of this; a moment without a CPU may cost a few.
-    assert len(verdict.refused) <= len(entries) // 1000
-    assert held(samples) == []
+    assert len(verdict.refused) <= COUNT // 1000
+    assert held(watch.samples) == []
 
 
 LEAKING = f"""
@@ -168,12 +188,10 @@ server.serve(load(None, {{"bundle": sys.argv[1], "audit_share": 0.0, **ports}}))
 
 
 def test_the_same_check_catches_an_agent_that_keeps_two_kilobytes_of_every_request(
-    shared_stage: Stage, serving_by: Any, tiny_bundle: Path, seen: Pictures
+    serving_by: Any, tiny_bundle: Path, tmp_path: Path, seen: Pictures
 ) -> None:
     with serving_by(LEAKING, str(tiny_bundle)) as server, Watch(server.popen.pid, interval_s=0.1) as watch:
-        load = Load(shared_stage.backstage, server.grpc, seen.images, rate_per_s=None, clients=8, timeout_s=10.0)
-        with load:
-            load.wait(lambda: len(load.entries) >= CONTROL, within_s=120.0)
+        assert len(Soaking(tmp_path, server.grpc, seen, CONTROL).entries()) == CONTROL
     assert len(held(watch.samples)) == 1
     assert held(watch.samples)[0].endswith("MB of memory")
 

@@ -1,4 +1,4 @@
-"""Rows 48 and 49: ten times what an agent can do, and one client that asks for all of it. See benchmarks/overload.py."""
+"""Rows 48 and 49: ten times what an agent can do, and one client that asks for all of it; benchmarks/overload.py."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc.aio
 import pytest
-
 from benchmarks.overload import TIMEOUT_S, TIMES, Client, agent, build, measure
+
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.wire.channel import client_options
 from tests.system.faults.table import Found

@@ -13,8 +13,9 @@ import msgspec
 from numpy.typing import NDArray
 
 from edgemux.edge.budget import Allowance, Demand, Readings, budget_for
+from edgemux.edge.cloud_executor import Clock, CloudExecutor
 from edgemux.edge.config import DriftSettings, EdgeConfig, RequestSettings
-from edgemux.edge.executors import Clock, CloudExecutor, DeviceExecutor
+from edgemux.edge.device_executor import DeviceExecutor
 from edgemux.edge.loading import CloudGates, Fallback
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.purse import Purse

@@ -37,7 +37,7 @@ class SimulatedCloud:
         image = np.frombuffer(request.raw_input_contents[0], dtype=np.uint8).reshape(tuple(request.inputs[0].shape))
         (probabilities,) = self._model.run({"image": image}, ["probabilities"])
         said = {"edgemux_queue_ms": 0.1, "edgemux_compute_ms": 0.1}
-        return make_response(request.model_name, "1", request.id, {"probabilities": probabilities}, said)
+        return make_response(request.model_name, "1", request.id, {"probabilities": probabilities}, said, True)
 
     async def silent(self, request: Any, context: Any) -> Any:
         """Never answers."""

@@ -13,7 +13,7 @@ from edgemux.cloud.metrics import Metrics, Outcome
 from edgemux.multiplexer.bundle import Manifest
 from edgemux.multiplexer.chain import PROBABILITIES
 from edgemux.multiplexer.errors import DeadlineExceeded, InputError, Overloaded, Unreachable
-from edgemux.wire.codec import Parameter, make_response, requested_outputs
+from edgemux.wire.codec import CHECKSUM, Parameter, make_response, requested_outputs
 from edgemux.wire.model_service import ModelService, timeout_s
 
 LABEL = "label"
@@ -63,9 +63,9 @@ class CloudService(ModelService):
         deadline_s = self._engine.admission.deadline_s(now_s, context.time_remaining(), timeout_s(request))
         images = (await self.tensors(request, deadline_s))[self._manifest.inputs[0].name]
         answer = await self._engine.infer(images, deadline_s)
-        return self._response(request.id, outputs, answer)
+        return self._response(request, outputs, answer)
 
-    def _response(self, request_id: str, outputs: list[str], answer: Answer) -> Any:
+    def _response(self, request: Any, outputs: list[str], answer: Answer) -> Any:
         arrays: dict[str, NDArray[Any]] = {}
         for name in outputs:
             if name == PROBABILITIES:
@@ -78,7 +78,8 @@ class CloudService(ModelService):
             "edgemux_batch_size": answer.batch_rows,
             "edgemux_model_digest": self._digest,
         }
-        return make_response(self._manifest.name, self._manifest.version, request_id, arrays, parameters)
+        name, number, checked = self._manifest.name, self._manifest.version, CHECKSUM in request.parameters
+        return make_response(name, number, request.id, arrays, parameters, checked)
 
     def status(self) -> dict[str, Any]:
         """The server at a glance: queue, batch time, counters since the start."""

@@ -112,7 +112,8 @@ class Breaker:
             return 0.0
         if self._closed_s is None or now_s >= self._closed_s + self._settings.ramp_s:
             return 1.0
-        return RAMP_FROM + (1.0 - RAMP_FROM) * max(0.0, now_s - self._closed_s) / self._settings.ramp_s
+        passed = max(0.0, now_s - self._closed_s) / self._settings.ramp_s if self._settings.ramp_s > 0 else 1.0
+        return RAMP_FROM + (1.0 - RAMP_FROM) * passed
 
     def admits(self, now_s: float, lot: float) -> bool:
         """Whether the input that drew ``lot``, in [0, 1), may be sent. The first one after an outage always may."""

@@ -303,11 +303,11 @@ class CloudExecutor:
             return
         if not self._reconnected and now_s < self._recheck_s:
             return
-        self._reconnected, self._recheck_s = False, now_s + RECHECK_S
         try:
             reply = await self._stub.ModelReady(oip.ModelReadyRequest(name=self._peer.model), timeout=timeout_s)
-        except grpc.aio.AioRpcError:
+        except grpc.aio.AioRpcError:  # nothing was said: the next tick asks again
             return
+        self._reconnected, self._recheck_s = False, now_s + RECHECK_S
         if reply is not None and reply.ready:
             self._incompatible = 0
 

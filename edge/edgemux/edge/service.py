@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from edgemux.multiplexer.errors import (
     TooLarge,
     UnknownModel,
 )
-from edgemux.wire.codec import Parameter, make_response, requested_outputs
+from edgemux.wire.codec import CHECKSUM, Parameter, make_response, requested_outputs
 from edgemux.wire.model_service import MAX_ID_CHARACTERS, ModelService, timeout_s
 
 # When it is worth asking again where there are too many at once: most are answered by then.
@@ -51,8 +50,14 @@ class EdgeService(ModelService):
         outcome, answers = "failed", list[Answer]()
         metrics.inflight.inc()
         try:
-            with self._place(context.peer(), came_s) as client:
+            client = context.peer()
+            if not self._places.fits(client, 1.0, self._max_inflight, came_s):
+                raise Overloaded("too many requests are being answered", retry_after_s=FULL_RETRY_S)
+            self._places.take(client, 1.0)
+            try:
                 response, answers = await self._infer(request, context.time_remaining(), came_s, client)
+            finally:
+                self._places.give(client, 1.0)
             outcome = "answered"
         except EdgemuxError as error:
             outcome = _kind(error)
@@ -69,17 +74,6 @@ class EdgeService(ModelService):
             if self._log is not None:
                 self._log.add(_line(request, outcome, self._loop.time() - came_s, answers))
         return response
-
-    @contextlib.contextmanager
-    def _place(self, client: str, now_s: float) -> Iterator[str]:
-        """A place inside for one request of ``client``. Raises Overloaded when it may have no more."""
-        if not self._places.fits(client, 1.0, self._max_inflight, now_s):
-            raise Overloaded("too many requests are being answered", retry_after_s=FULL_RETRY_S)
-        self._places.take(client, 1.0)
-        try:
-            yield client
-        finally:
-            self._places.give(client, 1.0)
 
     async def _infer(self, request: Any, left_s: float | None, came_s: float, client: str) -> tuple[Any, list[Answer]]:
         manifest = self.check_model(request.model_name, request.model_version)
@@ -98,7 +92,9 @@ class EdgeService(ModelService):
             "label": np.array([answer.prediction.label for answer in answers], dtype=np.int64),
         }
         chosen = {name: arrays[name] for name in outputs}
-        response = make_response(manifest.name, manifest.version, request.id, chosen, said(answers))
+        response = make_response(
+            manifest.name, manifest.version, request.id, chosen, said(answers), CHECKSUM in request.parameters
+        )
         return response, answers
 
     def came_late(self) -> None:

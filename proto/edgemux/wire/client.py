@@ -15,7 +15,7 @@ from edgemux.multiplexer.bundle import Tensor
 from edgemux.multiplexer.errors import EdgemuxError, InputError, UnknownModel, Untrusted
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.channel import PLAINTEXT, open_blocking_channel
-from edgemux.wire.codec import Parameter, get_parameters, make_request, read_outputs
+from edgemux.wire.codec import Parameter, add_checksum, get_parameters, make_request, read_outputs
 from edgemux.wire.forks import Home
 from edgemux.wire.security import AUTHORIZATION, ClientTls
 from edgemux.wire.service import METHODS, SERVICE
@@ -80,6 +80,7 @@ class Client:
         Raises InputError when the server refuses the request, ExecutionError when there is no answer in time.
         """
         request = make_request(model, inputs, request_id=request_id, parameters=parameters)
+        add_checksum(request)
         response = self._call("ModelInfer", request, timeout_s)
         tensors = [Tensor(o.name, o.datatype, tuple(o.shape)) for o in response.outputs]
         rows = int(tensors[0].shape[0]) if tensors and tensors[0].shape else 0

@@ -21,7 +21,7 @@ import numpy as np
 
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.channel import client_options
-from edgemux.wire.codec import CHECKSUM, get_parameters, make_request
+from edgemux.wire.codec import get_parameters, make_request
 from edgemux.wire.service import SERVICE
 from tests.system.faults.ledgers import ANSWERED, BUSY_S, GRACE_S, Entry
 
@@ -34,7 +34,6 @@ def requests(images: Any, timeout_s: float) -> list[bytes]:
     made = []
     for image in images:
         request = make_request("fashion-mnist", {"image": image[None]}, parameters={"timeout": round(timeout_s * 1e6)})
-        del request.parameters[CHECKSUM]  # it covers the id
         request.outputs.add(name="label")
         made.append(request.SerializeToString())
     return made

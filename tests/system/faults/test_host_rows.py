@@ -1,10 +1,9 @@
-"""Rows 65 to 70, 72, 78 and 80 to 85: a host on which disks are full, clocks jump, and processes are stopped or killed."""
+"""Rows 65, 66, 68, 69, 78, 80 to 82 and 85: full disks, clocks that jump, processes that are stopped or killed."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,7 +28,7 @@ STOPS = 20
 REQUESTS = 10_000
 PATIENCE_S = 60.0
 READY_S, BUSY_READY_S = 5.0, 15.0
-FAKETIME = shutil.which("faketime")
+FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -65,6 +64,18 @@ def played(on_stage: Stage, agent: Any, seen: Pictures, report: Report, row: int
 
 
 @contextlib.contextmanager
+def remembering(
+    serving: Any, tiny_bundle: Path, folder: Path, address: str, log: str, state: str | None = None
+) -> Iterator[Agent]:
+    """An agent that writes its log to ``log`` and what it remembers to ``state``."""
+    chosen = settings(tiny_bundle, address, Path(log))
+    if state is not None:
+        chosen["state_dir"] = state
+    with serving("edge", "--config", str(write_config(folder / "agent.toml", chosen))) as server:
+        yield Agent(server, Path(log))
+
+
+@contextlib.contextmanager
 def tiny_disk(folder: Path) -> Iterator[Path]:
     """A file system of 256 KB, which takes root."""
     folder.mkdir()
@@ -85,10 +96,7 @@ def test_row_65_a_disk_that_is_full_costs_no_answer_and_what_is_not_logged_is_co
     with tiny_disk(tmp_path / "disk") as disk:
         (disk / "filling").write_bytes(bytes(256 * 1024 - 4096))
         log, state = disk / "requests.jsonl", disk / "state"
-        budget = {"state_dir": str(state)}
-        with agent_process(
-            serving, tmp_path, tiny_bundle, on_stage.proxy.address, log={"requests": str(log)}, **budget
-        ) as agent:
+        with remembering(serving, tiny_bundle, tmp_path, on_stage.proxy.address, str(log), str(state)) as agent:
             played(on_stage, agent, seen, report, 65, "disk full")
             wait_for(lambda: agent.metric("edgemux_log_dropped_total") > 0, "lines are dropped and counted")
             assert agent.server.popen.poll() is None
@@ -97,7 +105,7 @@ def test_row_65_a_disk_that_is_full_costs_no_answer_and_what_is_not_logged_is_co
 def test_row_65_a_log_that_takes_nothing_costs_no_answer(
     on_stage: Stage, serving: Any, tiny_bundle: Path, tmp_path: Path, seen: Pictures, report: Report
 ) -> None:
-    with agent_process(serving, tmp_path, tiny_bundle, on_stage.proxy.address, log={"requests": "/dev/full"}) as agent:
+    with remembering(serving, tiny_bundle, tmp_path, on_stage.proxy.address, "/dev/full") as agent:
         played(on_stage, agent, seen, report, 65, "log on /dev/full")
         wait_for(lambda: agent.metric("edgemux_log_dropped_total") > 0, "lines are dropped and counted")
 
@@ -106,13 +114,8 @@ def test_row_66_an_agent_whose_log_and_state_cannot_be_made_starts_and_answers(
     on_stage: Stage, serving: Any, tiny_bundle: Path, tmp_path: Path, seen: Pictures, report: Report
 ) -> None:
     # /proc takes no file from anybody, not even from root.
-    with agent_process(
-        serving,
-        tmp_path,
-        tiny_bundle,
-        on_stage.proxy.address,
-        log={"requests": "/proc/requests.jsonl"},
-        state_dir="/proc/state",
+    with remembering(
+        serving, tiny_bundle, tmp_path, on_stage.proxy.address, "/proc/requests.jsonl", "/proc/state"
     ) as agent:
         played(on_stage, agent, seen, report, 66, "state and log on a read-only file system")
 
@@ -124,18 +127,24 @@ def test_row_68_a_wall_clock_that_is_wrong_changes_no_answer(
 ) -> None:
     moved = tmp_path / "clock"
     moved.write_text("+0\n")
-    told = {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_TIMESTAMP_FILE": str(moved), "FAKETIME_CACHE_DURATION": "1"}
+    # The monotonic clock is left alone, as by a host whose wall clock is set.
+    told = os.environ | {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "FAKETIME_TIMESTAMP_FILE": str(moved),
+        "FAKETIME_CACHE_DURATION": "1",
+    }
     command = [sys.executable, "-m", "edgemux.cli.main", "edge", "--bundle", str(tiny_bundle), "--grpc-port", "0"]
     command += ["--http-port", "0", "--metrics-port", "0", "--cloud", on_stage.proxy.address]
-    assert FAKETIME is not None
-    with subprocess.Popen(
-        [FAKETIME, "-m", "-f", "+0", *command], stdout=subprocess.PIPE, text=True, env=os.environ | told
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=told) as process:
         try:
             assert process.stdout is not None
             words = dict(word.split("=", 1) for word in process.stdout.readline().split() if "=" in word)
             before = ask(words["grpc"], good)
             moved.write_text(f"{shift}\n")
+            clock = [sys.executable, "-c", "import time; print(time.time())"]
+            told_time = float(subprocess.run(clock, env=told, capture_output=True, text=True, check=True).stdout)
+            assert abs(told_time - time.time()) > 3000, "the clock does not jump"
             time.sleep(1.5)
             during = ask(words["grpc"], good, count=100)
         finally:

@@ -20,7 +20,7 @@ import pytest
 
 from edgemux.wire.channel import client_options
 from tests.system.faults import http2
-from tests.system.faults.stage import Pictures, Stage, agent_process
+from tests.system.faults.stage import Agent, Pictures, Stage, agent_process, settings, write_config
 from tests.system.faults.table import Found
 
 Report = Callable[[Found], None]

@@ -268,3 +268,35 @@ async def test_the_level_follows_the_cpu_that_is_there(bundle: Bundle) -> None:
         assert sum(resident(agents)) < sum(first)
         assert pager.plan is not None
         assert sum(allotment.share for allotment in pager.plan.allotments) == pytest.approx(1)
+
+
+async def test_a_plan_that_fails_leaves_the_one_before_and_is_said_once(
+    bundle: Bundle, pictures: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, _ = pictures(5, 3)
+    config = two(bundle, scheduler=OFF)
+    async with open_agents(config) as agents:
+        pager = pager_of(config, agents)
+        pager.tick(time.monotonic())
+        before = pager.plan
+
+        def broken(*_: Any) -> Any:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(pager._planner, "consider", broken)
+        for memory in (1.0, 2.0, 3.0):
+            pager.memory_bytes = memory
+            pager.tick(time.monotonic())
+        assert pager.plan is before
+        assert len(caplog.records) == 1
+        assert len([await agents["door"].infer({"image": image[None]}, PATIENT_S) for image in images]) == 5
+
+
+async def test_the_watchdog_s_check_goes_on_when_a_level_is_dropped_under_it(bundle: Bundle) -> None:
+    config = two(bundle, scheduler=OFF)
+    async with open_agents(config) as agents:
+        agent = agents["door"]
+        assert agent.self_check is not None
+        assert await agent.self_check.well(4)
+        agent.family.lower_to(2)
+        assert await agent.self_check.well(4)

@@ -63,6 +63,7 @@ class Pager:
         self._measured_s = [[estimate.mean_s for estimate in agent.device.compute] for agent in self._agents]
         self._highest = [agent.family.highest for agent in self._agents]
         self._retry_s = math.inf
+        self._complained = False
         self._raising: asyncio.Task[None] | None = None
         self._dropping: asyncio.Task[None] | None = None
         self._seen: tuple[object, ...] = ()
@@ -92,9 +93,20 @@ class Pager:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def tick(self, now_s: float) -> None:
-        """Plan again if what is known has changed, or a raise is being weighed. Called about ten times a second."""
+        """Plan again if what is known has changed, or a raise is being weighed. Called about ten times a second.
+
+        Whatever is wrong with a plan, inputs are answered by the one before.
+        """
         if not self._agents:
             return
+        try:
+            self._plan(now_s)
+        except Exception:
+            if not self._complained:
+                self._complained = True
+                _log.exception("there is no new plan; the one before stays")
+
+    def _plan(self, now_s: float) -> None:
         self._learn_own()
         if self._settings.scheme == "off" or (self._raising is not None and not self._raising.done()):
             return
@@ -209,3 +221,5 @@ class Pager:
                 continue
             for load in loads:
                 agent.metrics.paged(load.seconds, load.bytes)
+        # Loading takes twice what is loaded, and most of it is free again.
+        await asyncio.to_thread(give_back)

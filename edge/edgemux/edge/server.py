@@ -12,8 +12,9 @@ import msgspec
 
 from edgemux.edge.agent import Agent
 from edgemux.edge.breaker import Breaker
+from edgemux.edge.cloud_executor import CloudExecutor, Peer
 from edgemux.edge.config import ApplicationSettings, CloudSettings, EdgeConfig
-from edgemux.edge.executors import CloudExecutor, DeviceExecutor, Peer
+from edgemux.edge.device_executor import DeviceExecutor
 from edgemux.edge.loading import Loaded, load
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.pager import Pager
@@ -23,6 +24,7 @@ from edgemux.edge.sampler import Sampler
 from edgemux.edge.self_check import SelfCheck
 from edgemux.edge.service import EdgeService
 from edgemux.edge.store import Store
+from edgemux.edge.variants import give_back
 from edgemux.edge.vigil import Vigil
 from edgemux.edge.watch import sense, watch
 from edgemux.multiplexer import plugins
@@ -99,6 +101,7 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
 async def _watched(agents: Sequence[Agent], pager: Pager, probe_interval_s: float) -> AsyncIterator[None]:
     """Somebody looks after the agents meanwhile."""
     await pager.start()
+    await asyncio.to_thread(give_back)  # loading has taken twice what is loaded
     sense(agents, time.monotonic())
     watching = asyncio.create_task(watch(agents, pager, probe_interval_s))
     try:

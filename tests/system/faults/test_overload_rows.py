@@ -1,4 +1,4 @@
-"""Rows 48 and 49: ten times what an agent can do, and one client that asks for it all. See benchmarks/overload.py."""
+"""Rows 48 and 49: ten times what an agent can do, and one client that asks for all of it; benchmarks/overload.py."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ import msgspec
 from numpy.typing import NDArray
 
 from edgemux.edge.budget import Allowance, Demand, Readings, budget_for
+from edgemux.edge.cloud_executor import Clock, CloudExecutor
 from edgemux.edge.config import DriftSettings, EdgeConfig, RequestSettings
-from edgemux.edge.executors import Clock, CloudExecutor, DeviceExecutor
+from edgemux.edge.device_executor import DeviceExecutor
 from edgemux.edge.loading import CloudGates, Fallback
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.purse import Purse
@@ -169,6 +170,14 @@ class Agent:
             ],
             arrived,
         )
+
+    def check_room(self, client: str, left_s: float) -> None:
+        """Raises Overloaded where neither the device nor the cloud could answer in time; before anything was done."""
+        now = self._clock()
+        if self._device.fits(1, client, left_s, now):
+            return
+        if self.cloud is None or self.cloud.blocked(now, 1.0) is not None:
+            raise _refusal(Reason.OVERLOADED, self._device.backlog.wait_s)
 
     async def _each(self, samples: Sequence[Sample], arrived: float) -> list[Answer]:
         """Answer many at once; every few rows others get a turn, and so do the answers that have come back."""

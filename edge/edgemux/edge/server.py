@@ -12,8 +12,9 @@ import msgspec
 
 from edgemux.edge.agent import Agent
 from edgemux.edge.breaker import Breaker
+from edgemux.edge.cloud_executor import CloudExecutor, Peer
 from edgemux.edge.config import ApplicationSettings, CloudSettings, EdgeConfig
-from edgemux.edge.executors import CloudExecutor, DeviceExecutor, Peer
+from edgemux.edge.device_executor import DeviceExecutor
 from edgemux.edge.loading import Loaded, load
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.pager import Pager

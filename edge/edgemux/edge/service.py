@@ -85,6 +85,7 @@ class EdgeService(ModelService):
         manifest = self.check_model(request.model_name, request.model_version)
         agent = self._agents[manifest.name]
         deadline_s = came_s + agent.request.allowed_s(left_s, timeout_s(request))
+        agent.check_room(client, deadline_s - came_s)
         outputs = requested_outputs(request, manifest.outputs)
         tensors = await self.tensors(request, deadline_s)
         now_s = self._loop.time()
@@ -99,6 +100,10 @@ class EdgeService(ModelService):
         chosen = {name: arrays[name] for name in outputs}
         response = make_response(manifest.name, manifest.version, request.id, chosen, said(answers))
         return response, answers
+
+    def came_late(self) -> None:
+        """Counted with what asks for no model: which one it is about is not known."""
+        self._nobody.refused("expired")
 
     def status(self) -> dict[str, Any]:
         """The agents' state now."""

@@ -208,6 +208,9 @@ class ModelService:
         named = {} if others else {"model": first.name, "version": first.version}
         return named | {"ready": not self.draining}
 
+    def came_late(self) -> None:
+        """An inference came in whose time was over already; nothing of it was looked at."""
+
     def close(self) -> None:
         """Stop the decoder; it gives up after the picture at hand, for which nobody waits."""
         self._closed = True

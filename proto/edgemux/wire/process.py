@@ -121,7 +121,7 @@ async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
         stack.push_async_callback(serving.closed)
         serving.servicer.check_fits(listen.max_message_bytes)
 
-        door, checks = Door(), health.aio.HealthServicer()
+        door, checks = Door(serving.servicer.came_late), health.aio.HealthServicer()
         register(server, serving.servicer, door)
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         for service in ("", *serving.models):

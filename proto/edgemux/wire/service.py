@@ -71,9 +71,11 @@ class Door:
     UNAVAILABLE, and stops once nobody is inside or knocking.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, expired: Callable[[], None] = lambda: None) -> None:
+        """``expired`` is called for every call whose time was over before it came in."""
         self.closed = False
         self.arrived = 0
+        self.expired = expired
         self._inside: set[asyncio.Task[Any]] = set()
         self._cleared = False
 
@@ -96,7 +98,13 @@ class Door:
         async def enter(content: bytes, context: Any) -> Any:
             self.arrived += 1
             if self.closed:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, _STOPPING)
+                await _abort(context, grpc.StatusCode.UNAVAILABLE, _STOPPING)
+            left_s = context.time_remaining()
+            if left_s is not None and left_s <= 0:
+                # Under overload calls wait in the library before they are taken in; each that is answered although its
+                # time is over makes the next one late, and in the end none is answered in time.
+                self.expired()
+                raise asyncio.CancelledError
             task = asyncio.current_task()
             assert task is not None  # the library gives every call one of its own
             self._inside.add(task)
@@ -105,11 +113,21 @@ class Door:
             except asyncio.CancelledError:
                 if not self._cleared:
                     raise
-                await context.abort(grpc.StatusCode.UNAVAILABLE, _STOPPING)
+                await _abort(context, grpc.StatusCode.UNAVAILABLE, _STOPPING)
             finally:
                 self._inside.discard(task)
 
         return enter
+
+
+async def _abort(context: Any, code: grpc.StatusCode, text: str) -> None:
+    """End a call with a status. Where it is over already nobody hears of it, and it is no error of ours."""
+    try:
+        await context.abort(code, text)
+    except grpc.aio.AbortError:
+        raise
+    except grpc.aio.BaseError as error:
+        raise asyncio.CancelledError from error
 
 
 def register(server: grpc.aio.Server, servicer: Servicer, door: Door | None = None) -> None:
@@ -141,21 +159,21 @@ def _guarded(method: Callable[[Any, Any], Awaitable[Any]], parse: Callable[[byte
         try:
             request = parse(content)
         except InputError as error:
-            await context.abort(grpc_code(error), str(error))
+            await _abort(context, grpc_code(error), str(error))
         except Exception:  # the protobuf runtimes raise different types
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "request: not a valid message of this method")
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "request: not a valid message of this method")
         try:
             return await method(request, context)
         except EdgemuxError as error:
             if isinstance(error, Overloaded) and error.retry_after_s is not None:
                 pushback = str(max(1, round(error.retry_after_s * 1000)))
                 context.set_trailing_metadata((("grpc-retry-pushback-ms", pushback),))
-            await context.abort(grpc_code(error), str(error))
+            await _abort(context, grpc_code(error), str(error))
         except MemoryError:  # a limit of the system, or all there is: fewer at a time may do
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "out of memory")
+            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "out of memory")
         except Exception:
             error_id = internal_id()
             _log.exception("internal error %s", error_id)
-            await context.abort(grpc.StatusCode.INTERNAL, f"internal error {error_id}")
+            await _abort(context, grpc.StatusCode.INTERNAL, f"internal error {error_id}")
 
     return handle

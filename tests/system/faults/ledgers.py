@@ -41,6 +41,11 @@ class Entry(msgspec.Struct):
     starved_s: float = 0.0
 
     @property
+    def answered(self) -> bool:
+        """Whether it was."""
+        return self.outcome == ANSWERED
+
+    @property
     def ended_s(self) -> float:
         """When its outcome came."""
         return self.sent_s + self.elapsed_s

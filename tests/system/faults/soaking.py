@@ -1,6 +1,6 @@
-"""A load as a process of its own, as quick as Python lets it: ``soaking.py ADDRESS PICTURES COUNT CLIENTS TIMEOUT OUT``.
+"""A load as a process of its own, quick for Python: ``soaking.py ADDRESS PICTURES COUNT CLIENTS TIMEOUT OUT``.
 
-PICTURES is a .npz of ``images`` UINT8 [n, 28, 28] and ``order``. Closed loop, CLIENTS at once on four connections, until
+PICTURES is a .npz of ``images`` UINT8 [n, 28, 28] and ``order``. Closed loop, CLIENTS at once on 4 connections, until
 COUNT requests have an outcome; prints a line for every thousand. OUT gets every request as a ledger's Entry, msgpack.
 """
 

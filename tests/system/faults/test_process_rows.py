@@ -39,10 +39,12 @@ def timed(process: contextlib.AbstractContextManager[Agent]) -> Iterator[tuple[A
 
 def assert_all_answered_here(scene: Scene, load: Any) -> None:
     """The device has answered everything, and hardly anybody has waited to find out that it must."""
-    assert {e.route for e in load.entries} == {"edge"}
-    assert {e.reason for e in load.entries} <= UNREACHABLE | USUAL
-    assert waited_after(load.entries, FAILURES, WAITED, 0.0) == []
-    doubtful = [e for e in load.entries if e.picture < scene.pictures.doubtful]
+    # Some are still under way, for the load goes on.
+    answered = [e for e in list(load.entries) if e.answered]
+    assert {e.route for e in answered} == {"edge"}
+    assert {e.reason for e in answered} <= UNREACHABLE | USUAL
+    assert waited_after(answered, FAILURES, WAITED, 0.0) == []
+    doubtful = [e for e in answered if e.picture < scene.pictures.doubtful]
     assert all(e.degraded for e in doubtful)
 
 
@@ -157,7 +159,7 @@ def test_row_3_requests_that_a_dying_cloud_has_in_hand_are_answered_by_the_devic
     in_hand = [e for e in load.entries if e.sent_s < killed_s < e.ended_s and e.reason == "cloud_unreachable"]
     assert in_hand
     during = [e for e in load.entries if e.ended_s > killed_s and e.sent_s < repaired_s]
-    assert {e.reason for e in during} <= UNREACHABLE | USUAL
+    assert {e.reason for e in during if e.answered} <= UNREACHABLE | USUAL
     assert opened
     assert waited_after(during, FAILURES, WAITED, killed_s) == []
     assert recovery_s <= RECOVERY_S + BUSY_RECOVERY_S

@@ -35,7 +35,7 @@ FAULT_S, REST_S = 0.6, 1.2
 # A cloud that starts takes a core from everybody for a second or two.
 KILLS = 5
 TIMEOUT_S = 1.0
-CONTROL = 12_000
+CONTROL = 10_000
 LEAKED_BYTES = 2048
 
 pytestmark = pytest.mark.timeout(600 + COUNT // 100)

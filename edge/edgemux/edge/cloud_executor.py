@@ -1,33 +1,26 @@
-"""Running a route: on the device, or in the cloud. Each answers with a Prediction or raises an ExecutionError."""
+"""Running a route in the cloud: answers with a Prediction or raises an ExecutionError; learns from both."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import itertools
 import logging
 import math
 import secrets
-import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 import grpc.aio
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from edgemux.edge.admission import Backlog
 from edgemux.edge.breaker import Breaker, Call, State
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
-from edgemux.edge.variants import Family
 from edgemux.multiplexer.bundle import Manifest, Tensor
-from edgemux.multiplexer.chain import PROBABILITIES, Activations
+from edgemux.multiplexer.chain import PROBABILITIES
 from edgemux.multiplexer.domain import Prediction, Reason, Route
 from edgemux.multiplexer.errors import (
     BadAnswer,
@@ -40,8 +33,7 @@ from edgemux.multiplexer.errors import (
     Unreachable,
     Untrusted,
 )
-from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, DurationEstimate, LinkEstimate, RecentMean, RecentShare
-from edgemux.multiplexer.onnx_model import Stop
+from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, LinkEstimate, RecentMean, RecentShare
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import DTYPES, MODEL_DIGEST, add_checksum, get_parameters, make_request, read_outputs
 from edgemux.wire.renewed import RenewedChannel
@@ -62,125 +54,6 @@ SHADOW_S = 1.0
 RECHECK_S = 30.0
 # One such answer can be a damaged one; so many in a row are not.
 INCOMPATIBLE_IN_A_ROW = 2
-# A model that takes longer than this leaves the event loop for a thread: a hop costs 0.15-0.2 ms, blocking costs all.
-INLINE_S = 0.002
-
-
-class DeviceExecutor:
-    """Runs levels of the nested family, and learns what each takes."""
-
-    def __init__(
-        self, family: Family, priors_s: tuple[float, ...], metrics: EdgeMetrics, spent: Callable[[float], None]
-    ) -> None:
-        """``priors_s``: seconds per level, by rising level, as the bundle's maker measured them. ``spent`` is told the
-        CPU seconds of every run.
-        """
-        self._family = family
-        self._metrics = metrics
-        self._spent = spent
-        self.latency = [DurationEstimate(prior) for prior in priors_s]
-        self.compute = [DurationEstimate(prior) for prior in priors_s]
-        self.backlog = Backlog()
-        self.spent_s = 0.0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="edgemux-device")
-
-    async def run(self, route: Route, sample: Sample, timeout_s: float) -> Prediction:
-        """Answer on the device. Raises ExecutionError when the model fails or has no time left."""
-        fresh = sample.activations.reached == 0
-        try:
-            if self.inline(route.level):
-                probabilities, elapsed, cpu_s = self._timed(route.level, sample.activations)
-            else:
-                probabilities, elapsed, cpu_s = await self._in_thread(route.level, sample, timeout_s)
-        except TimeoutError as error:
-            raise DeadlineExceeded("the device model had no time left") from error
-        except Exception as error:  # whatever the library raises, the multiplexer has other routes
-            raise ExecutionError("the device model failed") from error
-        if fresh:
-            self.latency[route.level - 1].observe(elapsed)
-            self.compute[route.level - 1].observe(cpu_s)
-        self._metrics.stage("device", elapsed)
-        self.spent_s += cpu_s
-        self._spent(cpu_s)
-        row = probabilities[0]
-        label = int(row.argmax())
-        if not np.isfinite(row).all():
-            raise ExecutionError("the device model gave no finite answer")
-        return Prediction(route, label, row, float(row[label]))
-
-    def inline(self, level: int) -> bool:
-        """Whether a level is quick enough to run on the event loop; there nothing ever waits."""
-        return self.latency[level - 1].mean_s <= INLINE_S
-
-    def fits(self, level: int, client: str, left_s: float, now_s: float) -> bool:
-        """Whether a level would be done within ``left_s`` behind what waits already, and ``client`` has its share."""
-        return self.inline(level) or self.backlog.fits(client, self.latency[level - 1].mean_s, left_s, now_s)
-
-    def reserve_s(self, client: str, left_s: float, now_s: float) -> float:
-        """What must be left of ``left_s`` for the device to answer after all; 0 where it could not in any case."""
-        if self._family.resident == 0 or not self.fits(1, client, left_s, now_s):
-            return 0.0
-        return self.backlog.wait_s + self.latency[self._family.resident - 1].upper_s
-
-    @contextlib.contextmanager
-    def room_for(self, level: int, client: str) -> Iterator[None]:
-        """Keep the time that a level takes, as long as something else may still leave the device to answer."""
-        work_s = 0.0 if self.inline(level) else self.latency[level - 1].mean_s
-        if work_s == 0.0:
-            yield
-            return
-        self.backlog.enter(client, work_s)
-        try:
-            yield
-        finally:
-            self.backlog.leave(client, work_s)
-
-    async def _in_thread(self, level: int, sample: Sample, timeout_s: float) -> tuple[NDArray[Any], float, float]:
-        """``_timed`` beside the event loop; when nobody waits any more it ends within a node, or is never begun."""
-        stop = Stop()
-        with self.room_for(level, sample.client):
-            loop = asyncio.get_running_loop()
-            work = loop.run_in_executor(self._thread, self._timed, level, sample.activations, stop)
-            try:
-                return await asyncio.wait_for(work, timeout_s)
-            except BaseException:
-                stop.now()
-                raise
-
-    def _timed(
-        self, level: int, activations: Activations, stop: Stop | None = None
-    ) -> tuple[NDArray[Any], float, float]:
-        """Probabilities, seconds and CPU seconds; time spent waiting for the thread is not the model's."""
-        wall, cpu = time.perf_counter(), time.thread_time()
-        probabilities = self._family.run(level, activations, stop)
-        return probabilities, time.perf_counter() - wall, time.thread_time() - cpu
-
-    async def answer(self, level: int, tensors: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
-        """Probabilities FP32 [N, classes] of a level, run where requests are, but counted and learned from nowhere.
-
-        None where the level is not loaded.
-        """
-        activations = Activations(tensors)
-        activations.chain = self._family.chain
-        if level > len(activations.chain):
-            return None
-        if self.inline(level):
-            return self._family.run(level, activations)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._family.run, level, activations)
-
-    def warm_up(self, tensors: Mapping[str, NDArray[Any]], times: int = 5) -> None:
-        """Measure every level on this device: the first run allocates and is not counted."""
-        for index, route in enumerate(self._family.routes[: self._family.resident]):
-            self._family.run(route.level, Activations(tensors))
-            for _ in range(times):
-                _, elapsed, cpu_s = self._timed(route.level, Activations(tensors))
-                self.latency[index].observe(elapsed)
-                self.compute[index].observe(cpu_s)
-
-    def close(self) -> None:
-        """Let the thread end."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 class Peer(msgspec.Struct, frozen=True):

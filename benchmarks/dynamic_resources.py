@@ -546,7 +546,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--applications", type=int, nargs="+", default=[2, 4], choices=sorted(WANTED))
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=list(SCHEMES))
-    parser.add_argument("--step", type=float, default=2.2, help="seconds of each step of the trace")
+    parser.add_argument("--step", type=float, default=2.0, help="seconds of each step of the trace")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--memory", help=argparse.SUPPRESS)

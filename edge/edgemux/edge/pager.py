@@ -129,6 +129,9 @@ class Pager:
         free = cpu_share(readings)
         own = self.own_s * sum(agent.rate.per_s(now_s) for agent in self._agents)
         share = free * self._limits.compute_share
+        if free >= 1.0:
+            # A whole core: what is busy then is a client that asks again as soon as it is answered, and nobody waits.
+            return share
         return max(LEAST_SHARE * share, min(share, free * MOST_BUSY - own))
 
     def _wanted(self, now_s: float) -> tuple[Application, ...]:

@@ -229,9 +229,7 @@ def main(seconds: float = 10.0) -> None:
     print(f"hardware: {hardware()}, load {os.getloadavg()[0]:.1f} before; agent and client have a core each")
     for layers in (LAYERS, MORE_LAYERS):
         found = run(seconds, layers)
-        print(
-            f"\na model of {1000 / found.capacity:.0f} ms: {found.capacity:.1f} answers a second in a closed loop of {CLIENTS}"
-        )
+        print(f"\na model of {1000 / found.capacity:.0f} ms, by {found.capacity:.1f} answers a second in a closed loop")
         print(f"offered {found.offered:.1f} a second for {seconds:g} s, deadline {TIMEOUT_S:g} s: {found.codes}")
         for text, figure, must in TARGETS:
             value, (sign, limit) = figure(found), must.split()

@@ -48,13 +48,17 @@ class Shares:
         An idle device takes everything: were it to trust an estimate that has become too high, it would refuse for
         ever and never measure again.
         """
-        alone = self._is_alone(client, now_s)
+        seen = self._seen_s
+        seen.pop(client, None)
+        seen[client] = now_s  # the latest last, so that the one before it says whether anybody else is around
+        if len(seen) > MOST_CLIENTS:
+            del seen[next(iter(seen))]
         if not self._held:
             return True
         left = limit - self.total
         if amount > left:
             return False
-        return alone or self._held.get(client, 0.0) + amount <= left
+        return self._held.get(client, 0.0) + amount <= left or self._is_alone(client, now_s)
 
     def take(self, client: str, amount: float) -> None:
         """``client`` holds ``amount`` more, whether or not it fits."""
@@ -71,18 +75,13 @@ class Shares:
         self.total = self.total - amount if self._held else 0.0
 
     def _is_alone(self, client: str, now_s: float) -> bool:
-        """Whether nobody else holds anything or was heard of lately; ``client`` is heard of now."""
-        seen = self._seen_s
-        seen.pop(client, None)
-        seen[client] = now_s  # the latest last, so that the one before it says whether anybody else is around
-        while len(seen) > MOST_CLIENTS:
-            del seen[next(iter(seen))]
+        """Whether nobody else holds anything or was heard of lately; ``client``, who holds or asks, was just now."""
         if len(self._held) > 1 or (self._held and client not in self._held):
             return False
-        others = iter(reversed(seen))
+        others = iter(reversed(self._seen_s))
         next(others)
         other = next(others, None)
-        return other is None or now_s - seen[other] > AROUND_S
+        return other is None or now_s - self._seen_s[other] > AROUND_S
 
 
 class Backlog:

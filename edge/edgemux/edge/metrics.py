@@ -52,7 +52,10 @@ class EdgeMetrics:
         self._model = model
         self._requests = self._counter("edgemux_requests", "Answered inputs.", "model", "route", "variant", "reason")
         self._refused = self._counter("edgemux_refused", "Requests refused with a typed error.", "model", "reason")
-        self.inflight = self._gauge("edgemux_inflight", "Requests that are being answered.", "model").labels(model)
+        # Only read when somebody scrapes.
+        self.inflight = 0
+        inside = self._gauge("edgemux_inflight", "Requests that are being answered.", "model").labels(model)
+        inside.set_function(lambda: self.inflight)
         self.log_dropped = self._counter("edgemux_log_dropped", "Lines of the request log that were given up.")
         duration = self._histogram(
             "edgemux_request_duration_seconds", "From arrival to answer, per input.", _SECONDS, "model", "route"

@@ -133,6 +133,11 @@ class Purse:
                 budget.take(cost, now_s)
         return True
 
+    @property
+    def counts_joules(self) -> bool:
+        """Whether any budget is in joules."""
+        return bool(self._joules)
+
     def used(self, joules: float, now_s: float) -> None:
         """The device's models have used energy."""
         for bucket in self._joules:

@@ -157,7 +157,8 @@ def _agent(
 
     def spent(cpu_s: float) -> None:
         metrics.spent_cpu(Placement.EDGE, cpu_s)
-        purse.used(cpu_s * config.energy.active_watts, time.monotonic())
+        if purse.counts_joules:
+            purse.used(cpu_s * config.energy.active_watts, time.monotonic())
 
     priors_s = tuple(manifest.levels[route.level - 1].median_ms / 1000 for route in family.routes)
     device = DeviceExecutor(family, priors_s, metrics, spent)

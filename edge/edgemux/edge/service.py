@@ -48,7 +48,7 @@ class EdgeService(ModelService):
         metrics = self._nobody if agent is None else agent.metrics
         came_s = self._loop.time()
         outcome, answers = "failed", list[Answer]()
-        metrics.inflight.inc()
+        metrics.inflight += 1
         try:
             client = context.peer()
             if not self._places.fits(client, 1.0, self._max_inflight, came_s):
@@ -68,7 +68,7 @@ class EdgeService(ModelService):
             outcome = "cancelled" if left_s is None or left_s > 0 else "expired"
             raise
         finally:
-            metrics.inflight.dec()
+            metrics.inflight -= 1
             if outcome != "answered":
                 metrics.refused(outcome)
             if self._log is not None:

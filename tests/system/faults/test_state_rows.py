@@ -100,7 +100,8 @@ def answers(
 
 def left(agent: Agent) -> float:
     """Offloads that the budget holds now."""
-    return agent.server.scrape()['edgemux_budget_remaining{budget="offloads"}']
+    series: dict[str, float] = agent.server.scrape()
+    return series['edgemux_budget_remaining{budget="offloads"}']
 
 
 @pytest.mark.parametrize("how", DAMAGES, ids=lambda how: how.__name__)

@@ -66,7 +66,7 @@ test-edge: $(EDGE_VENV)/tiny
 	  found = [name for name in ("torch", "onnx") if f(name)]; assert not found, f"$(EDGE_VENV) holds {found}"'
 	EDGEMUX_TINY_BUNDLE=$(EDGE_VENV)/tiny $(EDGE_VENV)/bin/python -m pytest -q tests/edge
 
-# The failure matrix against real processes: a table of faults, and what became of every request. About ten minutes.
+# The failure matrix against real processes: a table of faults, and what became of every request. About 14 minutes.
 test-faults: $(VENV)/stamp-dev
 	$(BIN)/python -m pytest -q -m faults tests/system/faults $(TEST)
 

@@ -68,8 +68,9 @@ def test_a_service_that_ends_is_started_again_ever_later_and_killed_when_it_hang
     settings = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and line[0] != "#")
     assert settings["Restart"] == "always"
     assert settings["Type"] == "notify"
-    assert "RestartSteps" in settings
-    assert "StartLimitBurst" in settings
+    assert (settings["RestartSec"], settings["RestartMaxDelaySec"]) == ("1s", "5min")
+    assert int(settings["RestartSteps"]) > 1
+    assert (settings["StartLimitIntervalSec"], settings["StartLimitBurst"]) == ("10min", "30")
     assert int(settings["WatchdogSec"].removesuffix("s")) > 0
     assert f"edgemux {part} --config" in settings["ExecStart"]
     assert "-HUP" in settings["ExecReload"]

@@ -206,13 +206,16 @@ def test_row_82_after_sigkill_it_is_ready_again_within_seconds(
 ) -> None:
     with serving("edge", "--bundle", str(tiny_bundle)) as server:
         port = server.grpc.rpartition(":")[2]
-        ask(server.grpc, good, count=1)
+        clients = Retrying(server.grpc, good, 1000)
+        clients.start()
+        wait_for(lambda: sum(clients.outcomes.values()) >= 100, "requests are answered")
         server.stop(signal.SIGKILL)
     began = time.monotonic()
-    with serving("edge", "--bundle", str(tiny_bundle), "--grpc-port", port) as again:
+    with serving("edge", "--bundle", str(tiny_bundle), "--grpc-port", port):
         ready_s = time.monotonic() - began
-        ask(again.grpc, good, count=5)
-    report(Found(82, "SIGKILL and restart", 6, recovery_s=ready_s))
+        wait_for(lambda: clients.over, "all are answered")
+    report(Found(82, "SIGKILL under load, and restart", 1000, recovery_s=ready_s))
+    assert clients.outcomes == {"answered": 1000}
     assert ready_s <= READY_S + BUSY_READY_S
 
 
@@ -226,6 +229,22 @@ def test_row_81_a_signal_ends_it_in_order_and_a_second_at_once(
         server.popen.send_signal(number)
         assert server.ended() == 0
     report(Found(81, f"{number.name} twice", 1, note="exit 0"))
+
+
+def test_row_81_certificates_and_tokens_are_looked_at_again_under_load_at_no_request_s_cost(
+    tiny_bundle: Path, serving: Any, good: bytes, report: Report
+) -> None:
+    with serving("edge", "--bundle", str(tiny_bundle)) as server:
+        clients = Retrying(server.grpc, good, 400)
+        clients.start()
+        for number in range(1, 6):
+            wait_for(lambda due=50 * number: sum(clients.outcomes.values()) >= due, "requests are answered")
+            server.popen.send_signal(signal.SIGHUP)
+        wait_for(lambda: clients.over, "all are answered")
+        assert server.popen.poll() is None
+    report(Found(81, "SIGHUP five times under load", 400))
+    assert clients.outcomes == {"answered": 400}
+    assert clients.cut_off == 0
 
 
 def test_row_85_nobody_who_reads_stdout_and_stderr_holds_up_no_answer(
@@ -244,7 +263,10 @@ def test_row_85_nobody_who_reads_stdout_and_stderr_holds_up_no_answer(
             assert process.stdout is not None
             words = dict(word.split("=", 1) for word in process.stdout.readline().split() if "=" in word)
             process.stdout.close()
-            elapsed = ask(words["grpc"], good, count=100)
+            elapsed = []
+            for _ in range(20):  # each signal is worth a line in the log
+                process.send_signal(signal.SIGHUP)
+                elapsed += ask(words["grpc"], good, count=5)
         finally:
             process.kill()
             os.close(reading)

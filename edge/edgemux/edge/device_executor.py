@@ -20,10 +20,7 @@ from edgemux.edge.sample import Sample
 from edgemux.edge.variants import Family
 from edgemux.multiplexer.chain import Activations
 from edgemux.multiplexer.domain import Prediction, Route
-from edgemux.multiplexer.errors import (
-    DeadlineExceeded,
-    ExecutionError,
-)
+from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError
 from edgemux.multiplexer.estimate import DurationEstimate
 from edgemux.multiplexer.onnx_model import Stop
 

@@ -96,13 +96,13 @@ class Purse:
         """Add a budget; one with a ``name`` is in ``tokens``."""
         if name is not None:
             self._buckets[name] = bucket
+        budget: TokenBucket | TolledBudget = bucket
         if kind == "joules":
             self._joules.append(bucket)
-            self._budgets.append((kind, bucket))
         else:
-            tolled = TolledBudget(bucket, self.one_offload[kind] or 1.0)
-            self._tolled.append((kind, tolled))
-            self._budgets.append((kind, tolled))
+            budget = TolledBudget(bucket, self.one_offload[kind] or 1.0)
+            self._tolled.append((kind, budget))
+        self._budgets.append((kind, budget))
 
     def left(self, now_s: float) -> dict[Kind, float]:
         """What can still be spent now, by kind; infinite where nothing is limited, below 0 for a debt of joules."""

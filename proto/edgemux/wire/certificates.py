@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -28,6 +29,8 @@ MAX_FILE_BYTES = 2**20
 # Long enough for somebody to see it in the log, short enough not to be usual for certificates of a week.
 SOON = datetime.timedelta(days=2)
 _VALIDITY_AT = 4  # in a tbsCertificate that has a version: version, serial, algorithm, issuer, validity
+
+T = TypeVar("T")
 
 _log = logging.getLogger("edgemux.wire")
 
@@ -61,7 +64,42 @@ class Pair(msgspec.Struct, frozen=True):
         return None
 
 
-class Certificates:
+class Reread(Generic[T]):
+    """A value that stands in files which are replaced while it is in use. Thread-safe.
+
+    Whoever inherits reads it: ``_look`` sets ``_value`` when the files have changed and can be used, under the lock.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._value: T
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._looked_s = clock()
+
+    def current(self) -> T:
+        """The value in use; looks at the files when nobody has for REREAD_S. Compare with ``is`` to see a change."""
+        if self._clock() - self._looked_s >= REREAD_S and self._lock.acquire(blocking=False):
+            try:
+                self._look_now()
+            finally:
+                self._lock.release()
+        return self._value
+
+    def reload(self) -> T:
+        """The value in use, after a look at the files."""
+        with self._lock:
+            self._look_now()
+        return self._value
+
+    def _look_now(self) -> None:
+        self._looked_s = self._clock()
+        self._look()
+
+    def _look(self) -> None:
+        raise NotImplementedError
+
+
+class Certificates(Reread[Pair]):
     """The pair in use, taken from ``files`` again when they change. Thread-safe.
 
     ``name`` is what the log and errors call the files: a section of the configuration.
@@ -69,34 +107,15 @@ class Certificates:
 
     def __init__(self, files: Files, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises ConfigError when there is no whole pair to begin with."""
+        super().__init__(clock)
         self._files = files
         self._name = name
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._looked_s = clock()
         contents = _read(files, name)
         self._tried = _digest(contents)
-        self._pair = whole(contents, name)
+        self._value = whole(contents, name)
         self._say_dates()
 
-    def current(self) -> Pair:
-        """The pair in use; looks at the files when nobody has for REREAD_S. Compare with ``is`` to see a change."""
-        now_s = self._clock()
-        if now_s - self._looked_s >= REREAD_S and self._lock.acquire(blocking=False):
-            try:
-                self._look(now_s)
-            finally:
-                self._lock.release()
-        return self._pair
-
-    def reload(self) -> Pair:
-        """The pair in use, after a look at the files."""
-        with self._lock:
-            self._look(self._clock())
-        return self._pair
-
-    def _look(self, now_s: float) -> None:
-        self._looked_s = now_s
+    def _look(self) -> None:
         try:
             contents = _read(self._files, self._name)
         except ConfigError as error:
@@ -106,7 +125,7 @@ class Certificates:
         if digest == self._tried:
             return
         try:
-            self._pair = whole(contents, self._name)
+            self._value = whole(contents, self._name)
         except ConfigError as error:
             self._keep(error, digest)
             return
@@ -122,11 +141,11 @@ class Certificates:
 
     def _say_dates(self) -> None:
         now = datetime.datetime.now(datetime.UTC)
-        trouble = self._pair.trouble(now)
+        trouble = self._value.trouble(now)
         if trouble is not None:
             _log.error("%s: the own certificate %s", self._name, trouble)
-        elif self._pair.until is not None and self._pair.until - now < SOON:
-            _log.warning("%s: the own certificate expires on %s", self._name, self._pair.until.isoformat())
+        elif self._value.until is not None and self._value.until - now < SOON:
+            _log.warning("%s: the own certificate expires on %s", self._name, self._value.until.isoformat())
 
 
 def whole(contents: tuple[bytes | None, bytes | None, bytes | None], name: str) -> Pair:

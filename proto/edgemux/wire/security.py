@@ -12,7 +12,6 @@ import ipaddress
 import logging
 import math
 import re
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -24,7 +23,7 @@ import msgspec
 from prometheus_client import CollectorRegistry, Gauge
 
 from edgemux.multiplexer.errors import ConfigError
-from edgemux.wire.certificates import REREAD_S, Certificates, Files, Pair, read_file
+from edgemux.wire.certificates import Certificates, Files, Pair, Reread, read_file
 
 AUTHORIZATION = "authorization"
 # The tokens of RFC 6750; 16 characters of 64 kinds are 96 bits.
@@ -113,43 +112,24 @@ def read_tokens(content: bytes, name: str) -> tuple[str, ...]:
     return tokens
 
 
-class TokenFile:
+class TokenFile(Reread[tuple[str, ...]]):
     """The tokens of a file, read again when it changes; what cannot be used leaves those from before. Thread-safe."""
 
     def __init__(self, path: Path, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         """``name`` is the setting's. Raises ConfigError when there is no token to begin with."""
+        super().__init__(clock)
         self._path = path
         self._name = name
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._looked_s = clock()
         self._content = read_file(path, name) or b""
-        self._tokens = read_tokens(self._content, name)
+        self._value = read_tokens(self._content, name)
 
-    def current(self) -> tuple[str, ...]:
-        """The tokens; looks at the file when nobody has for REREAD_S. Compare with ``is`` to see a change."""
-        now_s = self._clock()
-        if now_s - self._looked_s >= REREAD_S and self._lock.acquire(blocking=False):
-            try:
-                self._look(now_s)
-            finally:
-                self._lock.release()
-        return self._tokens
-
-    def reload(self) -> tuple[str, ...]:
-        """The tokens, after a look at the file."""
-        with self._lock:
-            self._look(self._clock())
-        return self._tokens
-
-    def _look(self, now_s: float) -> None:
-        self._looked_s = now_s
+    def _look(self) -> None:
         content = b""
         try:
             content = read_file(self._path, self._name) or b""
             if content == self._content:
                 return
-            self._tokens = read_tokens(content, self._name)
+            self._value = read_tokens(content, self._name)
             _log.warning("%s: new tokens are in use", self._name)
         except ConfigError as error:
             if content != self._content:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 
-from edgemux.multiplexer.errors import EdgemuxError, InputError, Overloaded
+from edgemux.multiplexer.errors import EdgemuxError, InputError, Overloaded, Unreachable
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.fields import check_fields
 from edgemux.wire.status import grpc_code, internal_id
@@ -19,11 +19,12 @@ SERVICE = "inference.GRPCInferenceService"
 
 _STOPPING = "the server is stopping"
 
-_Handler = Callable[[bytes, Any], Awaitable[Any]]
+_Infer = Callable[[Any, Any], Coroutine[Any, Any, Any]]
+_Handler = Callable[[bytes, Any], Coroutine[Any, Any, Any]]
 
 _log = logging.getLogger("edgemux.wire")
 
-# method -> (request, response); what a server of ours does not implement answers UNIMPLEMENTED by itself.
+# method -> (request, response). A servicer that lacks one answers UNIMPLEMENTED.
 METHODS: dict[str, tuple[Any, Any]] = {
     "ServerLive": (oip.ServerLiveRequest, oip.ServerLiveResponse),
     "ServerReady": (oip.ServerReadyRequest, oip.ServerReadyResponse),
@@ -32,7 +33,20 @@ METHODS: dict[str, tuple[Any, Any]] = {
     "ModelMetadata": (oip.ModelMetadataRequest, oip.ModelMetadataResponse),
     "ModelInfer": (oip.ModelInferRequest, oip.ModelInferResponse),
     "RepositoryIndex": (oip.RepositoryIndexRequest, oip.RepositoryIndexResponse),
+    "ModelConfig": (oip.ModelConfigRequest, oip.ModelConfigResponse),
+    "ModelStatistics": (oip.ModelStatisticsRequest, oip.ModelStatisticsResponse),
+    "TraceSetting": (oip.TraceSettingRequest, oip.TraceSettingResponse),
+    "LogSettings": (oip.LogSettingsRequest, oip.LogSettingsResponse),
 }
+# What changes a server, for whoever may: served on an address of its own.
+ADMIN_METHODS: dict[str, tuple[Any, Any]] = {
+    "RepositoryIndex": METHODS["RepositoryIndex"],
+    "RepositoryModelLoad": (oip.RepositoryModelLoadRequest, oip.RepositoryModelLoadResponse),
+    "RepositoryModelUnload": (oip.RepositoryModelUnloadRequest, oip.RepositoryModelUnloadResponse),
+}
+STREAM = "ModelStreamInfer"
+# Requests of one stream that are worked on at once; more are not read before answers have left.
+MAX_STREAMED = 64
 
 
 class Servicer(Protocol):
@@ -92,30 +106,39 @@ class Door:
         if self._inside:
             await asyncio.wait(set(self._inside), timeout=patience_s)
 
+    async def within(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """``work``, an inference, as one who is let in. Raises Unreachable when the server is stopping."""
+        self.arrived += 1
+        if self.closed:
+            work.close()
+            raise Unreachable(_STOPPING)
+        task = asyncio.current_task()
+        assert task is not None
+        self._inside.add(task)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if not self._cleared:
+                raise
+            raise Unreachable(_STOPPING) from None
+        finally:
+            self._inside.discard(task)
+
     def counted(self, handle: _Handler) -> _Handler:
         """``handle`` for those who are let in."""
 
         async def enter(content: bytes, context: Any) -> Any:
-            self.arrived += 1
-            if self.closed:
-                await _abort(context, grpc.StatusCode.UNAVAILABLE, _STOPPING)
             left_s = context.time_remaining()
-            if left_s is not None and left_s <= 0:
+            if left_s is not None and left_s <= 0 and not self.closed:
                 # Under overload calls wait in the library before they are taken in; each that is answered although its
                 # time is over makes the next one late, and in the end none is answered in time.
+                self.arrived += 1
                 self.expired()
                 raise asyncio.CancelledError
-            task = asyncio.current_task()
-            assert task is not None  # the library gives every call one of its own
-            self._inside.add(task)
             try:
-                return await handle(content, context)
-            except asyncio.CancelledError:
-                if not self._cleared:
-                    raise
+                return await self.within(handle(content, context))
+            except Unreachable:  # the door's own: what is behind it has told the client already
                 await _abort(context, grpc.StatusCode.UNAVAILABLE, _STOPPING)
-            finally:
-                self._inside.discard(task)
 
         return enter
 
@@ -130,50 +153,116 @@ async def _abort(context: Any, code: grpc.StatusCode, text: str) -> None:
         raise asyncio.CancelledError from error
 
 
-def register(server: grpc.aio.Server, servicer: Servicer, door: Door | None = None) -> None:
-    """Serve ``servicer`` under the protocol's service name; inferences come in through ``door``.
+def register(server: grpc.aio.Server, servicer: Any, door: Door | None = None) -> None:
+    """Serve what ``servicer`` has of the protocol under its service name; inferences come in through ``door``.
 
     Requests are parsed inside the handler: the library answers UNKNOWN to bytes that do not parse, where
     INVALID_ARGUMENT is right, and would send the text of an uncaught exception to the client.
     """
-    handlers = {}
-    for method, (request, response) in METHODS.items():
-        parse = _parse_infer if method == "ModelInfer" else request.FromString
-        handle = _guarded(getattr(servicer, method), parse)
-        if door is not None and method == "ModelInfer":
-            handle = door.counted(handle)
-        handlers[method] = grpc.unary_unary_rpc_method_handler(handle, response_serializer=response.SerializeToString)
+    door = door or Door()
+    handlers = _handlers(servicer, METHODS, door)
+    if hasattr(servicer, "ModelInfer"):
+        handlers[STREAM] = grpc.stream_stream_rpc_method_handler(
+            _streaming(servicer.ModelInfer, door),
+            response_serializer=oip.ModelStreamInferResponse.SerializeToString,
+        )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
 
+def register_admin(server: grpc.aio.Server, servicer: Any) -> None:
+    """Serve what ``servicer`` has of the methods that change a server."""
+    handlers = _handlers(servicer, ADMIN_METHODS, Door())
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+def _handlers(servicer: Any, methods: Mapping[str, tuple[Any, Any]], door: Door) -> dict[str, Any]:
+    handlers = {}
+    for method, (request, response) in methods.items():
+        answer = getattr(servicer, method, None)
+        if answer is None:
+            continue
+        handle = _guarded(answer, _parse_infer if method == "ModelInfer" else request.FromString)
+        if method == "ModelInfer":
+            handle = door.counted(handle)
+        handlers[method] = grpc.unary_unary_rpc_method_handler(handle, response_serializer=response.SerializeToString)
+    return handlers
+
+
 def _parse_infer(content: bytes) -> Any:
-    """Raises TooLarge, and InputError or what the protobuf runtime raises for bytes that are no such message."""
+    """Raises TooLarge, and InputError for bytes that are no such message."""
     check_fields(content)
-    return oip.ModelInferRequest.FromString(content)
+    return _parsed(oip.ModelInferRequest.FromString, content)
+
+
+def _parsed(parse: Callable[[bytes], Any], content: bytes) -> Any:
+    try:
+        return parse(content)
+    except InputError:
+        raise
+    except Exception as error:  # the protobuf runtimes raise different types
+        raise InputError("request", "not a valid message of this method") from error
+
+
+def refusal(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """The status that an exception of a handler is answered with; foreign ones become an id that is in the log."""
+    if isinstance(error, EdgemuxError):
+        return grpc_code(error), str(error)
+    if isinstance(error, MemoryError):  # a limit of the system, or all there is: fewer at a time may do
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, "out of memory"
+    error_id = internal_id()
+    _log.error("internal error %s", error_id, exc_info=error)
+    return grpc.StatusCode.INTERNAL, f"internal error {error_id}"
 
 
 def _guarded(method: Callable[[Any, Any], Awaitable[Any]], parse: Callable[[bytes], Any]) -> _Handler:
-    """A handler of raw bytes that turns every exception into one status, and foreign ones into an id only."""
+    """A handler of raw bytes that turns every exception into one status."""
 
     async def handle(content: bytes, context: Any) -> Any:
         try:
-            request = parse(content)
-        except InputError as error:
-            await _abort(context, grpc_code(error), str(error))
-        except Exception:  # the protobuf runtimes raise different types
-            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "request: not a valid message of this method")
-        try:
-            return await method(request, context)
-        except EdgemuxError as error:
+            return await method(_parsed(parse, content), context)
+        except Exception as error:
             if isinstance(error, Overloaded) and error.retry_after_s is not None:
                 pushback = str(max(1, round(error.retry_after_s * 1000)))
                 context.set_trailing_metadata((("grpc-retry-pushback-ms", pushback),))
-            await _abort(context, grpc_code(error), str(error))
-        except MemoryError:  # a limit of the system, or all there is: fewer at a time may do
-            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "out of memory")
-        except Exception:
-            error_id = internal_id()
-            _log.exception("internal error %s", error_id)
-            await _abort(context, grpc.StatusCode.INTERNAL, f"internal error {error_id}")
+            await _abort(context, *refusal(error))
+
+    return handle
+
+
+def _streaming(infer: _Infer, door: Door) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    """A handler of a stream of inferences: answers come in the order of the requests, each with its own error.
+
+    A refusal is told in ``error_message``, as Triton has it, and the stream goes on.
+    """
+
+    async def answer(content: bytes, context: Any) -> Any:
+        response = oip.ModelStreamInferResponse()
+        try:
+            request = _parse_infer(content)
+            response.infer_response.id = request.id
+            response.infer_response.CopyFrom(await door.within(infer(request, context)))
+        except Exception as error:
+            _, response.error_message = refusal(error)
+        return response
+
+    async def read(requests: AsyncIterator[bytes], context: Any, answers: asyncio.Queue[Any]) -> None:
+        try:
+            async for content in requests:
+                await answers.put(asyncio.ensure_future(answer(content, context)))
+        finally:
+            await answers.put(None)
+
+    async def handle(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
+        answers: asyncio.Queue[Any] = asyncio.Queue(MAX_STREAMED)
+        reading = asyncio.ensure_future(read(requests, context, answers))
+        try:
+            while (task := await answers.get()) is not None:
+                yield await task
+        finally:
+            reading.cancel()
+            while not answers.empty():
+                left = answers.get_nowait()
+                if left is not None:
+                    left.cancel()
 
     return handle

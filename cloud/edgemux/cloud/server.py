@@ -28,7 +28,7 @@ async def prepare(config: CloudConfig) -> Serving:
         if any(each.served.name == name for each in hosted):
             raise ConfigError(f"models: several are named {name}; give each a name of its own")
         hosted += versions
-    service = CloudService(hosted, config.admission, metrics)
+    service = CloudService(hosted, config.admission, metrics, config.batching)
 
     def drain() -> None:
         service.draining = True

@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 
 from edgemux.cloud.admission import AdmissionSettings
+from edgemux.cloud.batcher import BatchingSettings
 from edgemux.cloud.engine import Answers
 from edgemux.cloud.metrics import Metrics
 from edgemux.cloud.statistics import Outcome, Tally
 from edgemux.multiplexer.errors import DeadlineExceeded, InputError, Overloaded, UnknownModel, Unreachable
 from edgemux.multiplexer.limits import allowed_s
 from edgemux.wire.codec import CHECKSUM, Parameter, make_response, requested_outputs
-from edgemux.wire.model_service import ModelService, Served, timeout_s
+from edgemux.wire.model_service import ModelService, Served, priority_of, timeout_s
 
 
 class Hosted(msgspec.Struct, frozen=True):
@@ -34,7 +35,13 @@ class Hosted(msgspec.Struct, frozen=True):
 class CloudService(ModelService):
     """Answers with the models it is given."""
 
-    def __init__(self, models: Sequence[Hosted], admission: AdmissionSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        models: Sequence[Hosted],
+        admission: AdmissionSettings,
+        metrics: Metrics,
+        batching: BatchingSettings = BatchingSettings(),  # noqa: B008 - frozen
+    ) -> None:
         """The pictures that wait to be decoded are bounded like the rows that wait to be computed."""
         super().__init__("edgemux-cloud", [each.served for each in models], admission.max_queue)
         # By name and version; "" is the version for whoever asks for none.
@@ -42,6 +49,7 @@ class CloudService(ModelService):
         for each in models:
             self._hosted[each.served.name, each.served.version] = self._hosted[each.served.name, ""] = each
         self._admission = admission
+        self._priority_levels = batching.priority_levels
         self._metrics = metrics
         # What asks for no model that is here is counted with the only one, or with none of several.
         first, *others = models
@@ -84,8 +92,9 @@ class CloudService(ModelService):
         outputs = requested_outputs(request, served.outputs)
         time_s = allowed_s(bounds.default_timeout_s, bounds.max_timeout_s, context.time_remaining(), timeout_s(request))
         deadline_s = came_s + time_s
+        priority = priority_of(request, self._priority_levels)
         inputs = await self.tensors(request, deadline_s)
-        answer = await hosted.engine.infer(inputs, outputs, deadline_s)
+        answer = await hosted.engine.infer(inputs, outputs, deadline_s, priority)
         parameters: dict[str, Parameter] = {
             "edgemux_queue_ms": answer.queue_s * 1e3,
             "edgemux_compute_ms": answer.compute_s * 1e3,

@@ -281,5 +281,19 @@ def timeout_s(request: Any) -> float | None:
     return microseconds / 1e6 if microseconds else None
 
 
+def priority_of(request: Any, levels: int) -> int:
+    """The protocol's own ``priority`` parameter: 1, the highest, to ``levels``; 0 when absent. Raises InputError."""
+    if "priority" not in request.parameters:
+        return 0
+    slot = request.parameters["priority"]
+    kind = slot.WhichOneof("parameter_choice")
+    if kind not in ("int64_param", "uint64_param"):
+        raise InputError("priority", "expected uint64_param or int64_param")
+    priority = int(getattr(slot, kind))
+    if not 0 <= priority <= levels:
+        raise InputError("priority", f"must be between 1, the highest, and {levels}; 0 for the default")
+    return priority
+
+
 def _described(tensor: Tensor) -> dict[str, Any]:
     return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}

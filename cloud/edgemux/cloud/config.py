@@ -14,20 +14,24 @@ from edgemux.wire.process import Listen
 from edgemux.wire.settings import load_settings
 
 MAX_THREADS = 256
+MAX_PROCESSES = 256
 
 
 class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file. ``threads``: CPU threads that one batch may use."""
+    """The whole file. ``threads``: CPU threads that one batch may use. processes: servers behind the same ports."""
 
     bundle: Path
     listen: Listen = Listen(grpc_port=8001, http_port=8000, metrics_port=8002)
     batching: BatchingSettings = BatchingSettings()
     admission: AdmissionSettings = AdmissionSettings()
     threads: int = 1
+    processes: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= MAX_THREADS:
             raise ValueError(f"threads must be between 1 and {MAX_THREADS}")
+        if not 1 <= self.processes <= MAX_PROCESSES:
+            raise ValueError(f"processes must be between 1 and {MAX_PROCESSES}")
         if self.admission.max_queue < self.batching.max_batch:
             raise ValueError("admission.max_queue must be at least batching.max_batch")
 

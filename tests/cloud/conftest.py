@@ -12,7 +12,8 @@ import pytest_asyncio
 from numpy.typing import NDArray
 
 from edgemux.cloud.admission import AdmissionSettings, BatchTime
-from edgemux.cloud.engine import BatchingSettings, Engine
+from edgemux.cloud.batcher import BatchingSettings
+from edgemux.cloud.engine import Engine
 from edgemux.cloud.statistics import Tally
 from edgemux.multiplexer.bundle import Tensor
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgemux.cloud.admission import Admission, AdmissionSettings, BatchTime, Refusal, Refused
 from edgemux.cloud.backend import Arrays, Backend, batched
-from edgemux.cloud.batcher import Batch, Batcher, Expired, Item, Wait
+from edgemux.cloud.batcher import Batch, Batcher, BatchingSettings, Expired, Item, Wait
 from edgemux.cloud.statistics import Tally
 from edgemux.multiplexer.errors import BadAnswer, DeadlineExceeded, ExecutionError, Overloaded, TooLarge, Unreachable
 from edgemux.wire.worker import Worker
@@ -32,19 +32,6 @@ _MESSAGES = {
 _log = logging.getLogger("edgemux.cloud")
 
 
-class BatchingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """max_batch: rows that run together. linger_s: the longest wait of a batch's first item for company."""
-
-    max_batch: int = 32
-    linger_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.max_batch <= 1024:
-            raise ValueError("max_batch must be between 1 and 1024")
-        if not 0 <= self.linger_s <= 1:
-            raise ValueError("linger_s must be between 0 and 1")
-
-
 class Answer(msgspec.Struct, frozen=True):
     """Outputs by name, [rows, ...], and what it took: seconds queued and computed, rows of its batch."""
 
@@ -52,6 +39,16 @@ class Answer(msgspec.Struct, frozen=True):
     queue_s: float
     compute_s: float
     batch_rows: int
+
+
+class Answers(Protocol):
+    """What answers for a model: an engine here, or another server."""
+
+    async def infer(self, inputs: Arrays, outputs: Sequence[str], deadline_s: float, priority: int = 0) -> Answer: ...
+
+    def status(self) -> dict[str, Any]: ...
+
+    async def close(self) -> None: ...
 
 
 class _Asked(msgspec.Struct, frozen=True):
@@ -131,6 +128,15 @@ class Engine:
 
         self._worker.submit(work, done)
         return await answered
+
+    def status(self) -> dict[str, Any]:
+        """The engine at a glance."""
+        timing, batcher = self.timing, self.batcher
+        return {
+            "worker": "inline" if self.inline else "thread",
+            "queue": {"requests": len(batcher), "rows": batcher.queued_rows, "busy": batcher.busy},
+            "batch_ms": {"fixed": timing.fixed_s * 1e3, "per_row": timing.per_row_s * 1e3},
+        }
 
     async def close(self) -> None:
         """Take nothing more and stop the worker; a batch that runs is not waited for."""

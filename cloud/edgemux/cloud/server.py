@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from edgemux.cloud.config import CloudConfig
-from edgemux.cloud.hosting import host_bundle
+from edgemux.cloud.hosting import open_all
 from edgemux.cloud.metrics import Metrics
 from edgemux.cloud.processes import serve_many
-from edgemux.cloud.service import CloudService
-from edgemux.multiplexer.bundle import Bundle
+from edgemux.cloud.service import CloudService, Hosted
+from edgemux.multiplexer.errors import ConfigError
 from edgemux.wire.process import Seat, Serving, run
 
 
@@ -30,7 +30,13 @@ def serve_seated(config: CloudConfig, seat: Seat) -> None:
 async def prepare(config: CloudConfig) -> Serving:
     """Load, check and measure every model. Raises ArtifactError."""
     metrics = Metrics()
-    hosted = [host_bundle(Bundle.open(config.bundle), config, metrics)]
+    hosted: list[Hosted] = []
+    for settings in config.every_model():
+        versions = await open_all(settings, config, metrics)
+        name = versions[-1].served.name
+        if any(each.served.name == name for each in hosted):
+            raise ConfigError(f"models: several are named {name}; give each a name of its own")
+        hosted += versions
     service = CloudService(hosted, config.admission, metrics)
 
     def drain() -> None:
@@ -38,7 +44,7 @@ async def prepare(config: CloudConfig) -> Serving:
 
     return Serving(
         name="cloud",
-        models=tuple(each.served.name for each in hosted),
+        models=tuple(dict.fromkeys(each.served.name for each in hosted)),
         servicer=service,
         registry=metrics.registry,
         pages=service.pages(),

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from edgemux.cloud.admission import AdmissionSettings
-from edgemux.cloud.engine import Engine
+from edgemux.cloud.engine import Answers
 from edgemux.cloud.metrics import Metrics
 from edgemux.cloud.statistics import Outcome, Tally
 from edgemux.multiplexer.errors import DeadlineExceeded, InputError, Overloaded, UnknownModel, Unreachable
@@ -25,7 +25,7 @@ class Hosted(msgspec.Struct, frozen=True):
     """
 
     served: Served
-    engine: Engine
+    engine: Answers
     tally: Tally
     digest: str
     well: Callable[[], Awaitable[bool]]
@@ -37,7 +37,10 @@ class CloudService(ModelService):
     def __init__(self, models: Sequence[Hosted], admission: AdmissionSettings, metrics: Metrics) -> None:
         """The pictures that wait to be decoded are bounded like the rows that wait to be computed."""
         super().__init__("edgemux-cloud", [each.served for each in models], admission.max_queue)
-        self._hosted = {each.served.name: each for each in models}
+        # By name and version; "" is the version for whoever asks for none.
+        self._hosted: dict[tuple[str, str], Hosted] = {}
+        for each in models:
+            self._hosted[each.served.name, each.served.version] = self._hosted[each.served.name, ""] = each
         self._admission = admission
         self._metrics = metrics
         # What asks for no model that is here is counted with the only one, or with none of several.
@@ -47,7 +50,7 @@ class CloudService(ModelService):
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Raises InputError, DeadlineExceeded, Overloaded, Unreachable, ExecutionError."""
         came_s = self._loop.time()
-        hosted = self._hosted.get(request.model_name)
+        hosted = self._hosted.get((request.model_name, request.model_version))
         tally = self._nobody if hosted is None else hosted.tally
         outcome = Outcome.FAILED
         tally.inflight += 1
@@ -74,8 +77,8 @@ class CloudService(ModelService):
         return response
 
     async def _infer(self, request: Any, context: Any, hosted: Hosted | None, came_s: float) -> Any:
-        self.check_model(request.model_name, request.model_version)
         if hosted is None:
+            self.check_model(request.model_name, request.model_version)
             raise UnknownModel("model_name", "no such model here")
         served, bounds = hosted.served, self._admission
         outputs = requested_outputs(request, served.outputs)
@@ -93,27 +96,27 @@ class CloudService(ModelService):
         checked = CHECKSUM in request.parameters
         return make_response(served.name, served.version, request.id, answer.outputs, parameters, checked)
 
+    @property
+    def hosted(self) -> list[Hosted]:
+        """Every version of every model that is served."""
+        return [each for (_, version), each in self._hosted.items() if version]
+
     async def well(self) -> bool:
         """Whether every model answers as it should."""
-        return all([await each.well() for each in self._hosted.values()])
+        return all([await each.well() for each in self.hosted])
 
     def status(self) -> dict[str, Any]:
         """The server at a glance: queue, batch time, counters since the start."""
-        first, *others = self._hosted.values()
+        first, *others = self.hosted
         if not others:
             return super().status() | self._status_of(first)
-        models = {name: self._status_of(each) for name, each in self._hosted.items()}
+        models = {f"{each.served.name}/{each.served.version}": self._status_of(each) for each in self.hosted}
         return super().status() | {"models": models, "counters": self._metrics.counters()}
 
     def _status_of(self, hosted: Hosted) -> dict[str, Any]:
-        engine = hosted.engine
-        timing, batcher = engine.timing, engine.batcher
-        return {
+        return hosted.engine.status() | {
             "version": hosted.served.version,
             "digest": hosted.digest,
-            "worker": "inline" if engine.inline else "thread",
-            "queue": {"requests": len(batcher), "rows": batcher.queued_rows, "busy": batcher.busy},
-            "batch_ms": {"fixed": timing.fixed_s * 1e3, "per_row": timing.per_row_s * 1e3},
             "max_batch": hosted.served.max_batch,
             "counters": self._metrics.counters(hosted.served.name),
         }
@@ -121,5 +124,5 @@ class CloudService(ModelService):
     async def stop(self) -> None:
         """Stop decoder and engines."""
         self.close()
-        for each in self._hosted.values():
+        for each in self.hosted:
             await each.engine.close()

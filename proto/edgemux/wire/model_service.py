@@ -72,16 +72,37 @@ class ModelService:
     """
 
     def __init__(self, name: str, models: Sequence[Served], max_decoding: int) -> None:
-        """``models``: each with a name of its own. ``max_decoding`` bounds the pictures that wait to be decoded."""
+        """``models``: of several versions of one name the last is the one for whoever asks for none.
+
+        ``max_decoding`` bounds the pictures that wait to be decoded.
+        """
         self.draining = False
         self._name = name
-        self._models = {served.name: served for served in models}
+        # By name and version; "" is the version for whoever asks for none.
+        self._models: dict[str, dict[str, Served]] = {}
+        for served in models:
+            self.show(served.name, [*self.versions(served.name), served])
         # Decoding a large picture takes as long as many answers: it must not hold up the event loop.
         self._loop = asyncio.get_running_loop()
         self._decoder = Worker("edgemux-pictures", self._loop)
         self._max_decoding = max_decoding
         self._decoding = 0
         self._closed = False
+
+    def show(self, name: str, versions: Sequence[Served]) -> None:
+        """From now on these versions of a model are served, by rising version; none: the model is not."""
+        if versions:
+            self._models[name] = {each.version: each for each in versions} | {"": versions[-1]}
+        else:
+            self._models.pop(name, None)
+
+    def versions(self, name: str) -> list[Served]:
+        """The versions of a model that are served."""
+        return [served for version, served in self._models.get(name, {}).items() if version]
+
+    def every(self) -> list[Served]:
+        """Everything that is served."""
+        return [served for name in self._models for served in self.versions(name)]
 
     async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
         return oip.ServerLiveResponse(live=True)
@@ -91,8 +112,7 @@ class ModelService:
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         """An unknown model or version is not ready, as Triton has it; it is no error."""
-        served = self._models.get(request.name)
-        serves = served is not None and request.version in ("", served.version)
+        serves = request.version in self._models.get(request.name, {})
         return oip.ModelReadyResponse(ready=serves and not self.draining)
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -107,7 +127,7 @@ class ModelService:
         response = oip.RepositoryIndexResponse()
         if not (request.ready and self.draining):
             state, reason = ("UNAVAILABLE", "stopping") if self.draining else ("READY", "")
-            for served in self._models.values():
+            for served in self.every():
                 response.models.add(name=served.name, version=served.version, state=state, reason=reason)
         return response
 
@@ -115,11 +135,14 @@ class ModelService:
         self, name: str, model_version: str, name_field: str = "model_name", version_field: str = "model_version"
     ) -> Served:
         """The model that is asked for. Raises UnknownModel naming the field."""
-        served = self._models.get(name)
-        if served is None:
+        versions = self._models.get(name)
+        if versions is None:
             raise UnknownModel(name_field, "no such model here")
-        if model_version not in ("", served.version):
-            raise UnknownModel(version_field, f"only version {served.version} is here")
+        served = versions.get(model_version)
+        if served is None:
+            here = [version for version in versions if version]
+            only = f"version {here[0]} is" if len(here) == 1 else f"versions {', '.join(here)} are"
+            raise UnknownModel(version_field, f"only {only} here")
         return served
 
     async def tensors(self, request: Any, deadline_s: float) -> dict[str, Array]:
@@ -183,7 +206,7 @@ class ModelService:
 
     def check_fits(self, max_message_bytes: int) -> None:
         """Raises ConfigError when not even one row of a model's inputs fits a message of that size."""
-        for served in self._models.values():
+        for served in self.every():
             row_bytes = MESSAGE_OVERHEAD_BYTES
             for tensor in served.inputs:
                 sizes = [max(1, size) for size in tensor.shape]
@@ -201,7 +224,7 @@ class ModelService:
         """Name, versions, platform, tensors with -1 for the batch, and what clients may want to show."""
         return {
             "name": served.name,
-            "versions": [served.version],
+            "versions": [each.version for each in self.versions(served.name)],
             "platform": served.platform,
             "inputs": [_described(tensor) for tensor in served.inputs],
             "outputs": [_described(tensor) for tensor in served.outputs],
@@ -210,7 +233,7 @@ class ModelService:
 
     def pages(self) -> dict[str, Callable[[], Page]]:
         """What the HTTP port answers, by path."""
-        models = {f"/v2/models/{name}": served for name, served in self._models.items()}
+        models = {f"/v2/models/{name}": versions[""] for name, versions in self._models.items()}
         pages: dict[str, Callable[[], Page]] = {
             "/": lambda: Page(200, {"name": self._name, "pages": ["/status", "/v2", "/v2/health/ready", *models]}),
             "/v2": lambda: Page(200, self.server_metadata()),
@@ -231,8 +254,8 @@ class ModelService:
 
     def status(self) -> dict[str, Any]:
         """The server at a glance."""
-        first, *others = self._models.values()
-        named = {} if others else {"model": first.name, "version": first.version}
+        models = self.every()
+        named = {"model": models[0].name, "version": models[0].version} if len(models) == 1 else {}
         return named | {"ready": not self.draining}
 
     def came_late(self) -> None:

@@ -96,7 +96,7 @@ def test_what_one_cannot_start_for_is_said_once(tmp_path: Path) -> None:
     ports = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
     ended = subprocess.run([*command, *ports], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert ended.returncode == 2
-    assert ended.stderr.count("manifest.json: missing") == 1
+    assert ended.stderr.count("holds neither manifest.json nor folders") == 1
 
 
 def test_a_port_that_is_taken_is_named(serving: Serving, options: tuple[str, ...]) -> None:

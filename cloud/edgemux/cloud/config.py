@@ -15,6 +15,7 @@ from edgemux.wire.process import Listen
 from edgemux.wire.settings import load_settings
 
 MAX_THREADS = 256
+MAX_PROCESSES = 256
 KINDS = ("bundle", "onnx", "torch", "address")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -67,7 +68,10 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file: one ``bundle``, or ``models``. ``threads``: CPU threads that one batch may use."""
+    """The whole file: one ``bundle``, or ``models``.
+
+    threads: CPU threads that one batch may use. processes: whole servers behind the same ports.
+    """
 
     bundle: Path | None = None
     models: tuple[ModelSettings, ...] = ()
@@ -75,6 +79,7 @@ class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batching: BatchingSettings = BatchingSettings()
     admission: AdmissionSettings = AdmissionSettings()
     threads: int = 1
+    processes: int = 1
 
     def __post_init__(self) -> None:
         if self.bundle is None and not self.models:
@@ -83,6 +88,8 @@ class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("bundle and models exclude each other")
         if not 1 <= self.threads <= MAX_THREADS:
             raise ValueError(f"threads must be between 1 and {MAX_THREADS}")
+        if not 1 <= self.processes <= MAX_PROCESSES:
+            raise ValueError(f"processes must be between 1 and {MAX_PROCESSES}")
         if self.admission.max_queue < self.batching.max_batch:
             raise ValueError("admission.max_queue must be at least batching.max_batch")
         if any(self.admission.max_queue < (each.max_batch or 1) for each in self.models):

@@ -28,6 +28,9 @@ def sources(settings: ModelSettings) -> tuple[Source, ...]:
     if not path.is_dir() or (settings.kind == "bundle" and (path / MANIFEST).is_file()):
         return (Source(settings.version, path),)
     found = {int(folder.name): folder for folder in path.iterdir() if _is_version(folder, settings.kind)}
+    if not found:
+        file = FILES[settings.kind][0]
+        raise ArtifactError(f"{path.name}: holds neither {file} nor folders of versions like 1/{file}")
     wanted = chosen(found, settings.versions)
     if not wanted:
         raise ArtifactError(f"{path.name}: holds none of the versions that are to be served")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from edgemux.cloud.config import CloudConfig
 from edgemux.cloud.hosting import open_all
 from edgemux.cloud.metrics import Metrics
+from edgemux.cloud.processes import serve_many
 from edgemux.cloud.service import CloudService, Hosted
 from edgemux.multiplexer.errors import ConfigError
-from edgemux.wire.process import Serving, run
+from edgemux.wire.process import Seat, Serving, run
 
 
 def serve(config: CloudConfig) -> None:
@@ -15,7 +16,15 @@ def serve(config: CloudConfig) -> None:
 
     Raises ConfigError (a port in use, naming it) and ArtifactError (naming the file) before anything is served.
     """
-    run(config.listen, lambda: prepare(config))
+    if config.processes == 1:
+        run(config.listen, lambda: prepare(config))
+    else:
+        serve_many(config.listen, config.processes, serve_seated, config)
+
+
+def serve_seated(config: CloudConfig, seat: Seat) -> None:
+    """``serve`` as one of several processes. Blocks; raises like it."""
+    run(config.listen, lambda: prepare(config), seat)
 
 
 async def prepare(config: CloudConfig) -> Serving:

@@ -64,11 +64,10 @@ def _open(settings: ModelSettings, path: Path, threads: int) -> Backend:
     if settings.kind == "onnx":
         return OnnxBackend.read(path, threads)
     try:
-        from edgemux.cloud.torch_backend import TorchBackend  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        from edgemux.cloud.torch_backend import TorchBackend
     except ImportError as error:
         raise ConfigError("models: torch: the torch package is not installed") from error
-    backend: Backend = TorchBackend(path, settings.device, settings.dtype, settings.compile)
-    return backend
+    return TorchBackend(path, settings.device, settings.dtype, settings.compile, threads)
 
 
 def _load_bundle(settings: ModelSettings, source: Source, threads: int, max_batch: int) -> Loaded:

@@ -12,7 +12,7 @@ from edgemux.multiplexer.bundle import MANIFEST
 from edgemux.multiplexer.errors import ArtifactError
 
 # What a version's folder holds, by kind.
-FILES = {"bundle": (MANIFEST,), "onnx": ("model.onnx",), "torch": ("model.pt2", "model.pt")}
+FILES = {"bundle": (MANIFEST,), "onnx": ("model.onnx",), "torch": ("model.pt2",)}
 
 
 class Source(msgspec.Struct, frozen=True):

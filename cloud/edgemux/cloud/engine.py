@@ -113,10 +113,11 @@ class Engine:
         """
         now_s = _now_s()
         rows = len(next(iter(inputs.values()))) if self.batched else 1
-        priority = priority or self._default_priority
-        self._admit(rows, deadline_s, priority, now_s)
+        self._check(rows, deadline_s, now_s)
         if self._alone():
             return self._at_once(inputs, outputs, rows, now_s)
+        priority = priority or self._default_priority
+        self._admit(rows, deadline_s, priority, now_s)
         future: asyncio.Future[Answer] = self._loop.create_future()
         item = Item(rows, deadline_s, _Asked(inputs, outputs, future), self._key(inputs, outputs), priority)
         self.batcher.add(item, now_s)
@@ -208,8 +209,8 @@ class Engine:
         except Exception:  # with any of a library's types, at the end of a thread
             _log.exception("a model could not be closed")
 
-    def _admit(self, rows: int, deadline_s: float, priority: int, now_s: float) -> None:
-        """Refuse, or return."""
+    def _check(self, rows: int, deadline_s: float, now_s: float) -> None:
+        """Refuse what is refused however little there is to do, or return."""
         refused = self._tally.refused
         if rows > self.batcher.max_batch:
             raise TooLarge("inputs", f"a batch of {rows}, at most {self.batcher.max_batch}")
@@ -219,12 +220,15 @@ class Engine:
         if deadline_s <= now_s:
             refused[Refused.EXPIRED] += 1
             raise DeadlineExceeded("the deadline had passed when the request came")
+
+    def _admit(self, rows: int, deadline_s: float, priority: int, now_s: float) -> None:
+        """Refuse what would not be done in time, or return."""
         batcher = self.batcher
         refusal = self.admission.check(
             rows, deadline_s - now_s, batcher.queued_rows, self._running_left_s(now_s), batcher.rows_before(priority)
         )
         if isinstance(refusal, Refusal):
-            refused[refusal.reason] += 1
+            self._tally.refused[refusal.reason] += 1
             raise Overloaded(_MESSAGES[refusal.reason], refusal.retry_after_s)
 
     def _running_left_s(self, now_s: float) -> float | None:

@@ -105,8 +105,7 @@ def host(loaded: Loaded, settings: ModelSettings, config: CloudConfig, metrics: 
 async def open_all(settings: ModelSettings, config: CloudConfig, metrics: Metrics) -> list[Hosted]:
     """Every version of a configured model that is to be served, by rising version. Raises ArtifactError."""
     if settings.kind == "address":
-        from edgemux.cloud.proxy import open_proxy  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        from edgemux.cloud.proxy import open_proxy
 
-        hosted: list[Hosted] = await open_proxy(settings, config, metrics)
-        return hosted
+        return await open_proxy(settings, config, metrics)
     return [host(load(settings, source, config), settings, config, metrics) for source in sources(settings)]

@@ -24,7 +24,8 @@ from prometheus_client import CollectorRegistry
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.wire.channel import MAX_REQUEST_BYTES, bind, server_options
 from edgemux.wire.forks import served
-from edgemux.wire.http import App, Page
+from edgemux.wire.http import Page
+from edgemux.wire.rest import Rest
 from edgemux.wire.security import Guard, ServerTls, TokenCheck, check_exposure
 from edgemux.wire.service import Door, register
 from edgemux.wire.stderr import say, unblocked_log
@@ -128,8 +129,9 @@ async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
             await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
         guard.export(serving.registry)
         stack.enter_context(exporting(metrics_socket, serving.registry, guard.gate, guard.certificates))
-        pages = App(_with_security(serving.pages, guard), guard.gate)
-        await stack.enter_async_context(answering(http_socket, pages, guard.certificates))
+        pages = _with_security(serving.pages, guard)
+        rest = Rest(serving.servicer, door, pages, guard.gate, listen.max_message_bytes)
+        await stack.enter_async_context(answering(http_socket, rest, guard.certificates))
         await server.start()
 
         stop, stop_now = _signals(guard)

@@ -10,7 +10,7 @@ import email.utils
 import http
 from collections import deque
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import httptools
 
@@ -107,13 +107,12 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no such class
         self.made = True
         self.meeting = None
         self._peer = peer_name(transport.get_extra_info("peername"))
         if self._over:
-            transport.abort()
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop. Nobody waits for what is being answered."""

@@ -221,6 +221,8 @@ class _IndexBody(msgspec.Struct):
 def _soonest(timeout_s: float | None, wanted: Wanted, headers: Mapping[bytes, bytes]) -> float | None:
     """The shortest of the timeouts in the query, the parameters and the header. Raises InputError."""
     header = headers.get(b"timeout-ms")
+    if header is None and timeout_s is None:
+        return wanted.timeout_s
     given = [timeout_s, wanted.timeout_s, None if header is None else seconds(str(header, "latin-1"))]
     return min((each for each in given if each is not None), default=None)
 

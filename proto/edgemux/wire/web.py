@@ -171,7 +171,8 @@ class Web:
         self._meeting.discard(task)
         if not connection.made:
             # A task that is cancelled before its first step has closed nothing; closing twice does no harm.
-            client.close()
+            with contextlib.suppress(OSError):
+                client.close()
             self.gone(connection)
 
 

@@ -17,13 +17,16 @@ import pytest
 import pytest_asyncio
 from numpy.typing import NDArray
 
+from edgemux.cloud.admission import AdmissionSettings
 from edgemux.cloud.engine import Engine
-from edgemux.cloud.metrics import Metrics, Outcome
-from edgemux.cloud.service import CloudService
+from edgemux.cloud.metrics import Metrics
+from edgemux.cloud.service import CloudService, Hosted
+from edgemux.cloud.statistics import Outcome
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.channel import bind, open_channel, server_options
 from edgemux.wire.codec import get_parameters, make_request, read_outputs
+from edgemux.wire.model_service import Served as ServedModel
 from edgemux.wire.service import SERVICE, Door, Stub, register
 
 MODEL = "fashion-mnist"
@@ -46,8 +49,15 @@ class Served(msgspec.Struct):
 @pytest_asyncio.fixture
 async def served(tiny_bundle: Path, make_engine: Callable[..., Engine], backend: Any) -> AsyncIterator[Served]:
     bundle = Bundle.open(tiny_bundle)
-    engine, metrics, door = make_engine(max_batch=4, max_queue=4), Metrics(MODEL), Door()
-    service = CloudService(bundle.manifest, "f" * 64, engine, metrics, max_queue=4)
+    metrics, door = Metrics(), Door()
+    tally = metrics.of(MODEL, "1")
+    engine = make_engine(max_batch=4, max_queue=4, tally=tally)
+
+    async def well() -> bool:
+        return True
+
+    hosted = Hosted(ServedModel.of(bundle.manifest, "test", 4), engine, tally, "f" * 64, well)
+    service = CloudService([hosted], AdmissionSettings(max_queue=4), metrics)
     server = grpc.aio.server(options=server_options())
     port = bind(server, "127.0.0.1", 0)
     register(server, service, door)

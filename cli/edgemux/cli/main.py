@@ -77,6 +77,7 @@ def cloud(
     max_batch: Annotated[int | None, typer.Option(help="Most inputs in one run of the model.")] = None,
     linger: Annotated[float | None, typer.Option(help="Longest wait of a batch's first input, in s.")] = None,
     max_queue: Annotated[int | None, typer.Option(help="Most inputs that wait; more are refused.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Servers behind the same ports, about one a core.")] = None,
 ) -> None:
     """Serve a bundle's full model."""
     with extra("cloud"):
@@ -88,6 +89,7 @@ def cloud(
         "batching.max_batch": max_batch,
         "batching.linger_s": linger,
         "admission.max_queue": max_queue,
+        "processes": processes,
     }
     serve(load(config, overrides))
 

@@ -50,6 +50,19 @@ class Wait(msgspec.Struct, frozen=True):
     until_s: float
 
 
+class BatchingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """max_batch: rows that run together. linger_s: the longest wait of a batch's first item for company."""
+
+    max_batch: int = 32
+    linger_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_batch <= 1024:
+            raise ValueError("max_batch must be between 1 and 1024")
+        if not 0 <= self.linger_s <= 1:
+            raise ValueError("linger_s must be between 0 and 1")
+
+
 class Batcher:
     """A first-in first-out queue in front of one worker.
 

@@ -130,7 +130,7 @@ def _checked_shape(message: Any, expected: Sequence[int], max_batch: int) -> tup
     if len(given) != len(expected):  # before anything of that length is made
         raise InputError(name, f"shape has {len(given)} dimensions, expected {_dims(expected)}")
     shape = tuple(given)
-    if shape[1:] == expected[1:] and 0 < shape[0] <= max_batch and expected[0] < 0 and 0 not in shape:
+    if max_batch and expected[0] < 0 and shape[1:] == expected[1:] and min(shape) > 0 and shape[0] <= max_batch:
         return shape  # what nearly all have, without a look at each dimension
     if any(size < 0 for size in shape):
         raise InputError(name, "shape has a negative dimension")

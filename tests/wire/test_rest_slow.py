@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.wire.test_rest import ASK, LIMIT, PATIENT_S, SOON_S, serving, until
+from tests.served_rest import ASK, LIMIT, PATIENT_S, SOON_S, serving, until
 
 BODY = json.dumps(ASK).encode()
 

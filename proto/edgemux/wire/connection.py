@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 import httptools
 
-from edgemux.wire.http import App, Reply, Request, json_reply, peer_name, too_large
+from edgemux.wire.http import PAGE_BODY_BYTES, App, Reply, Request, json_reply, peer_name, too_large
 
 MAX_HEAD_BYTES = 32 * 2**10
 MAX_HEADERS = 100
@@ -173,8 +173,8 @@ class Connection(asyncio.Protocol):
         self._begun_now = False
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:  # to what we do not speak: it gets an answer in what we do, and no second
-            self._deaf = True
+        except httptools.HttpParserUpgrade as upgrade:
+            self._stay(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             if not self._deaf:
                 self._refuse(json_reply(400, {"error": "request: not HTTP/1.1"}, close=True))
@@ -182,6 +182,19 @@ class Connection(asyncio.Protocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(json_reply(431, {"error": "headers: too large"}, close=True))
+
+    def _stay(self, rest: bytes) -> None:
+        """With HTTP/1.1, though the client would rather go over to something else: its request is read as without that.
+
+        Only so, because the parser takes what follows such a request's head for that other protocol.
+        """
+        method, target, headers = self._parser.get_method(), self._target, self._headers
+        if self._deaf or method == b"CONNECT" or b"upgrade" not in headers:
+            self._refuse(json_reply(405, {"error": "only HTTP/1.1"}, close=True))
+            return
+        lines = [b"%b: %b\r\n" % header for header in headers.items() if header[0] not in (b"upgrade", b"connection")]
+        self._parser = httptools.HttpRequestParser(self)
+        self.data_received(b"%b %b HTTP/1.1\r\n%bconnection: close\r\n\r\n%b" % (method, target, b"".join(lines), rest))
 
     # --- the parser's side
 
@@ -208,8 +221,9 @@ class Connection(asyncio.Protocol):
         if self._deaf:
             return
         headers, parser = self._headers, self._parser
-        keep = parser.should_keep_alive() and not parser.should_upgrade()
-        request = Request(parser.get_method(), self._target, headers, self._peer, keep=keep)
+        if parser.should_upgrade():
+            return
+        request = Request(parser.get_method(), self._target, headers, self._peer, keep=parser.should_keep_alive())
         length = headers.get(b"content-length", b"0")
         if len(headers) > MAX_HEADERS or len(self._target) > MAX_HEAD_BYTES:
             self._refuse(json_reply(431, {"error": "headers: too many or too large"}, close=True), request)
@@ -217,7 +231,8 @@ class Connection(asyncio.Protocol):
             self._refuse(too_large(self._app.max_body_bytes), request)
         else:
             request.reply = self._app.look(request)
-            if request.reply is not None and (length != b"0" or b"transfer-encoding" in headers):
+            long = b"transfer-encoding" in headers or int(length) > PAGE_BODY_BYTES
+            if request.reply is not None and (long or (request.reply.close and length != b"0")):
                 self._refuse(request.reply, request)
                 return
             self._coming = request

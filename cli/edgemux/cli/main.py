@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,14 @@ app.add_typer(bundle_app, name="bundle")
 
 # The root of everything that the parser raises for wrong use; it has no public name of its own.
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
+
+
+class Engine(StrEnum):
+    """What runs the cloud server."""
+
+    PROCESS = "process"
+    RAY = "ray"
+
 
 BundleOption = Annotated[Path | None, typer.Option("--bundle", metavar="DIR", help="The bundle to serve.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="A TOML file; options win.")]
@@ -77,19 +86,36 @@ def cloud(
     max_batch: Annotated[int | None, typer.Option(help="Most inputs in one run of the model.")] = None,
     linger: Annotated[float | None, typer.Option(help="Longest wait of a batch's first input, in s.")] = None,
     max_queue: Annotated[int | None, typer.Option(help="Most inputs that wait; more are refused.")] = None,
+    engine: Annotated[Engine, typer.Option(help="This process, or replicas on Ray Serve.")] = Engine.PROCESS,
+    address: Annotated[str | None, typer.Option(help="Ray: a running cluster, auto or HOST:PORT.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Ray: so many replicas, always.")] = None,
+    min_replicas: Annotated[int | None, typer.Option(help="Ray: never fewer.")] = None,
+    max_replicas: Annotated[int | None, typer.Option(help="Ray: as many as the load asks for, up to this.")] = None,
+    target_ongoing: Annotated[float | None, typer.Option(help="Ray: requests under way that a replica is for.")] = None,
+    haproxy: Annotated[bool | None, typer.Option(help="Ray: HAProxy in front, not Ray's own proxy.")] = None,
 ) -> None:
     """Serve a bundle's full model."""
     with extra("cloud"):
         from edgemux.cloud.config import load
-        from edgemux.cloud.server import serve
     overrides = {
         **_listening(bundle, host, grpc_port, http_port, metrics_port),
         **_protected(tls_cert, tls_key, tls_client_ca, token_file, insecure),
         "batching.max_batch": max_batch,
         "batching.linger_s": linger,
         "admission.max_queue": max_queue,
+        "ray.address": address,
+        "ray.replicas": replicas,
+        "ray.min_replicas": min_replicas,
+        "ray.max_replicas": max_replicas,
+        "ray.target_ongoing": target_ongoing,
+        "ray.haproxy": haproxy,
     }
-    serve(load(config, overrides))
+    settings = load(config, overrides)
+    if engine is Engine.RAY:
+        from edgemux.cloud.ray_engine import serve
+    else:
+        from edgemux.cloud.server import serve
+    serve(settings)
 
 
 @app.command(epilog="Example: edgemux edge --bundle deploy/bundles/fashion-mnist --cloud 192.0.2.7:8001")

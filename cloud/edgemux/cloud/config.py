@@ -10,6 +10,7 @@ import msgspec
 
 from edgemux.cloud.admission import AdmissionSettings
 from edgemux.cloud.engine import BatchingSettings
+from edgemux.cloud.ray_settings import RaySettings
 from edgemux.wire.process import Listen
 from edgemux.wire.settings import load_settings
 
@@ -24,6 +25,7 @@ class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batching: BatchingSettings = BatchingSettings()
     admission: AdmissionSettings = AdmissionSettings()
     threads: int = 1
+    ray: RaySettings = RaySettings()
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= MAX_THREADS:

@@ -19,12 +19,13 @@ from typing import Any
 
 import grpc
 import msgspec
+import psutil
 
 from edgemux.cloud.config import CloudConfig
 from edgemux.cloud.ray_methods import TOKEN_FILE
 from edgemux.cloud.ray_settings import ONGOING_PER_QUEUED, environment, own_cluster
 from edgemux.cloud.server import prepare
-from edgemux.multiplexer.errors import ArtifactError, ConfigError, Unreachable
+from edgemux.multiplexer.errors import ConfigError, Unreachable
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.security import Guard
 from edgemux.wire.service import SERVICE
@@ -67,7 +68,9 @@ def check_reach(config: CloudConfig) -> None:
     a proxy that ends TLS in front of them. A namespace with nothing but loopback needs neither.
     """
     if config.listen.tls.cert is not None:
-        raise ConfigError("listen.tls: Ray's gRPC servers speak no TLS: end it in a proxy in front, and give --insecure")
+        raise ConfigError(
+            "listen.tls: Ray's gRPC servers speak no TLS: end it in a proxy in front, and give --insecure"
+        )
     if config.listen.insecure or all(name == "lo" for _, name in socket.if_nameindex()):
         return
     raise ConfigError(
@@ -144,13 +147,27 @@ def _running(config: CloudConfig, ports: _Ports, folder: Path) -> Iterator[None]
     try:
         _deploy(ray_serve, config, ports)
         yield
-        _log.warning("stopping: replicas drain for up to %g s", config.listen.drain_s)
+        _log.warning("stopping: requests under way are finished for up to %g s", config.listen.drain_s)
+        _finish(folder, config.listen.drain_s)
     finally:
         if config.ray.address is None:
             ray_serve.shutdown()
         else:
             ray_serve.delete(APPLICATION)
         ray.shutdown()
+
+
+def _finish(folder: Path, drain_s: float) -> None:
+    """Let HAProxy take nobody in and finish what it has, for ``drain_s`` at most: Ray's own way to stop cuts it off."""
+    ours = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.name() == "haproxy" and any(str(folder) in word for word in process.cmdline())
+    ]
+    for process in ours:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(signal.SIGUSR1)
+    psutil.wait_procs(ours, timeout=drain_s)
 
 
 def _start(ray: Any, config: CloudConfig, folder: Path) -> None:

@@ -66,7 +66,9 @@ class RaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         }
 
 
-def environment(settings: RaySettings, folder: Path, metrics_port: int, stats_port: int, **limits: float) -> dict[str, str]:
+def environment(
+    settings: RaySettings, folder: Path, metrics_port: int, stats_port: int, **limits: float
+) -> dict[str, str]:
     """What must stand in the environment before Ray is imported, and on every node of a cluster.
 
     ``folder`` holds HAProxy's files. ``limits``: ``max_message_bytes`` and ``drain_s``.

@@ -183,7 +183,7 @@ def test_refusals_say_when_to_come_back_and_load_starts_replicas(
     tokens = tmp_path / "tokens"
     tokens.write_text("a-token-of-more-than-16-characters\n")
     config = tmp_path / "cloud.toml"
-    config.write_text("[batching]\nmax_batch = 1\n[admission]\nmax_queue = 1\n[ray]\ncpus_per_replica = 0.5\n")
+    config.write_text("[batching]\nmax_batch = 1\n[admission]\nmax_queue = 8\n[ray]\ncpus_per_replica = 0.5\n")
     options = ("--config", str(config), "--token-file", str(tokens), "--max-replicas", "2", "--target-ongoing", "2")
     bearer = (("authorization", "Bearer a-token-of-more-than-16-characters"),)
     # A model that takes long enough for others to wait.
@@ -194,7 +194,7 @@ def test_refusals_say_when_to_come_back_and_load_starts_replicas(
         assert stranger.value.code() is grpc.StatusCode.UNAUTHENTICATED
         pushbacks: list[str] = []
         started = len(replicas(server))
-        # More at once than a queue of one takes; and more than one replica is for, so another is started.
+        # More at once than a queue of eight takes; and more than one replica is for, so another is started.
         while not (pushbacks and len(replicas(server)) > started):
             calls = [stub.ModelInfer.future(message, timeout=PATIENCE_S, metadata=bearer) for _ in range(64)]
             for call in calls:

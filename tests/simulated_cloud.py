@@ -73,7 +73,7 @@ class SimulatedCloud:
         return oip.ServerLiveResponse(live=True)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("ServerReady", "ServerMetadata", "ModelMetadata", "RepositoryIndex"):
+        if name in METHODS:
             return self.refusing(grpc.StatusCode.UNIMPLEMENTED)
         raise AttributeError(name)
 

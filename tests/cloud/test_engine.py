@@ -11,9 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from edgemux.cloud.engine import Answer, Engine
+from edgemux.multiplexer.bundle import Tensor
 from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError, Overloaded, TooLarge, Unreachable
 
 Make = Callable[..., Engine]
+OUTPUTS = ("probabilities",)
 
 
 def images(*classes: int) -> NDArray[np.uint8]:
@@ -28,7 +30,7 @@ def soon(seconds: float = 25.0) -> float:
 
 
 def ask(engine: Engine, *classes: int, seconds: float = 25.0) -> asyncio.Task[Answer]:
-    return asyncio.create_task(engine.infer(images(*classes), soon(seconds)))
+    return asyncio.create_task(engine.infer({"image": images(*classes)}, OUTPUTS, soon(seconds)))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -42,8 +44,8 @@ async def test_a_quick_model_runs_inline_and_a_slow_one_in_a_thread(make_engine:
     for row_s, inline in ((1e-5, True), (0.01, False)):
         engine = make_engine(row_s=row_s)
         assert engine.inline is inline
-        answer = await engine.infer(images(3), soon())
-        assert answer.probabilities.argmax() == 3
+        answer = await engine.infer({"image": images(3)}, OUTPUTS, soon())
+        assert answer.outputs["probabilities"].argmax() == 3
         assert answer.batch_rows == 1
         assert answer.compute_s >= 0
 
@@ -57,7 +59,7 @@ async def test_requests_that_come_while_one_runs_share_the_next_batch(make_engin
     backend.permit(2)
     assert (await first).batch_rows == 1
     answers = await asyncio.gather(*later)
-    assert [list(a.probabilities.argmax(axis=1)) for a in answers] == [[2], [3, 4], [5]]
+    assert [list(a.outputs["probabilities"].argmax(axis=1)) for a in answers] == [[2], [3, 4], [5]]
     assert [a.batch_rows for a in answers] == [4, 4, 4]
     assert all(a.queue_s >= 0 for a in answers)
     assert backend.batches == [1, 4]
@@ -70,7 +72,7 @@ async def test_an_expired_request_is_answered_while_the_batch_before_it_still_ru
     first = ask(engine, 1)
     await until(lambda: engine.batcher.busy)
     with pytest.raises(DeadlineExceeded):
-        await engine.infer(images(2), soon(0.05))
+        await engine.infer({"image": images(2)}, OUTPUTS, soon(0.05))
     assert not first.done()
     backend.permit()
     await first
@@ -80,7 +82,7 @@ async def test_an_expired_request_is_answered_while_the_batch_before_it_still_ru
 async def test_a_request_that_comes_after_its_deadline_is_refused(make_engine: Make) -> None:
     engine = make_engine()
     with pytest.raises(DeadlineExceeded):
-        await engine.infer(images(1), soon(-1.0))
+        await engine.infer({"image": images(1)}, OUTPUTS, soon(-1.0))
     assert engine.batcher.busy is False
 
 
@@ -91,11 +93,11 @@ async def test_a_full_queue_refuses_and_serves_again_when_it_has_room(make_engin
     queued = [ask(engine, number) for number in range(4)]
     await until(lambda: engine.batcher.queued_rows == 4)
     with pytest.raises(Overloaded) as refusal:
-        await engine.infer(images(9), soon())
+        await engine.infer({"image": images(9)}, OUTPUTS, soon())
     assert refusal.value.retry_after_s is not None
     backend.permit(3)
     await asyncio.gather(running, *queued)
-    assert (await engine.infer(images(9), soon())).probabilities.argmax() == 9
+    assert (await engine.infer({"image": images(9)}, OUTPUTS, soon())).outputs["probabilities"].argmax() == 9
 
 
 async def test_a_request_that_would_wait_past_its_deadline_is_refused_at_once(make_engine: Make, backend: Any) -> None:
@@ -103,7 +105,7 @@ async def test_a_request_that_would_wait_past_its_deadline_is_refused_at_once(ma
     running = ask(engine, 1)
     await until(lambda: engine.batcher.busy)
     with pytest.raises(Overloaded):
-        await engine.infer(images(2), soon(20.0))
+        await engine.infer({"image": images(2)}, OUTPUTS, soon(20.0))
     backend.permit()
     await running
 
@@ -131,7 +133,7 @@ async def test_cancelling_a_request_that_runs_disturbs_nobody(make_engine: Make,
     await until(lambda: engine.batcher.queued_rows == 1)
     running.cancel()
     backend.permit(2)
-    assert (await after).probabilities.argmax() == 2
+    assert (await after).outputs["probabilities"].argmax() == 2
     assert running.cancelled()
 
 
@@ -142,15 +144,15 @@ async def test_a_failing_model_fails_its_batch_and_leaks_nothing(
     backend.fail_next = True
     backend.permit(2)
     with pytest.raises(ExecutionError) as failure:
-        await engine.infer(images(1), soon())
+        await engine.infer({"image": images(1)}, OUTPUTS, soon())
     assert str(failure.value) == "the model failed"
     assert "secret" in caplog.text
-    assert (await engine.infer(images(2), soon())).probabilities.argmax() == 2
+    assert (await engine.infer({"image": images(2)}, OUTPUTS, soon())).outputs["probabilities"].argmax() == 2
 
 
 async def test_more_rows_than_a_batch_are_refused_with_the_bound(make_engine: Make) -> None:
     with pytest.raises(TooLarge, match="at most 4"):
-        await make_engine(max_batch=4).infer(images(1, 2, 3, 4, 5), soon())
+        await make_engine(max_batch=4).infer({"image": images(1, 2, 3, 4, 5)}, OUTPUTS, soon())
 
 
 async def test_a_linger_gathers_requests_and_ends_by_itself(make_engine: Make, backend: Any) -> None:
@@ -164,7 +166,7 @@ async def test_a_closed_engine_takes_nothing_more(make_engine: Make) -> None:
     engine = make_engine()
     await engine.close()
     with pytest.raises(Unreachable):
-        await engine.infer(images(1), soon())
+        await engine.infer({"image": images(1)}, OUTPUTS, soon())
 
 
 async def test_an_answer_for_the_watchdog_comes_from_where_batches_run_and_is_not_counted(
@@ -172,10 +174,10 @@ async def test_an_answer_for_the_watchdog_comes_from_where_batches_run_and_is_no
 ) -> None:
     for row_s in (1e-5, 0.01):
         engine = make_engine(row_s=row_s)
-        before = engine._metrics.counters()
+        before = engine._tally.rows, engine._tally.batches
         backend.permit(1)
-        assert (await engine.answer(images(7))).argmax() == 7
-        assert engine._metrics.counters() == before
+        assert (await engine.answer({"image": images(7)}, OUTPUTS))["probabilities"].argmax() == 7
+        assert (engine._tally.rows, engine._tally.batches) == before
         assert not engine.batcher.busy
 
 
@@ -184,14 +186,87 @@ async def test_a_model_that_fails_the_watchdog_s_input_ends_nothing(make_engine:
     backend.permit(2)
     backend.fail_next = True
     with pytest.raises(RuntimeError):
-        await engine.answer(images(7))
-    assert (await engine.infer(images(3), soon())).probabilities.argmax() == 3
+        await engine.answer({"image": images(7)}, OUTPUTS)
+    assert (await engine.infer({"image": images(3)}, OUTPUTS, soon())).outputs["probabilities"].argmax() == 3
 
 
 async def test_a_worker_that_hangs_gives_no_answer_to_the_watchdog(make_engine: Make, backend: Any) -> None:
     engine = make_engine()
-    asked = asyncio.create_task(engine.answer(images(7)))
+    asked = asyncio.create_task(engine.answer({"image": images(7)}, OUTPUTS))
     done, _ = await asyncio.wait({asked}, timeout=0.1)
     assert not done
     backend.permit(1)
-    assert (await asked).argmax() == 7
+    assert (await asked)["probabilities"].argmax() == 7
+
+
+async def test_what_comes_together_runs_together_inline(make_engine: Make, backend: Any) -> None:
+    engine = make_engine(row_s=1e-5)
+    backend.permit(2)
+    answers = await asyncio.gather(*(ask(engine, number) for number in range(6)))
+    assert [answer.outputs["probabilities"].argmax() for answer in answers] == list(range(6))
+    assert backend.batches == [4, 2]
+
+
+async def test_a_request_whose_time_ends_while_it_runs_is_told_then_and_not_when_the_batch_ends(
+    make_engine: Make, backend: Any
+) -> None:
+    engine = make_engine()
+    short, long = ask(engine, 1, seconds=0.05), None
+    await until(lambda: engine.batcher.busy)
+    long = ask(engine, 2)
+    with pytest.raises(DeadlineExceeded):
+        await short
+    assert engine.batcher.busy
+    backend.permit(2)
+    assert (await long).outputs["probabilities"].argmax() == 2
+
+
+async def test_requests_for_different_outputs_run_apart(make_engine: Make, backend: Any) -> None:
+    engine = make_engine()
+    first = ask(engine, 1)
+    await until(lambda: engine.batcher.busy)
+    label = asyncio.create_task(engine.infer({"image": images(7)}, ("label",), soon()))
+    both = asyncio.create_task(engine.infer({"image": images(8)}, ("label", "probabilities"), soon()))
+    await until(lambda: engine.batcher.queued_rows == 2)
+    backend.permit(3)
+    await first
+    assert list((await label).outputs) == ["label"]
+    assert list((await both).outputs) == ["label", "probabilities"]
+    assert backend.batches == [1, 1, 1]
+
+
+async def test_inputs_of_different_free_sizes_run_apart(make_engine: Make, backend: Any) -> None:
+    backend.inputs = (Tensor("image", "UINT8", (-1, -1, 28)),)
+    engine = make_engine()
+    first = ask(engine, 1)
+    await until(lambda: engine.batcher.busy)
+    tall = [asyncio.create_task(engine.infer({"image": images(7).repeat(2, 1)}, OUTPUTS, soon())) for _ in range(2)]
+    low = ask(engine, 8)
+    await until(lambda: engine.batcher.queued_rows == 3)
+    backend.permit(3)
+    await asyncio.gather(first, low, *tall)
+    assert backend.batches == [1, 2, 1]
+
+
+async def test_a_model_without_a_batch_takes_one_request_at_a_time(make_engine: Make, backend: Any) -> None:
+    backend.inputs, backend.outputs = (Tensor("image", "UINT8", (2, 28, 28)),), (Tensor("label", "INT64", (2,)),)
+    engine = make_engine()
+    backend.permit(2)
+    answers = await asyncio.gather(*(engine.infer({"image": images(3, 4)}, ("label",), soon()) for _ in range(2)))
+    assert [answer.outputs["label"].tolist() for answer in answers] == [[3, 4]] * 2
+    assert backend.batches == [2, 2]
+
+
+async def test_a_higher_priority_overtakes(make_engine: Make, backend: Any) -> None:
+    engine = make_engine(max_batch=1)
+    first = ask(engine, 1)
+    await until(lambda: engine.batcher.busy)
+    ended: list[int] = []
+    for priority in (3, 0, 1):
+        asked = asyncio.create_task(engine.infer({"image": images(1)}, OUTPUTS, soon(), priority))
+        asked.add_done_callback(lambda _, mine=priority: ended.append(mine))
+    await until(lambda: engine.batcher.queued_rows == 3)
+    backend.permit(4)
+    await first
+    await until(lambda: len(ended) == 3)
+    assert ended == [1, 0, 3]

@@ -17,13 +17,16 @@ import pytest
 import pytest_asyncio
 from numpy.typing import NDArray
 
+from edgemux.cloud.admission import AdmissionSettings
 from edgemux.cloud.engine import Engine
-from edgemux.cloud.metrics import Metrics, Outcome
-from edgemux.cloud.service import CloudService
+from edgemux.cloud.metrics import Metrics
+from edgemux.cloud.service import CloudService, Hosted
+from edgemux.cloud.statistics import Outcome
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.channel import bind, open_channel, server_options
 from edgemux.wire.codec import get_parameters, make_request, read_outputs
+from edgemux.wire.model_service import Served as ServedModel
 from edgemux.wire.service import SERVICE, Door, Stub, register
 
 MODEL = "fashion-mnist"
@@ -46,8 +49,15 @@ class Served(msgspec.Struct):
 @pytest_asyncio.fixture
 async def served(tiny_bundle: Path, make_engine: Callable[..., Engine], backend: Any) -> AsyncIterator[Served]:
     bundle = Bundle.open(tiny_bundle)
-    engine, metrics, door = make_engine(max_batch=4, max_queue=4), Metrics(MODEL), Door()
-    service = CloudService(bundle.manifest, "f" * 64, engine, metrics, max_queue=4)
+    metrics, door = Metrics(), Door()
+    tally = metrics.of(MODEL, "1")
+    engine = make_engine(max_batch=4, max_queue=4, tally=tally)
+
+    async def well() -> bool:
+        return True
+
+    hosted = Hosted(ServedModel.of(bundle.manifest, "test", 4), engine, tally, "f" * 64, well)
+    service = CloudService([hosted], AdmissionSettings(max_queue=4), metrics)
     server = grpc.aio.server(options=server_options())
     port = bind(server, "127.0.0.1", 0)
     register(server, service, door)
@@ -325,3 +335,19 @@ async def test_damaged_messages_get_an_answer_or_a_reason_never_an_internal_erro
         grpc.StatusCode.NOT_FOUND,
         grpc.StatusCode.DEADLINE_EXCEEDED,
     }
+
+
+@pytest.mark.parametrize("priority", [4, -1, "1", 2.0])
+async def test_a_priority_that_is_none_of_the_levels_is_refused(served: Served, priority: Any) -> None:
+    error = await refusal(infer(served, 1, parameters={"priority": priority}))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (error.details() or "").startswith("priority: ")
+
+
+async def test_priorities_come_as_either_kind_of_number(served: Served) -> None:
+    served.backend.permit(3)
+    await infer(served, 1, parameters={"priority": 3})
+    for priority in (0, 1):
+        request = make_request(MODEL, {"image": images(1)})
+        request.parameters["priority"].uint64_param = priority
+        await served.stub.ModelInfer(request, timeout=PATIENCE_S)

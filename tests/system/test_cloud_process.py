@@ -26,25 +26,26 @@ PATIENCE_S = 60.0
 # A server whose model takes as long as its last argument says, a row at a time.
 SLOW = """
 import sys, time
-from edgemux.cloud import server
+from edgemux.cloud import hosting
 from edgemux.cloud.config import load
+from edgemux.cloud.server import serve
 
-class Slow(server.OnnxBackend):
+class Slow(hosting.BundleBackend):
     seconds = 0.0
-    def run(self, image):
+    def run(self, inputs, outputs):
         time.sleep(Slow.seconds)
-        return super().run(image)
+        return super().run(inputs, outputs)
 
-measure = server.measure
-def measured(backend, image, max_batch):
+measure = hosting.measure
+def measured(backend, row, max_batch):
     Slow.seconds = 0.02
-    timing = measure(backend, image, max_batch)
+    timing = measure(backend, row, max_batch)
     Slow.seconds = float(sys.argv[2])
     return timing
 
-server.OnnxBackend, server.measure = Slow, measured
+hosting.BundleBackend, hosting.measure = Slow, measured
 ports = {f"listen.{name}_port": 0 for name in ("grpc", "http", "metrics")}
-server.serve(load(None, {"bundle": sys.argv[1], "batching.max_batch": 1, "listen.drain_s": 60.0, **ports}))
+serve(load(None, {"bundle": sys.argv[1], "batching.max_batch": 1, "listen.drain_s": 60.0, **ports}))
 """
 
 
@@ -122,11 +123,11 @@ def test_the_metrics_count_requests_rows_and_batches(cloud: Any, samples: dict[s
     after = cloud.scrape()
     grown = {name: after[name] - before[name] for name in after}
     assert grown['edgemux_cloud_requests_total{model="fashion-mnist",outcome="answered"}'] == 1
-    assert grown["edgemux_cloud_inputs_total"] == 3
+    assert grown['edgemux_cloud_inputs_total{model="fashion-mnist"}'] == 3
     for histogram in ("batch_size", "queue_seconds", "compute_seconds"):
-        assert grown[f"edgemux_cloud_{histogram}_count"] == 1
-    assert after["edgemux_cloud_inflight"] == 0
-    assert after['edgemux_cloud_refused_total{reason="full"}'] == 0
+        assert grown[f'edgemux_cloud_{histogram}_count{{model="fashion-mnist"}}'] == 1
+    assert after['edgemux_cloud_inflight{model="fashion-mnist"}'] == 0
+    assert after['edgemux_cloud_refused_total{model="fashion-mnist",reason="full"}'] == 0
 
 
 def test_what_was_accepted_before_sigterm_is_answered(slow_server: Callable[[float], Any], message: Any) -> None:

@@ -24,7 +24,7 @@ from edgemux.wire import image, process
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.channel import bind, open_channel, server_options
 from edgemux.wire.codec import add_checksum, make_request
-from edgemux.wire.model_service import ModelService
+from edgemux.wire.model_service import ModelService, Served
 from edgemux.wire.service import Door, Stub, register
 
 MODEL = "fashion-mnist"
@@ -68,7 +68,7 @@ def manifest(tiny_bundle: Path) -> Manifest:
 
 @pytest_asyncio.fixture
 async def service(manifest: Manifest) -> AsyncIterator[Shapes]:
-    made = Shapes("test", "test", [manifest], max_batch=8, max_decoding=8)
+    made = Shapes("test", [Served.of(manifest, "test", 8)], max_decoding=8)
     yield made
     made.close()
 
@@ -178,7 +178,7 @@ async def test_a_row_that_no_message_can_hold_is_refused_naming_the_setting(
 ) -> None:
     service.check_fits(64 * 2**10)
     large = msgspec.structs.replace(manifest, inputs=(Tensor("image", "FP32", (-1, 1024, 1024)),))
-    other = Shapes("test", "test", [large], max_batch=8, max_decoding=8)
+    other = Shapes("test", [Served.of(large, "test", 8)], max_decoding=8)
     other.check_fits(4 * 2**20 + 1024)
     with pytest.raises(ConfigError, match=r"^listen\.max_message_bytes: 4194304, one input of fashion-mnist needs "):
         other.check_fits(4 * 2**20)

@@ -24,7 +24,7 @@ from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.certificates import REREAD_S
 from edgemux.wire.channel import bind, open_renewed_channel, server_options
 from edgemux.wire.http import App, Page
-from edgemux.wire.process import _listen
+from edgemux.wire.process import take_port
 from edgemux.wire.security import REFRESH_S, ClientTls, Guard, ServerTls, TokenCheck
 from edgemux.wire.service import Stub, register
 from edgemux.wire.status import from_peer
@@ -315,7 +315,7 @@ async def test_http_and_metrics_are_behind_the_same_certificate_and_token(
     guard = Guard(ServerTls(own.cert, own.key), token_in(tmp_path / "tokens", TOKEN))
     registry = CollectorRegistry()
     Counter("some_total", "Anything.", registry=registry)
-    web, metrics = (_listen("127.0.0.1", 0, "any") for _ in range(2))
+    web, metrics = (take_port("127.0.0.1", 0, "any") for _ in range(2))
     ports = [listener.getsockname()[1] for listener in (web, metrics)]
     pages = {"/status": lambda: Page(200, {}), "/v2/health/live": lambda: Page(200, {"live": True})}
     context = ssl.create_default_context(cafile=str(authority.ca))

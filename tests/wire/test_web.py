@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.wire.certificates import Certificates, Files
 from edgemux.wire.http import App, Page
-from edgemux.wire.process import _listen
+from edgemux.wire.process import take_port
 from edgemux.wire.security import Gate
 from edgemux.wire.web import FRESH_SCRAPES_PER_S, Web, exporting, start_thread
 from tests.authority import Authority
@@ -32,7 +32,7 @@ ASK = b"GET /page HTTP/1.1\r\nhost: x\r\n\r\n"
 @contextlib.asynccontextmanager
 async def web(**how: Any) -> AsyncIterator[int]:
     """A Web with one large page on a free port."""
-    listener = _listen("127.0.0.1", 0, "any")
+    listener = take_port("127.0.0.1", 0, "any")
     body = "x" * how.pop("size", 10)
     made = Web(listener, App({"/page": lambda: Page(200, body)}), **({"head_s": HEAD_S, "life_s": PATIENT_S} | how))
     try:
@@ -159,7 +159,7 @@ def scrape(port: int) -> str:
 def metrics() -> Any:
     registry = CollectorRegistry()
     counter = Counter("some_total", "Anything.", registry=registry)
-    listener = _listen("127.0.0.1", 0, "any")
+    listener = take_port("127.0.0.1", 0, "any")
     with exporting(listener, registry, Gate(), None):
         yield counter, listener.getsockname()[1]
 

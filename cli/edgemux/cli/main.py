@@ -81,6 +81,7 @@ def cloud(
     max_batch: Annotated[int | None, typer.Option(help="Most inputs in one run of the model.")] = None,
     linger: Annotated[float | None, typer.Option(help="Longest wait of a batch's first input, in s.")] = None,
     max_queue: Annotated[int | None, typer.Option(help="Most inputs that wait; more are refused.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Servers behind the same ports, about one a core.")] = None,
     engine: EngineOption = Engine.PROCESS,
     address: AddressOption = None,
     replicas: ReplicasOption = None,
@@ -98,6 +99,7 @@ def cloud(
         "batching.max_batch": max_batch,
         "batching.linger_s": linger,
         "admission.max_queue": max_queue,
+        "processes": processes,
         "ray.address": address,
         "ray.replicas": replicas,
         "ray.min_replicas": min_replicas,
@@ -106,10 +108,11 @@ def cloud(
         "ray.haproxy": haproxy,
     }
     settings = load(config, overrides)
-    if engine is Engine.RAY:
-        from edgemux.cloud.ray_engine import serve
-    else:
-        from edgemux.cloud.server import serve
+    with extra("cloud"):
+        if engine is Engine.RAY:
+            from edgemux.cloud.ray_engine import serve
+        else:
+            from edgemux.cloud.server import serve
     serve(settings)
 
 

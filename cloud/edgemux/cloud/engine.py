@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edgemux.cloud.admission import Admission, AdmissionSettings, BatchTime, Refusal, Refused
-from edgemux.cloud.backends import Backend
-from edgemux.cloud.batcher import Batch, Batcher, Expired, Item, Wait
-from edgemux.cloud.metrics import Metrics
-from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError, Overloaded, TooLarge, Unreachable
+from edgemux.cloud.backend import Arrays, Backend, batched
+from edgemux.cloud.batcher import Batch, Batcher, BatchingSettings, Expired, Item, Wait
+from edgemux.cloud.statistics import Tally
+from edgemux.multiplexer.errors import BadAnswer, DeadlineExceeded, ExecutionError, Overloaded, TooLarge, Unreachable
 from edgemux.wire.worker import Worker
 
 # Handing a batch to a thread and its result back costs 0.15-0.2 ms: quicker models run in the event loop itself.
@@ -31,30 +33,35 @@ _MESSAGES = {
 _log = logging.getLogger("edgemux.cloud")
 
 
-class BatchingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """max_batch: rows that run together. linger_s: the longest wait of a batch's first item for company."""
-
-    max_batch: int = 32
-    linger_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.max_batch <= 1024:
-            raise ValueError("max_batch must be between 1 and 1024")
-        if not 0 <= self.linger_s <= 1:
-            raise ValueError("linger_s must be between 0 and 1")
-
-
 class Answer(msgspec.Struct, frozen=True):
-    """Probabilities FP32 [rows, classes], and what it took: seconds queued and computed, rows of its batch."""
+    """Outputs by name, [rows, ...], and what it took: seconds queued and computed, rows of its batch."""
 
-    probabilities: NDArray[Any]
+    outputs: dict[str, NDArray[Any]]
     queue_s: float
     compute_s: float
     batch_rows: int
 
 
+class Answers(Protocol):
+    """What answers for a model: an engine here, or another server."""
+
+    async def infer(self, inputs: Arrays, outputs: Sequence[str], deadline_s: float, priority: int = 0) -> Answer: ...
+
+    def status(self) -> dict[str, Any]: ...
+
+    async def close(self) -> None: ...
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """What a queued item is about, and who waits for it."""
+
+    inputs: Arrays
+    outputs: Sequence[str]
+    future: asyncio.Future[Answer]
+
+
 class Engine:
-    """Answers rows of images, in batches. Lives in one event loop; ``close`` it there."""
+    """Answers rows of inputs, in batches. Lives in one event loop; ``close`` it there."""
 
     def __init__(
         self,
@@ -62,55 +69,73 @@ class Engine:
         timing: BatchTime,
         batching: BatchingSettings,
         admission: AdmissionSettings,
-        metrics: Metrics,
+        tally: Tally,
     ) -> None:
         self.timing = timing
-        self.batcher = Batcher(batching.max_batch, batching.linger_s, timing)
-        self.admission = Admission(admission, timing, batching.max_batch)
+        self.batched = batched(backend.inputs, backend.outputs)
+        max_batch = batching.max_batch if self.batched else 1
+        self.batcher = Batcher(max_batch, batching.linger_s, timing)
+        self.admission = Admission(admission, timing, max_batch)
         self.draining = False
         self._backend = backend
-        self._metrics = metrics
+        self._tally = tally
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._started_s = 0.0
-        self._running_rows = 0
-        self.inline = timing.expected_s(1) < INLINE_ROW_S and timing.expected_s(batching.max_batch) < INLINE_FULL_S
+        self._running: Batch | None = None
+        # The earliest deadline of those that run, while any of them waits.
+        self._running_until_s = math.inf
+        self._scheduled = False
+        self._default_priority = batching.default_priority
+        # Runs of one shape and one choice of outputs go together; where nothing is free there is but one shape.
+        self._shapeless = all(-1 not in tensor.shape[1:] for tensor in backend.inputs) and self.batched
+        self.inline = timing.expected_s(1) < INLINE_ROW_S and timing.expected_s(max_batch) < INLINE_FULL_S
         self._worker = None if self.inline else Worker("edgemux-model", self._loop)
 
-    async def infer(self, images: NDArray[Any], deadline_s: float) -> Answer:
-        """Answer images UINT8 [N, ...] by ``deadline_s`` on the event loop's clock.
+    async def infer(self, inputs: Arrays, outputs: Sequence[str], deadline_s: float, priority: int = 0) -> Answer:
+        """The named outputs for ``inputs``, [N, ...], by ``deadline_s`` on the event loop's clock.
 
         Raises TooLarge, DeadlineExceeded, Overloaded, Unreachable when draining, ExecutionError when the model fails.
         """
         now_s = self._loop.time()
-        rows = images.shape[0]
-        self._admit(rows, deadline_s, now_s)
+        rows = len(next(iter(inputs.values()))) if self.batched else 1
+        priority = priority or self._default_priority
+        self._admit(rows, deadline_s, priority, now_s)
         future: asyncio.Future[Answer] = self._loop.create_future()
-        item = Item(rows, deadline_s, (images, future))
+        item = Item(rows, deadline_s, _Asked(inputs, outputs, future), self._key(inputs, outputs), priority)
         self.batcher.add(item, now_s)
-        self._advance()
+        if self._worker is not None or self.batcher.max_batch == 1:
+            self._advance()
+        elif not self._scheduled:
+            # At the end of what the loop has at hand: what came together runs together.
+            self._scheduled = True
+            self._loop.call_soon(self._advance)
         try:
             return await future
         except asyncio.CancelledError:
             self.batcher.discard(item)
             raise
 
-    async def answer(self, images: NDArray[Any]) -> NDArray[Any]:
-        """Probabilities FP32 [N, classes], computed where batches are, but counted and learned from nowhere.
+    def _key(self, inputs: Arrays, outputs: Sequence[str]) -> Hashable:
+        wanted = tuple(outputs)
+        return wanted if self._shapeless else (wanted, *(inputs[name].shape[1:] for name in sorted(inputs)))
+
+    async def answer(self, inputs: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """The named outputs, computed where batches are, but counted and learned from nowhere.
 
         Raises what the backend raises.
         """
         if self._worker is None:
-            return self._backend.run(images)
-        answered: asyncio.Future[NDArray[Any]] = self._loop.create_future()
+            return self._backend.run(inputs, outputs)
+        answered: asyncio.Future[dict[str, NDArray[Any]]] = self._loop.create_future()
 
-        def work() -> NDArray[Any] | Exception:
+        def work() -> dict[str, NDArray[Any]] | Exception:
             try:
-                return self._backend.run(images)
+                return self._backend.run(inputs, outputs)
             except Exception as error:
                 return error
 
-        def done(result: NDArray[Any] | Exception) -> None:
+        def done(result: dict[str, NDArray[Any]] | Exception) -> None:
             if answered.done():
                 return
             if isinstance(result, Exception):
@@ -121,6 +146,15 @@ class Engine:
         self._worker.submit(work, done)
         return await answered
 
+    def status(self) -> dict[str, Any]:
+        """The engine at a glance."""
+        timing, batcher = self.timing, self.batcher
+        return {
+            "worker": "inline" if self.inline else "thread",
+            "queue": {"requests": len(batcher), "rows": batcher.queued_rows, "busy": batcher.busy},
+            "batch_ms": {"fixed": timing.fixed_s * 1e3, "per_row": timing.per_row_s * 1e3},
+        }
+
     async def close(self) -> None:
         """Take nothing more and stop the worker; a batch that runs is not waited for."""
         self.draining = True
@@ -129,30 +163,34 @@ class Engine:
         if self._worker is not None:
             self._worker.stop()
 
-    def _admit(self, rows: int, deadline_s: float, now_s: float) -> None:
+    def _admit(self, rows: int, deadline_s: float, priority: int, now_s: float) -> None:
         """Refuse, or return."""
-        refused = self._metrics.refused
+        refused = self._tally.refused
         if rows > self.batcher.max_batch:
             raise TooLarge("inputs", f"a batch of {rows}, at most {self.batcher.max_batch}")
         if self.draining:
-            refused[Refused.DRAINING].inc()
+            refused[Refused.DRAINING] += 1
             raise Unreachable("the server is stopping")
         if deadline_s <= now_s:
-            refused[Refused.EXPIRED].inc()
+            refused[Refused.EXPIRED] += 1
             raise DeadlineExceeded("the deadline had passed when the request came")
-        refusal = self.admission.check(rows, deadline_s - now_s, self.batcher.queued_rows, self._running_left_s(now_s))
+        batcher = self.batcher
+        refusal = self.admission.check(
+            rows, deadline_s - now_s, batcher.queued_rows, self._running_left_s(now_s), batcher.rows_before(priority)
+        )
         if isinstance(refusal, Refusal):
-            refused[refusal.reason].inc()
+            refused[refusal.reason] += 1
             raise Overloaded(_MESSAGES[refusal.reason], refusal.retry_after_s)
 
     def _running_left_s(self, now_s: float) -> float | None:
         """What the running batch is expected to take still, None when none runs."""
-        if not self.batcher.busy:
+        if self._running is None:
             return None
-        return max(0.0, self._started_s + self.timing.expected_s(self._running_rows) - now_s)
+        return max(0.0, self._started_s + self.timing.expected_s(self._running.rows) - now_s)
 
     def _advance(self) -> None:
         """Take every step that the batcher has ready, then sleep until its next."""
+        self._scheduled = False
         while True:
             step = self.batcher.poll(self._loop.time())
             match step:
@@ -162,7 +200,7 @@ class Engine:
                     for item in step.items:
                         _refuse(item, DeadlineExceeded("the deadline passed in the queue"))
                 case Wait():
-                    self._wake_at(step.until_s)
+                    self._wake_at(min(step.until_s, self._running_until_s))
                     return
 
     def _wake_at(self, until_s: float) -> None:
@@ -172,59 +210,97 @@ class Engine:
                 return
             self._timer.cancel()
             self._timer = None
-        if until_s != float("inf"):
+        if until_s != math.inf:
             self._timer = self._loop.call_at(until_s, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
+        now_s = self._loop.time()
+        if self._running is not None and now_s >= self._running_until_s:
+            self._refuse_late(self._running, now_s)
         self._advance()
+
+    def _refuse_late(self, running: Batch, now_s: float) -> None:
+        """Tell those whose time is over while they are computed; nobody waits for what they will get."""
+        self._running_until_s = math.inf
+        for item in running.items:
+            if item.deadline_s <= now_s:
+                _refuse(item, DeadlineExceeded("the deadline passed while the model ran"))
+            else:
+                self._running_until_s = min(self._running_until_s, item.deadline_s)
 
     def _start(self, batch: Batch) -> None:
         self._started_s = self._loop.time()
-        self._running_rows = batch.rows
         if self._worker is None:
-            self._finish(batch, *self._compute(batch))
+            self._finish(batch, self._compute(batch))
         else:
+            self._running = batch
+            self._running_until_s = min(item.deadline_s for item in batch.items)
             self._worker.submit(partial(self._compute, batch), partial(self._on_computed, batch))
 
-    def _on_computed(self, batch: Batch, computed: tuple[NDArray[Any] | None, float]) -> None:
+    def _on_computed(self, batch: Batch, ran: _Ran | None) -> None:
         """The thread is done with a batch; runs in the event loop."""
-        self._finish(batch, *computed)
+        self._finish(batch, ran)
         self._advance()
 
-    def _compute(self, batch: Batch) -> tuple[NDArray[Any] | None, float]:
-        """Probabilities of the whole batch and the seconds it took; None when the model failed. In the worker."""
-        images = [item.payload[0] for item in batch.items]
-        started_s = self._loop.time()
+    def _compute(self, batch: Batch) -> _Ran | None:
+        """The whole batch's outputs and the seconds it took; None when the model failed. In the worker."""
+        clock = self._loop.time
+        started_s = clock()
         try:
-            result = self._backend.run(images[0] if len(images) == 1 else np.concatenate(images))
+            inputs, outputs = _together([item.payload for item in batch.items])
+            gathered_s = clock()
+            answer = self._backend.run(inputs, outputs)
+            for name in outputs:
+                if self.batched and len(answer[name]) != batch.rows:
+                    raise BadAnswer(f"{name}: not {batch.rows} rows")
         except Exception:  # whatever a model raises must not end the worker
             _log.exception("a batch of %d rows failed", batch.rows)
-            return None, self._loop.time() - started_s
-        return result, self._loop.time() - started_s
+            return None
+        return _Ran(answer, gathered_s - started_s, clock() - gathered_s)
 
-    def _finish(self, batch: Batch, result: NDArray[Any] | None, compute_s: float) -> None:
-        self.batcher.finished()
-        if result is None:
+    def _finish(self, batch: Batch, ran: _Ran | None) -> None:
+        now_s = self._loop.time()
+        self._running, self._running_until_s = None, math.inf
+        self.batcher.finished(now_s)
+        if ran is None:
             for item in batch.items:
                 _refuse(item, ExecutionError("the model failed"))
             return
         # From start to here, the way into the thread and back included: it is what the next request waits for.
-        self.timing.observe(batch.rows, self._loop.time() - self._started_s)
-        self._metrics.batch_size.observe(batch.rows)
-        self._metrics.compute_seconds.observe(compute_s)
-        self._metrics.inputs.inc(batch.rows)
+        self.timing.observe(batch.rows, now_s - self._started_s)
         at = 0
         for item in batch.items:
             queue_s = self._started_s - item.arrived_s
-            self._metrics.queue_seconds.observe(queue_s)
-            future = item.payload[1]
-            if not future.done():
-                future.set_result(Answer(result[at : at + item.rows], queue_s, compute_s, batch.rows))
+            self._tally.queue.observe(queue_s)
+            asked = item.payload
+            if not asked.future.done():
+                if len(batch.items) == 1:
+                    outputs = {name: ran.answer[name] for name in asked.outputs}
+                else:
+                    outputs = {name: ran.answer[name][at : at + item.rows] for name in asked.outputs}
+                asked.future.set_result(Answer(outputs, queue_s, ran.infer_s, batch.rows))
             at += item.rows
+        self._tally.ran(batch.rows, len(batch.items), ran.input_s, ran.infer_s, self._loop.time() - now_s)
+
+
+class _Ran(msgspec.Struct, frozen=True):
+    """What a batch gave, and the seconds that gathering its inputs and running it took."""
+
+    answer: dict[str, NDArray[Any]]
+    input_s: float
+    infer_s: float
+
+
+def _together(asked: Sequence[_Asked]) -> tuple[Arrays, Sequence[str]]:
+    """The inputs of all, one after the other, and the outputs that all of them want."""
+    first = asked[0]
+    if len(asked) == 1:
+        return first.inputs, first.outputs
+    return {name: np.concatenate([each.inputs[name] for each in asked]) for name in first.inputs}, first.outputs
 
 
 def _refuse(item: Item, error: Exception) -> None:
-    future = item.payload[1]
+    future = item.payload.future
     if not future.done():
         future.set_exception(error)

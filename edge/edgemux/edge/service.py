@@ -21,7 +21,7 @@ from edgemux.multiplexer.errors import (
     UnknownModel,
 )
 from edgemux.wire.codec import CHECKSUM, Parameter, make_response, requested_outputs
-from edgemux.wire.model_service import MAX_ID_CHARACTERS, ModelService, timeout_s
+from edgemux.wire.model_service import MAX_ID_CHARACTERS, ModelService, Served, timeout_s
 
 # When it is worth asking again where there are too many at once: most are answered by then.
 FULL_RETRY_S = 0.1
@@ -32,8 +32,8 @@ class EdgeService(ModelService):
 
     def __init__(self, agents: Mapping[str, Agent], max_batch: int, log: RequestLog | None = None) -> None:
         """``agents``: at least one, by the name of its model on the wire."""
-        manifests = [agent.manifest for agent in agents.values()]
-        super().__init__("edgemux-edge", "edgemux", manifests, max_batch, max_decoding=max_batch)
+        models = [Served.of(agent.manifest, "edgemux", max_batch) for agent in agents.values()]
+        super().__init__("edgemux-edge", models, max_decoding=max_batch)
         self._agents = agents
         first, *others = agents.values()
         # What asks for no model that is here is counted with the only one, or with none of several.
@@ -76,11 +76,11 @@ class EdgeService(ModelService):
         return response
 
     async def _infer(self, request: Any, left_s: float | None, came_s: float, client: str) -> tuple[Any, list[Answer]]:
-        manifest = self.check_model(request.model_name, request.model_version)
-        agent = self._agents[manifest.name]
+        served = self.check_model(request.model_name, request.model_version)
+        agent = self._agents[served.name]
         deadline_s = came_s + agent.request.allowed_s(left_s, timeout_s(request))
         agent.check_room(client, deadline_s - came_s)
-        outputs = requested_outputs(request, manifest.outputs)
+        outputs = requested_outputs(request, served.outputs)
         tensors = await self.tensors(request, deadline_s)
         now_s = self._loop.time()
         agent.metrics.stage("validate", now_s - came_s)
@@ -93,7 +93,7 @@ class EdgeService(ModelService):
         }
         chosen = {name: arrays[name] for name in outputs}
         response = make_response(
-            manifest.name, manifest.version, request.id, chosen, said(answers), CHECKSUM in request.parameters
+            served.name, served.version, request.id, chosen, said(answers), CHECKSUM in request.parameters
         )
         return response, answers
 

@@ -34,8 +34,8 @@ class Stop:
 class OnnxModel:
     """One ONNX graph on one CPU thread, loaded from verified bytes.
 
-    ``inputs`` and ``outputs`` are the graph's tensor names in graph order; ``input_types`` as the library writes them,
-    ``tensor(float)``, and ``input_shapes`` with a name or None where a size is open.
+    ``inputs`` and ``outputs`` are the graph's tensor names in graph order; their types as the library writes them,
+    ``tensor(float)``, and their shapes with a name or None where a size is open.
     """
 
     def __init__(self, content: bytes, name: str, threads: int = 1, quiet: bool = False) -> None:
@@ -63,7 +63,10 @@ class OnnxModel:
         self.inputs: tuple[str, ...] = tuple(tensor.name for tensor in given)
         self.input_types: tuple[str, ...] = tuple(tensor.type for tensor in given)
         self.input_shapes: tuple[tuple[int | str | None, ...], ...] = tuple(tuple(tensor.shape) for tensor in given)
-        self.outputs: tuple[str, ...] = tuple(tensor.name for tensor in self._session.get_outputs())
+        made = self._session.get_outputs()
+        self.outputs: tuple[str, ...] = tuple(tensor.name for tensor in made)
+        self.output_types: tuple[str, ...] = tuple(tensor.type for tensor in made)
+        self.output_shapes: tuple[tuple[int | str | None, ...], ...] = tuple(tuple(tensor.shape) for tensor in made)
 
     @classmethod
     def read(cls, path: Path, threads: int = 1, quiet: bool = False) -> OnnxModel:

@@ -61,11 +61,13 @@ def client_options(max_answer_bytes: int = MAX_MESSAGE_BYTES) -> Options:
     ]
 
 
-def server_options(max_message_bytes: int = MAX_REQUEST_BYTES, max_streams: int = 1024) -> Options:
+def server_options(
+    max_message_bytes: int = MAX_REQUEST_BYTES, max_streams: int = 1024, shared_port: bool = False
+) -> Options:
     """Options of a server: strict about ports and sizes, lenient about pings."""
     return [
         # The default shares a taken port silently between two servers.
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(shared_port)),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_S * 1000 // 2),
         ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_S * 1000 // 2),
         ("grpc.keepalive_permit_without_calls", 1),

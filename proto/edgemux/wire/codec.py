@@ -64,6 +64,7 @@ def check_inputs(
 ) -> dict[str, Array | Pictures]:
     """``read_inputs`` but for the pictures, which are counted only: everything that is quick to find out.
 
+    ``max_batch``: rows at most; 0 where the tensors have no dimension for the batch.
     Raises InputError naming the tensor.
     """
     wanted = {tensor.name: tensor for tensor in tensors}
@@ -90,7 +91,7 @@ def check_inputs(
             if message.datatype != tensor.datatype:
                 raise InputError(tensor.name, f"datatype {_quoted(message.datatype)}, expected {tensor.datatype}")
             checked[tensor.name] = _dense(tensor.name, message, raw[index] if raw else None, shape)
-        rows.add(shape[0])
+        rows.add(shape[0] if max_batch else 1)
     for name in wanted:
         if name not in checked:
             raise InputError(name, "missing")
@@ -130,14 +131,14 @@ def _checked_shape(message: Any, expected: Sequence[int], max_batch: int) -> tup
     shape = tuple(message.shape)
     if any(size < 0 for size in shape):
         raise InputError(name, "shape has a negative dimension")
-    if shape and shape[0] == 0:
+    if max_batch and shape[0] == 0:
         raise InputError(name, "shape has a batch of 0")
     for size, want in zip(shape, expected, strict=True):
         if want >= 0 and size != want:
             raise InputError(name, f"shape {list(shape)}, expected {_dims(expected)}"[:200])
     if 0 in shape:  # which a dimension of any size would take
         raise InputError(name, "shape has a dimension of 0")
-    if shape[0] > max_batch:
+    if max_batch and shape[0] > max_batch:
         raise TooLarge(name, f"batch of {shape[0]}, at most {max_batch}")
     return shape
 

@@ -9,7 +9,9 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from edgemux.multiplexer.bundle import Manifest, Tensor
+import msgspec
+
+from edgemux.multiplexer.bundle import Manifest, Preprocessing, Tensor
 from edgemux.multiplexer.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -31,30 +33,76 @@ MESSAGE_OVERHEAD_BYTES = 1024
 _TOO_LATE = "deadline: over before the pictures were decoded"
 
 
+class Served(msgspec.Struct, frozen=True):
+    """A model as clients see it.
+
+    preprocessing: None where encoded pictures are not taken. max_batch: rows of one request; 0 for a model whose
+    tensors have no dimension for the batch. properties: what clients may want to show.
+    """
+
+    name: str
+    version: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    preprocessing: Preprocessing | None = None
+    platform: str = ""
+    max_batch: int = 1
+    properties: Mapping[str, str] = {}
+
+    @classmethod
+    def of(cls, manifest: Manifest, platform: str, max_batch: int) -> Served:
+        """A bundle's model."""
+        properties = {"classes": ",".join(manifest.classes), "bundle": manifest.digest}
+        return cls(
+            manifest.name,
+            manifest.version,
+            manifest.inputs,
+            manifest.outputs,
+            manifest.preprocessing,
+            platform,
+            max_batch,
+            properties,
+        )
+
+
 class ModelService:
-    """Serves the models of bundles, each under its manifest's name and version; subclasses add ``ModelInfer``.
+    """Serves models, each under its name and version; subclasses add ``ModelInfer``.
 
     Lives in one event loop; ``close`` it there.
     """
 
-    def __init__(
-        self, name: str, platform: str, manifests: Sequence[Manifest], max_batch: int, max_decoding: int
-    ) -> None:
-        """``manifests``: at least one, each with a name of its own.
+    def __init__(self, name: str, models: Sequence[Served], max_decoding: int) -> None:
+        """``models``: of several versions of one name the last is the one for whoever asks for none.
 
-        ``max_batch`` bounds a request's rows, ``max_decoding`` the pictures that wait to be decoded.
+        ``max_decoding`` bounds the pictures that wait to be decoded.
         """
         self.draining = False
         self._name = name
-        self._platform = platform
-        self._manifests = {manifest.name: manifest for manifest in manifests}
-        self._max_batch = max_batch
+        # By name and version; "" is the version for whoever asks for none.
+        self._models: dict[str, dict[str, Served]] = {}
+        for served in models:
+            self.show(served.name, [*self.versions(served.name), served])
         # Decoding a large picture takes as long as many answers: it must not hold up the event loop.
         self._loop = asyncio.get_running_loop()
         self._decoder = Worker("edgemux-pictures", self._loop)
         self._max_decoding = max_decoding
         self._decoding = 0
         self._closed = False
+
+    def show(self, name: str, versions: Sequence[Served]) -> None:
+        """From now on these versions of a model are served, by rising version; none: the model is not."""
+        if versions:
+            self._models[name] = {each.version: each for each in versions} | {"": versions[-1]}
+        else:
+            self._models.pop(name, None)
+
+    def versions(self, name: str) -> list[Served]:
+        """The versions of a model that are served."""
+        return [served for version, served in self._models.get(name, {}).items() if version]
+
+    def every(self) -> list[Served]:
+        """Everything that is served."""
+        return [served for name in self._models for served in self.versions(name)]
 
     async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
         return oip.ServerLiveResponse(live=True)
@@ -64,8 +112,7 @@ class ModelService:
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         """An unknown model or version is not ready, as Triton has it; it is no error."""
-        manifest = self._manifests.get(request.name)
-        serves = manifest is not None and request.version in ("", manifest.version)
+        serves = request.version in self._models.get(request.name, {})
         return oip.ModelReadyResponse(ready=serves and not self.draining)
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -73,27 +120,30 @@ class ModelService:
 
     async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Raises UnknownModel."""
-        manifest = self.check_model(request.name, request.version, "name", "version")
-        return oip.ModelMetadataResponse(**self.model_metadata(manifest))
+        served = self.check_model(request.name, request.version, "name", "version")
+        return oip.ModelMetadataResponse(**self.model_metadata(served))
 
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
         response = oip.RepositoryIndexResponse()
         if not (request.ready and self.draining):
             state, reason = ("UNAVAILABLE", "stopping") if self.draining else ("READY", "")
-            for manifest in self._manifests.values():
-                response.models.add(name=manifest.name, version=manifest.version, state=state, reason=reason)
+            for served in self.every():
+                response.models.add(name=served.name, version=served.version, state=state, reason=reason)
         return response
 
     def check_model(
         self, name: str, model_version: str, name_field: str = "model_name", version_field: str = "model_version"
-    ) -> Manifest:
-        """The manifest of the model that is asked for. Raises UnknownModel naming the field."""
-        manifest = self._manifests.get(name)
-        if manifest is None:
+    ) -> Served:
+        """The model that is asked for. Raises UnknownModel naming the field."""
+        versions = self._models.get(name)
+        if versions is None:
             raise UnknownModel(name_field, "no such model here")
-        if model_version not in ("", manifest.version):
-            raise UnknownModel(version_field, f"only version {manifest.version} is here")
-        return manifest
+        served = versions.get(model_version)
+        if served is None:
+            here = [version for version in versions if version]
+            only = f"version {here[0]} is" if len(here) == 1 else f"versions {', '.join(here)} are"
+            raise UnknownModel(version_field, f"only {only} here")
+        return served
 
     async def tensors(self, request: Any, deadline_s: float) -> dict[str, Array]:
         """The inputs of the request's model by name, [N, ...], by ``deadline_s`` on the event loop's clock.
@@ -102,22 +152,22 @@ class ModelService:
         tensor, Overloaded when too many pictures wait, DeadlineExceeded, Unreachable when the service is closed, and
         UnknownModel.
         """
-        manifest = self.check_model(request.model_name, request.model_version)
+        served = self.check_model(request.model_name, request.model_version)
         if len(request.id) > MAX_ID_CHARACTERS:
             raise TooLarge("id", f"more than {MAX_ID_CHARACTERS} characters")
-        inputs = self._read(request, manifest)
+        inputs = self._read(request, served)
         pictures = sum(len(given.elements) for given in inputs.values() if isinstance(given, Pictures))
         if not pictures:
             return decode_inputs(inputs, None)
         if self._decoding > 0 and self._decoding + pictures > self._max_decoding:
             raise Overloaded("too many pictures are waiting to be decoded")
-        return await self._decoded(inputs, manifest, pictures, deadline_s)
+        return await self._decoded(inputs, served, pictures, deadline_s)
 
-    def _read(self, request: Any, manifest: Manifest) -> dict[str, Array | Pictures]:
-        return check_inputs(request, manifest.inputs, manifest.preprocessing, self._max_batch)
+    def _read(self, request: Any, served: Served) -> dict[str, Array | Pictures]:
+        return check_inputs(request, served.inputs, served.preprocessing, served.max_batch)
 
     async def _decoded(
-        self, inputs: Mapping[str, Array | Pictures], manifest: Manifest, pictures: int, deadline_s: float
+        self, inputs: Mapping[str, Array | Pictures], served: Served, pictures: int, deadline_s: float
     ) -> dict[str, Array]:
         """``inputs`` decoded in the thread; whoever waits is told at the deadline, whatever the thread does then."""
         loop = self._loop
@@ -132,7 +182,7 @@ class ModelService:
 
         def work() -> dict[str, Array] | Exception:
             try:
-                return decode_inputs(inputs, manifest.preprocessing, go_on)
+                return decode_inputs(inputs, served.preprocessing, go_on)
             except Exception as error:
                 return error
 
@@ -156,34 +206,34 @@ class ModelService:
 
     def check_fits(self, max_message_bytes: int) -> None:
         """Raises ConfigError when not even one row of a model's inputs fits a message of that size."""
-        for manifest in self._manifests.values():
+        for served in self.every():
             row_bytes = MESSAGE_OVERHEAD_BYTES
-            for tensor in manifest.inputs:
+            for tensor in served.inputs:
                 sizes = [max(1, size) for size in tensor.shape]
                 row_bytes += math.prod(sizes) * DTYPES[tensor.datatype].itemsize
             if row_bytes > max_message_bytes:
                 raise ConfigError(
-                    f"listen.max_message_bytes: {max_message_bytes}, one input of {manifest.name} needs {row_bytes}"
+                    f"listen.max_message_bytes: {max_message_bytes}, one input of {served.name} needs {row_bytes}"
                 )
 
     def server_metadata(self) -> dict[str, Any]:
         """Name, version and protocol extensions."""
         return {"name": self._name, "version": version("edgemux"), "extensions": ["parameters"]}
 
-    def model_metadata(self, manifest: Manifest) -> dict[str, Any]:
+    def model_metadata(self, served: Served) -> dict[str, Any]:
         """Name, versions, platform, tensors with -1 for the batch, and what clients may want to show."""
         return {
-            "name": manifest.name,
-            "versions": [manifest.version],
-            "platform": self._platform,
-            "inputs": [_described(tensor) for tensor in manifest.inputs],
-            "outputs": [_described(tensor) for tensor in manifest.outputs],
-            "properties": {"classes": ",".join(manifest.classes), "bundle": manifest.digest},
+            "name": served.name,
+            "versions": [each.version for each in self.versions(served.name)],
+            "platform": served.platform,
+            "inputs": [_described(tensor) for tensor in served.inputs],
+            "outputs": [_described(tensor) for tensor in served.outputs],
+            "properties": dict(served.properties),
         }
 
     def pages(self) -> dict[str, Callable[[], Page]]:
         """What the HTTP port answers, by path."""
-        models = {f"/v2/models/{name}": manifest for name, manifest in self._manifests.items()}
+        models = {f"/v2/models/{name}": versions[""] for name, versions in self._models.items()}
         pages: dict[str, Callable[[], Page]] = {
             "/": lambda: Page(200, {"name": self._name, "pages": ["/status", "/v2", "/v2/health/ready", *models]}),
             "/v2": lambda: Page(200, self.server_metadata()),
@@ -191,21 +241,21 @@ class ModelService:
             "/v2/health/ready": self._ready_page,
             "/status": lambda: Page(200, self.status()),
         }
-        for path, manifest in models.items():
-            pages[path] = partial(self._model_page, manifest)
+        for path, served in models.items():
+            pages[path] = partial(self._model_page, served)
             pages[f"{path}/ready"] = self._ready_page
         return pages
 
-    def _model_page(self, manifest: Manifest) -> Page:
-        return Page(200, self.model_metadata(manifest))
+    def _model_page(self, served: Served) -> Page:
+        return Page(200, self.model_metadata(served))
 
     def _ready_page(self) -> Page:
         return Page(503 if self.draining else 200, {"ready": not self.draining})
 
     def status(self) -> dict[str, Any]:
         """The server at a glance."""
-        first, *others = self._manifests.values()
-        named = {} if others else {"model": first.name, "version": first.version}
+        models = self.every()
+        named = {"model": models[0].name, "version": models[0].version} if len(models) == 1 else {}
         return named | {"ready": not self.draining}
 
     def came_late(self) -> None:
@@ -229,6 +279,20 @@ def timeout_s(request: Any) -> float | None:
     if microseconds < 0:
         raise InputError("timeout", "must not be negative")
     return microseconds / 1e6 if microseconds else None
+
+
+def priority_of(request: Any, levels: int) -> int:
+    """The protocol's own ``priority`` parameter: 1, the highest, to ``levels``; 0 when absent. Raises InputError."""
+    if "priority" not in request.parameters:
+        return 0
+    slot = request.parameters["priority"]
+    kind = slot.WhichOneof("parameter_choice")
+    if kind not in ("int64_param", "uint64_param"):
+        raise InputError("priority", "expected uint64_param or int64_param")
+    priority = int(getattr(slot, kind))
+    if not 0 <= priority <= levels:
+        raise InputError("priority", f"must be between 1, the highest, and {levels}; 0 for the default")
+    return priority
 
 
 def _described(tensor: Tensor) -> dict[str, Any]:

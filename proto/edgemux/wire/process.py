@@ -12,7 +12,8 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from edgemux.multiplexer.errors import ConfigError
 from edgemux.wire.channel import MAX_REQUEST_BYTES, bind, server_options
 from edgemux.wire.forks import served
 from edgemux.wire.http import App, Page
-from edgemux.wire.security import Guard, ServerTls, TokenCheck, check_exposure
+from edgemux.wire.security import Gate, Guard, ServerTls, TokenCheck, check_exposure
 from edgemux.wire.service import Door, register
 from edgemux.wire.stderr import say, unblocked_log
 from edgemux.wire.systemd import Notifier, show_life
@@ -77,6 +78,19 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError(f"max_message_bytes must be between {MIN_MESSAGE_BYTES} and {MAX_MESSAGE_BYTES}")
 
 
+class Seat(msgspec.Struct, frozen=True):
+    """The place of one of several processes behind the same ports.
+
+    ``grpc_port`` is shared with the others by the kernel, ``http`` listens for all of them, ``metrics`` for this one.
+    ``tie``: a connection to whoever seated it, who is told the ready line; when that one is gone the process stops.
+    """
+
+    grpc_port: int
+    http: socket.socket
+    metrics: socket.socket
+    tie: Connection
+
+
 async def _always_well() -> bool:
     return True
 
@@ -96,7 +110,7 @@ class Serving(msgspec.Struct, frozen=True):
     well: Callable[[], Awaitable[bool]] = _always_well
 
 
-async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
+async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]], seat: Seat | None = None) -> None:
     """Take the ports, make what is served, serve until SIGTERM or SIGINT. A second one stops at once; SIGHUP reloads
     certificates and tokens.
 
@@ -113,9 +127,14 @@ async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
     )
     guard = Guard(listen.tls, listen.token_file)
     async with contextlib.AsyncExitStack() as stack:
-        http_socket = stack.enter_context(_listen(listen.host, listen.http_port, "--http-port"))
-        metrics_socket = stack.enter_context(_listen(listen.host, listen.metrics_port, "--metrics-port"))
-        server, grpc_port = _take_grpc_port(listen, guard)
+        if seat is None:
+            http_socket = stack.enter_context(take_port(listen.host, listen.http_port, "--http-port"))
+            metrics_socket = stack.enter_context(take_port(listen.host, listen.metrics_port, "--metrics-port"))
+            # The library reports a taken port on stderr, in its own words, before it raises: look first.
+            take_port(listen.host, listen.grpc_port, "--grpc-port").close()
+        else:
+            http_socket, metrics_socket = seat.http, seat.metrics
+        server, grpc_port = _take_grpc_port(listen, guard, seat)
         stack.push_async_callback(server.stop, 0)
         serving = await make()
         stack.push_async_callback(serving.closed)
@@ -127,18 +146,21 @@ async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
         for service in ("", *serving.models):
             await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
         guard.export(serving.registry)
-        stack.enter_context(exporting(metrics_socket, serving.registry, guard.gate, guard.certificates))
+        # Whoever seated this process asks for its metrics, over a socket of its own, and tells them to those who may.
+        asks = (guard.gate, guard.certificates) if seat is None else (Gate(), None)
+        stack.enter_context(exporting(metrics_socket, serving.registry, *asks))
         pages = App(_with_security(serving.pages, guard), guard.gate)
         await stack.enter_async_context(answering(http_socket, pages, guard.certificates))
         await server.start()
 
         stop, stop_now = _signals(guard)
         stack.enter_context(served())
-        http_port, metrics_port = http_socket.getsockname()[1], metrics_socket.getsockname()[1]
-        say(
-            f"edgemux {serving.name} ready model={','.join(serving.models)} grpc={listen.host}:{grpc_port} "
-            f"http={listen.host}:{http_port} metrics={listen.host}:{metrics_port}"
-        )
+        if seat is None:
+            ports = (grpc_port, http_socket.getsockname()[1], metrics_socket.getsockname()[1])
+            say(ready_line(serving.name, serving.models, listen.host, ports))
+        else:
+            seat.tie.send((serving.name, serving.models))
+            asyncio.get_running_loop().add_reader(seat.tie.fileno(), stop.set)
         notifier = stack.enter_context(contextlib.closing(Notifier()))
         notifier.tell("READY=1")
         life = asyncio.ensure_future(show_life(notifier, serving.well))
@@ -148,6 +170,15 @@ async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
         serving.drain()
         await checks.enter_graceful_shutdown()
         await _stop(server, door, stop_now, listen.drain_s)
+
+
+def ready_line(name: str, models: Sequence[str], host: str, ports: tuple[int, int, int]) -> str:
+    """What a server says once it answers; ``ports`` of gRPC, HTTP and metrics."""
+    grpc_port, http_port, metrics_port = ports
+    return (
+        f"edgemux {name} ready model={','.join(models)} grpc={host}:{grpc_port} http={host}:{http_port} "
+        f"metrics={host}:{metrics_port}"
+    )
 
 
 def _with_security(pages: Mapping[str, Callable[[], Page]], guard: Guard) -> dict[str, Callable[[], Page]]:
@@ -164,12 +195,12 @@ def _with_security(pages: Mapping[str, Callable[[], Page]], guard: Guard) -> dic
     return given
 
 
-def _take_grpc_port(listen: Listen, guard: Guard) -> tuple[grpc.aio.Server, int]:
-    # The library reports a taken port on stderr, in its own words, before it raises: look first.
-    _listen(listen.host, listen.grpc_port, "--grpc-port").close()
+def _take_grpc_port(listen: Listen, guard: Guard, seat: Seat | None) -> tuple[grpc.aio.Server, int]:
     interceptors = () if guard.gate.open else (TokenCheck(guard.gate),)
-    server = grpc.aio.server(options=server_options(listen.max_message_bytes), interceptors=interceptors)
-    return server, bind(server, listen.host, listen.grpc_port, guard.credentials())
+    options = server_options(listen.max_message_bytes, shared_port=seat is not None)
+    server = grpc.aio.server(options=options, interceptors=interceptors)
+    port = listen.grpc_port if seat is None else seat.grpc_port
+    return server, bind(server, listen.host, port, guard.credentials())
 
 
 async def _stop(server: grpc.aio.Server, door: Door, stop_now: asyncio.Event, drain_s: float) -> None:
@@ -185,14 +216,14 @@ async def _stop(server: grpc.aio.Server, door: Door, stop_now: asyncio.Event, dr
     await server.stop(0)
 
 
-def run(listen: Listen, make: Callable[[], Awaitable[Serving]]) -> None:
+def run(listen: Listen, make: Callable[[], Awaitable[Serving]], seat: Seat | None = None) -> None:
     """``serve`` on an event loop of its own, with a log that never waits for its reader.
 
     Raises ConfigError when the system does not allow the threads that serving takes, and what ``serve`` raises.
     """
     _check_threads()
     with unblocked_log():
-        asyncio.run(serve(listen, make))
+        asyncio.run(serve(listen, make, seat))
 
 
 def _check_threads() -> None:
@@ -245,7 +276,8 @@ def _signals(guard: Guard) -> tuple[asyncio.Event, asyncio.Event]:
     return stop, stop_now
 
 
-def _listen(host: str, port: int, flag: str) -> socket.socket:
+def take_port(host: str, port: int, flag: str) -> socket.socket:
+    """A socket that listens. Raises ConfigError naming the flag of a port that is in use."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

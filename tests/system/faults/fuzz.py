@@ -25,7 +25,7 @@ from edgemux.multiplexer.bundle import Bundle, Manifest, Tensor
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.channel import client_options
 from edgemux.wire.codec import DTYPES, requested_outputs
-from edgemux.wire.model_service import ModelService, timeout_s
+from edgemux.wire.model_service import ModelService, Served, timeout_s
 from edgemux.wire.service import SERVICE, register
 
 INFER = f"/{SERVICE}/ModelInfer"
@@ -52,7 +52,7 @@ class Validating(ModelService):
     """Reads requests as the servers do, and checks that what passes is what the model takes."""
 
     def __init__(self, manifest: Manifest) -> None:
-        super().__init__("fuzzed", "none", [manifest], MAX_BATCH, MAX_BATCH)
+        super().__init__("fuzzed", [Served.of(manifest, "none", MAX_BATCH)], MAX_BATCH)
         self._manifest = manifest
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802

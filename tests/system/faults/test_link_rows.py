@@ -44,9 +44,9 @@ def served(times: float) -> Callable[[Stage, Load], None]:
     """While the fault lasts the cloud works on ``times`` requests or more; the device's answers stay the only ones."""
 
     def during(stage: Stage, load: Load) -> None:
-        before = stage.cloud.scrape()["edgemux_cloud_inputs_total"]
+        before = stage.cloud.scrape()['edgemux_cloud_inputs_total{model="fashion-mnist"}']
         load.more(120)
-        load.wait(lambda: stage.cloud.scrape()["edgemux_cloud_inputs_total"] >= before + times)
+        load.wait(lambda: stage.cloud.scrape()['edgemux_cloud_inputs_total{model="fashion-mnist"}'] >= before + times)
 
     return during
 

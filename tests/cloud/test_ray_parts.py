@@ -93,7 +93,7 @@ async def test_errors_are_statuses_and_nothing_is_raised(tiny_bundle: Path, cont
 async def test_a_refusal_says_in_the_trailers_when_to_come_back(tiny_bundle: Path) -> None:
     replica = await replica_of(tiny_bundle)
 
-    async def full(_: Any, __: Any) -> Any:
+    async def full(*_: Any) -> Any:
         raise Overloaded("the queue is full", 0.25)
 
     replica._serving.servicer._infer = full

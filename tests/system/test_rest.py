@@ -169,36 +169,35 @@ def test_what_is_wrong_with_a_tensor_is_said_as_over_grpc(server: Any, samples: 
             assert reason in answer
 
 
+# A cloud server whose model takes as long as the last argument says.
 SLOW = """
 import sys, time
-from edgemux.cloud import hosting, server
+from edgemux.cloud import hosting
 from edgemux.cloud.config import load
-from edgemux.cloud.onnx_backend import OnnxBackend
+from edgemux.cloud.server import serve
 
-measured = time.monotonic() + float(sys.argv[3])
-run = OnnxBackend.run
+class Slow(hosting.BundleBackend):
+    seconds = 0.0
+    def run(self, inputs, outputs):
+        time.sleep(Slow.seconds)
+        return super().run(inputs, outputs)
 
-def slowly(self, inputs, outputs):
-    if slow[0]:
-        time.sleep(float(sys.argv[2]))
-    return run(self, inputs, outputs)
+measure = hosting.measure
+def measured(backend, row, max_batch):
+    Slow.seconds = 0.02
+    timing = measure(backend, row, max_batch)
+    Slow.seconds = float(sys.argv[2])
+    return timing
 
-slow = [False]
-OnnxBackend.run = slowly
-import edgemux.wire.process as process
-say = process.say
-def saying(line):
-    slow[0] = True
-    say(line)
-process.say = saying
+hosting.BundleBackend, hosting.measure = Slow, measured
 ports = {f"listen.{name}_port": 0 for name in ("grpc", "http", "metrics")}
-server.serve(load(None, {"bundle": sys.argv[1], "batching.max_batch": 1, "listen.drain_s": 60.0, **ports}))
+serve(load(None, {"bundle": sys.argv[1], "batching.max_batch": 1, "listen.drain_s": 60.0, **ports}))
 """
 
 
 @pytest.fixture
 def slow_server(tiny_bundle: Path, serving_by: Callable[..., Any]) -> Iterator[Any]:
-    with serving_by(SLOW, str(tiny_bundle), "0.5", "0") as server:
+    with serving_by(SLOW, str(tiny_bundle), "0.5") as server:
         yield server
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import shutil
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 MODEL = "fashion-mnist"
 PATIENCE_S = 60.0
@@ -124,6 +127,23 @@ def test_curl_gets_an_answer_over_one_connection(server: Any, samples: dict[str,
     for answer in (json.loads(first), json.loads(second)):
         assert {output["name"] for output in answer["outputs"]} == {"probabilities", "label"}
         assert answer["model_name"] == MODEL
+
+
+def test_an_encoded_picture_in_json_is_answered_as_its_pixels_are(cloud: Any, samples: dict[str, NDArray[Any]]) -> None:
+    image = samples["images"][0]
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, "PNG")
+    given = {
+        "name": "image",
+        "datatype": "BYTES",
+        "shape": [1],
+        "data": [{"b64": str(b64encode(encoded.getvalue()), "ascii")}],
+    }
+    answers = []
+    for body in (json.dumps({"inputs": [given]}).encode(), body_of(image[None])):
+        with connection(cloud, infer(body, "Connection: close")) as sent:
+            answers.append(json.loads(rest_of(sent).partition(b"\r\n\r\n")[2])["outputs"])
+    assert answers[0] == answers[1]
 
 
 def test_clients_that_stop_are_closed_within_seconds_and_others_are_served(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,9 @@ import msgspec
 from edgemux.cloud.admission import AdmissionSettings
 from edgemux.cloud.batcher import BatchingSettings
 from edgemux.cloud.ray_settings import RaySettings
+from edgemux.wire.admin import Admin
 from edgemux.wire.process import Listen
+from edgemux.wire.security import ClientTls
 from edgemux.wire.settings import load_settings
 
 MAX_THREADS = 256
@@ -28,7 +31,8 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Exactly one of ``bundle``, ``onnx``, ``torch`` (a file, or a folder of versions: ``1/model.onnx``, ``2/...``) and
     ``address`` (of another server that answers for it). versions: of a folder, those that are served. version: what
-    a single one is called. max_batch: None for ``batching.max_batch``. device, dtype and compile: torch's.
+    a single one is called. max_batch: None for ``batching.max_batch``. device, dtype and compile: torch's. model: its
+    name at the other server, None for the same; tls and token_file: how that one is known, and we to it.
     """
 
     name: str | None = None
@@ -42,6 +46,9 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: Literal["cpu", "cuda", "auto"] = "auto"
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
+    model: str | None = None
+    tls: ClientTls = ClientTls()
+    token_file: Path | None = None
 
     def __post_init__(self) -> None:
         if sum(getattr(self, kind) is not None for kind in KINDS) != 1:
@@ -71,7 +78,8 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file: one ``bundle``, or ``models``.
 
-    threads: CPU threads that one batch may use. processes: whole servers behind the same ports.
+    threads: CPU threads that one batch may use. processes: whole servers behind the same ports. reload_s: how often it
+    is looked whether models on the disk have changed; 0 for never.
     """
 
     bundle: Path | None = None
@@ -82,6 +90,8 @@ class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: int = 1
     processes: int = 1
     ray: RaySettings = RaySettings()
+    reload_s: float = 0.0
+    admin: Admin = Admin()
 
     def __post_init__(self) -> None:
         if self.bundle is None and not self.models:
@@ -92,6 +102,10 @@ class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"threads must be between 1 and {MAX_THREADS}")
         if not 1 <= self.processes <= MAX_PROCESSES:
             raise ValueError(f"processes must be between 1 and {MAX_PROCESSES}")
+        if not 0 <= self.reload_s < math.inf:
+            raise ValueError("reload_s must not be negative")
+        if self.processes > 1 and self.admin.grpc_port is not None:
+            raise ValueError("admin.grpc_port would change one of several processes; use reload_s")
         if self.admission.max_queue < self.batching.max_batch:
             raise ValueError("admission.max_queue must be at least batching.max_batch")
         if any(self.admission.max_queue < (each.max_batch or 1) for each in self.models):

@@ -6,8 +6,10 @@ Run by ``make test-ray``, in an environment that has the ray extra. Ray takes so
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,10 +152,19 @@ def test_health_pages_and_metrics_are_there(ray_cloud: Any) -> None:
             asked = health_pb2.HealthCheckRequest(service=service)
             assert health.Check(asked, timeout=PATIENCE_S).status == health_pb2.HealthCheckResponse.SERVING
             assert next(health.Watch(asked, timeout=PATIENCE_S)).status == health_pb2.HealthCheckResponse.SERVING
-    assert ray_cloud.get("/v2/health/ready") == (200, {"ready": True})
-    assert ray_cloud.get("/status")[1]["model"] == MODEL
+    assert ray_cloud.get("/v2/health/ready")[0] == 200
+    assert ray_cloud.get("/status")[1]["ready"] is True
     assert ray_cloud.get("/nowhere")[0] == 404
     assert any(name.startswith("haproxy_") for name in ray_cloud.scrape())
+
+
+def test_rest_is_answered_too(ray_cloud: Any, samples: dict[str, NDArray[Any]]) -> None:
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": samples["images"][0].tolist()}
+    body = json.dumps({"id": "9", "inputs": [tensor]}).encode()
+    asked = urllib.request.Request(f"http://{ray_cloud.http}/v2/models/{MODEL}/infer", body)
+    with urllib.request.urlopen(asked, timeout=PATIENCE_S) as response:
+        answer = json.load(response)
+    assert (answer["id"], answer["model_name"]) == ("9", MODEL)
 
 
 def test_no_client_of_an_agent_notices_that_a_replica_is_killed(

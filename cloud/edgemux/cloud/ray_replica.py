@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -14,9 +13,11 @@ from grpc_health.v1 import health_pb2
 from prometheus_client import generate_latest
 
 from edgemux.cloud.config import CloudConfig
-from edgemux.cloud.ray_methods import TIME_LEFT, UNARY
+from edgemux.cloud.ray_methods import TIME_LEFT, UNARY, gate
 from edgemux.cloud.server import prepare
 from edgemux.multiplexer.errors import ExecutionError
+from edgemux.wire.http import Page
+from edgemux.wire.rest import Rest
 from edgemux.wire.service import STREAM, Door, handlers
 
 Status = health_pb2.HealthCheckResponse
@@ -69,8 +70,8 @@ class CallContext:
 class Replica:
     """Ray's deployment: a method for every path, bytes in, ``Reply`` out.
 
-    Batcher, admission, deadlines, metrics are those of ``edgemux cloud``; HTTP answers its pages, and ``/metrics`` of
-    the replica that happens to be asked.
+    Batcher, admission, deadlines, metrics are those of ``edgemux cloud``, and so is what HTTP answers; ``/metrics`` is
+    of the replica that happens to be asked.
     """
 
     async def __init__(self, config: CloudConfig) -> None:  # type: ignore[misc]  # Ray awaits it
@@ -79,6 +80,8 @@ class Replica:
         self._serving.servicer.check_fits(config.listen.max_message_bytes)
         self._door = Door(self._serving.servicer.came_late)
         self._handlers = handlers(self._serving.servicer, self._door)
+        pages = {**self._serving.pages, "/metrics": self._metrics}
+        self._rest = Rest(self._serving.servicer, self._door, pages, gate(), config.listen.max_message_bytes)
 
     async def check_health(self) -> None:
         """Asked by Ray every few seconds; a replica that raises is replaced. Raises ExecutionError."""
@@ -86,18 +89,21 @@ class Replica:
             raise ExecutionError("the model does not answer as it should")
 
     async def __call__(self, request: Any) -> Any:
-        """HTTP pages, over the request and response of starlette, which Ray brings along."""
+        """HTTP: the protocol's REST side and our pages, in requests and responses of starlette, which Ray brings."""
         from starlette.responses import Response
 
-        path = request.url.path.rstrip("/") or "/"
-        if path == "/metrics":
-            return Response(generate_latest(self._serving.registry), media_type="text/plain; version=0.0.4")
-        made = self._serving.pages.get(path)
-        if made is None:
-            return Response('{"error": "no such page"}', 404, media_type="application/json")
-        page = made()
-        body = page.body if isinstance(page.body, str | bytes) else json.dumps(page.body)
-        return Response(body, page.status, media_type=page.content_type)
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await self._rest(request.scope, request.receive, send)
+        started, *bodies = sent
+        headers = {str(name, "latin-1"): str(value, "latin-1") for name, value in started["headers"]}
+        return Response(b"".join(each["body"] for each in bodies), started["status"], headers)
+
+    def _metrics(self) -> Page:
+        return Page(200, generate_latest(self._serving.registry), "text/plain; version=0.0.4")
 
     async def answer(self, method: str, content: bytes, context: Any) -> Reply:
         """A unary call. Every error of ours becomes a status on Ray's context."""

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -51,13 +52,16 @@ def serve(config: CloudConfig) -> None:
     ports = _Ports.of(config)
     with tempfile.TemporaryDirectory(prefix="edgemux-ray-") as name:
         _set_environment(config, ports, Path(name))
-        with _running(config, ports, Path(name)):
+        # Ray reports troubles of its own on stdout, where the ready line is waited for.
+        ours = sys.stdout
+        with contextlib.redirect_stdout(sys.stderr), _running(config, ports, Path(name)):
             stop = _on_signals()
             _wait_until_answered(ports.grpc, config)
-            say(
-                f"edgemux cloud ready model={','.join(models)} grpc=127.0.0.1:{ports.grpc} "
-                f"http=127.0.0.1:{ports.http} metrics=127.0.0.1:{ports.metrics}"
-            )
+            with contextlib.redirect_stdout(ours):
+                say(
+                    f"edgemux cloud ready model={','.join(models)} grpc=127.0.0.1:{ports.grpc} "
+                    f"http=127.0.0.1:{ports.http} metrics=127.0.0.1:{ports.metrics}"
+                )
             stop.wait()
 
 
@@ -171,7 +175,7 @@ def _finish(folder: Path, drain_s: float) -> None:
 
 
 def _start(ray: Any, config: CloudConfig, folder: Path) -> None:
-    """Ray on this machine, or the cluster that is named. Raises ConfigError when there is none."""
+    """Ray on this machine, or the cluster that is named. Raises Unreachable."""
     settings = config.ray
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
@@ -186,8 +190,9 @@ def _start(ray: Any, config: CloudConfig, folder: Path) -> None:
             _temp_dir=str(folder),
             **quiet,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"ray: cannot start or reach a cluster ({str(error).splitlines()[0][:200]})") from error
+    except Exception as error:  # with any type, Exception itself included
+        _log.error("%s", error)
+        raise Unreachable("ray: cannot start, or reach the cluster; the log says why") from error
 
 
 def _deploy(ray_serve: Any, config: CloudConfig, ports: _Ports) -> None:

@@ -6,8 +6,9 @@ Measured first: batches of the starter bundle's cloud model and of a ResNet-18 (
 thread, as a * rows + b; what a request costs the server beside its model (closed loops against a real `edgemux cloud`);
 the bundle's device levels. Then real agents, as many as fit, against the real cloud, at several rates; the simulation
 (`edgemux.cloud.fleet`) is told the rates, not what came out, and must predict it. Last, the simulation of the fleet:
-the fewest replicas of one core with which the 99th percentile of offloads is within 100 ms and less than 0.1 % of them
-are refused, for arrivals that are independent, follow a day, or half of which come to all devices at once.
+the fewest replicas of one core with which the 99th percentile of offloads is within 100 ms (200 for the ResNet) and less
+than 0.1 % of them are refused, for arrivals that are independent, follow a day, or half of which come to all devices
+at once.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ from edgemux.wire.service import Stub
 
 BUNDLE = Path(__file__).parents[1] / "deploy" / "bundles" / "fashion-mnist"
 ROWS = (1, 2, 4, 8, 16, 32)
-P99_S, REFUSED = 0.1, 0.001
+# Within which 99 % of offloads must be answered. A ResNet-18 takes half of 100 ms on one core here, before any network.
+P99_S = {"starter": 0.1, "resnet-18": 0.2}
+REFUSED = 0.001
 LEVEL = 3  # of the bundle's four: what a small device runs
 # What the network is like: 10 ms and some each way, 20 Mbit/s up.
 LINK = Link(delay_s=0.01, jitter_s=0.003, uplink_bytes_s=2.5e6)
@@ -315,13 +318,13 @@ class Row(msgspec.Struct, frozen=True):
     money_a_day: float
 
 
-def fewest(fleet: Fleet, service: Service, make: Any, duration_s: float) -> tuple[int | None, Figures]:
+def fewest(fleet: Fleet, service: Service, make: Any, duration_s: float, p99_s: float) -> tuple[int | None, Figures]:
     inputs = make(fleet, duration_s, np.random.default_rng(11))
     seen: dict[int, Figures] = {}
 
     def meets(replicas: int) -> bool:
         seen[replicas] = simulate(fleet, service, LINK, replicas, inputs, duration_s)
-        return seen[replicas].meets(P99_S, REFUSED)
+        return seen[replicas].meets(p99_s, REFUSED)
 
     least = max(1, int(fleet.edges * fleet.inputs_per_s * fleet.offload_share * service.per_row_s))
     found = needed(meets, least, most=2048)
@@ -330,11 +333,13 @@ def fewest(fleet: Fleet, service: Service, make: Any, duration_s: float) -> tupl
 
 def rows(model: str, service: Service, fleets: dict[str, Fleet], duration_s: float, options: Any) -> Iterator[Row]:
     for (sends, fleet), arrivals in itertools.product(fleets.items(), ("poisson", "a day", "bursts")):
-        replicas, figures = fewest(fleet, service, bursts if arrivals == "bursts" else poisson, duration_s)
+        replicas, figures = fewest(
+            fleet, service, bursts if arrivals == "bursts" else poisson, duration_s, P99_S[model]
+        )
         hours = 24.0 * (replicas or 0)
         mean = 1.0
         if arrivals == "a day":
-            hours, mean = follow_day(fleet, service, duration_s), float(np.mean(day()))
+            hours, mean = follow_day(fleet, service, duration_s, P99_S[model]), float(np.mean(day()))
         offloads = fleet.edges * fleet.inputs_per_s * fleet.offload_share * mean * 86_400
         uplink_gb = offloads * fleet.request_bytes / 1e9
         money = hours * options.core_hour + uplink_gb * options.gigabyte
@@ -352,7 +357,7 @@ def rows(model: str, service: Service, fleets: dict[str, Fleet], duration_s: flo
         )
 
 
-def follow_day(fleet: Fleet, service: Service, duration_s: float) -> float:
+def follow_day(fleet: Fleet, service: Service, duration_s: float, p99_s: float) -> float:
     """Core-hours of a day in which the number of replicas follows the hour's rate, as an autoscaler that is never late
     would have it; between five rates it is interpolated."""
     rates = sorted({round(rate, 6) for rate in day()})[::3]
@@ -360,7 +365,7 @@ def follow_day(fleet: Fleet, service: Service, duration_s: float) -> float:
     counts = []
     for rate in rates:
         hour = msgspec.structs.replace(fleet, inputs_per_s=fleet.inputs_per_s * rate)
-        counts.append(fewest(hour, service, poisson, duration_s)[0] or 0)
+        counts.append(fewest(hour, service, poisson, duration_s, p99_s)[0] or 0)
     return float(sum(np.ceil(np.interp(rate, rates, counts) - 1e-9) for rate in day()))
 
 
@@ -374,7 +379,7 @@ def plot(found: Sequence[Row], path: Path) -> None:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + wide * len(groups) + 20}" height="330" '
         'font-family="sans-serif" font-size="11">',
-        f'<text x="{left}" y="16">Replicas of one core for 99 % of offloads within {P99_S * 1e3:.0f} ms</text>',
+        f'<text x="{left}" y="16">Replicas of one core, 1,000 devices</text>',
     ]
     for index, (model, arrivals) in enumerate(groups):
         for place, (sends, colour) in enumerate(colours.items()):

@@ -89,9 +89,9 @@ class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     admission: AdmissionSettings = AdmissionSettings()
     threads: int = 1
     processes: int = 1
-    ray: RaySettings = RaySettings()
     reload_s: float = 0.0
     admin: Admin = Admin()
+    ray: RaySettings = RaySettings()
 
     def __post_init__(self) -> None:
         if self.bundle is None and not self.models:

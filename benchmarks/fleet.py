@@ -6,8 +6,8 @@ Measured first: batches of the starter bundle's cloud model and of a ResNet-18 (
 thread, as a * rows + b; what a request costs the server beside its model (closed loops against a real `edgemux cloud`);
 the bundle's device levels. Then real agents, as many as fit, against the real cloud, at several rates; the simulation
 (`edgemux.cloud.fleet`) is told the rates, not what came out, and must predict it. Last, the simulation of the fleet:
-the fewest replicas of one core with which the 99th percentile of offloads is within 100 ms (200 for the ResNet) and less
-than 0.1 % of them are refused, for arrivals that are independent, follow a day, or half of which come to all devices
+the fewest replicas of one core with which the 99th percentile of offloads is within 100 ms (ResNet: 200) and less than
+0.1 % of them are refused, for arrivals that are independent, follow a day, or half of which come to all devices
 at once.
 """
 

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import os
 import re
 import statistics
@@ -336,7 +337,7 @@ def rows(model: str, service: Service, fleets: dict[str, Fleet], duration_s: flo
         replicas, figures = fewest(
             fleet, service, bursts if arrivals == "bursts" else poisson, duration_s, P99_S[model]
         )
-        hours = 24.0 * (replicas or 0)
+        hours = math.nan if replicas is None else 24.0 * replicas
         mean = 1.0
         if arrivals == "a day":
             hours, mean = follow_day(fleet, service, duration_s, P99_S[model]), float(np.mean(day()))

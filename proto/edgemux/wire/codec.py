@@ -126,9 +126,12 @@ def _quoted(text: str) -> str:
 
 def _checked_shape(message: Any, expected: Sequence[int], max_batch: int) -> tuple[int, ...]:
     name = message.name
-    if len(message.shape) != len(expected):  # before anything of that length is made
-        raise InputError(name, f"shape has {len(message.shape)} dimensions, expected {_dims(expected)}")
-    shape = tuple(message.shape)
+    given = message.shape
+    if len(given) != len(expected):  # before anything of that length is made
+        raise InputError(name, f"shape has {len(given)} dimensions, expected {_dims(expected)}")
+    shape = tuple(given)
+    if max_batch and expected[0] < 0 and shape[1:] == expected[1:] and min(shape) > 0 and shape[0] <= max_batch:
+        return shape  # what nearly all have, without a look at each dimension
     if any(size < 0 for size in shape):
         raise InputError(name, "shape has a negative dimension")
     if max_batch and shape[0] == 0:
@@ -164,7 +167,7 @@ def _dense(name: str, message: Any, raw: bytes | None, shape: tuple[int, ...]) -
             array = np.array(values, dtype=dtype).reshape(shape)
         except OverflowError as error:
             raise InputError(name, f"a value does not fit {message.datatype}") from error
-    if dtype.kind == "f" and not np.isfinite(array).all():
+    if dtype.kind == "f" and np.count_nonzero(np.isfinite(array)) != count:  # a third of the time of all()
         raise InputError(name, "holds NaN or infinity")
     return array
 
@@ -302,8 +305,11 @@ def datatype_of(array: Array) -> str:
     return name
 
 
-def read_outputs(response: Any, tensors: Sequence[Tensor], rows: int) -> dict[str, Array]:
-    """The named outputs of a peer's ModelInferResponse, checked; raw is preferred. Raises BadAnswer."""
+def read_outputs(response: Any, tensors: Sequence[Tensor], rows: int | None) -> dict[str, Array]:
+    """The named outputs of a peer's ModelInferResponse, checked; raw is preferred. Raises BadAnswer.
+
+    ``rows``: their first dimension, None where that is not the batch.
+    """
     if not intact(response):
         raise BadAnswer("the answer is not what it was when it was sent")
     found = {output.name: index for index, output in enumerate(response.outputs)}
@@ -315,8 +321,12 @@ def read_outputs(response: Any, tensors: Sequence[Tensor], rows: int) -> dict[st
         if index is None:
             raise BadAnswer(f"{tensor.name}: missing from the answer")
         output = response.outputs[index]
-        shape = (rows, *tensor.shape[1:])
-        if output.datatype != tensor.datatype or tuple(output.shape) != shape:
+        shape = tuple(output.shape)
+        expected = tensor.shape if rows is None else (rows, *tensor.shape[1:])
+        fits = len(shape) == len(expected) and all(
+            size >= 0 and want in (-1, size) for size, want in zip(shape, expected, strict=True)
+        )
+        if output.datatype != tensor.datatype or not fits:
             raise BadAnswer(f"{tensor.name}: wrong datatype or shape in the answer")
         dtype = DTYPES[tensor.datatype]
         if index < len(response.raw_output_contents):

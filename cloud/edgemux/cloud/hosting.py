@@ -67,7 +67,7 @@ def _open(settings: ModelSettings, path: Path, threads: int) -> Backend:
         from edgemux.cloud.torch_backend import TorchBackend
     except ImportError as error:
         raise ConfigError("models: torch: the torch package is not installed") from error
-    return TorchBackend(path, settings.device, settings.dtype, settings.compile, threads)
+    return TorchBackend(path, settings.device, settings.dtype, settings.compile, threads, settings.graphs)
 
 
 def _load_bundle(settings: ModelSettings, source: Source, threads: int, max_batch: int) -> Loaded:

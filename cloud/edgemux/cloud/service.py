@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -74,7 +75,7 @@ class CloudService(ModelService):
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Raises InputError, DeadlineExceeded, Overloaded, Unreachable, ExecutionError."""
-        came_s = self._loop.time()
+        came_s = time.monotonic()
         hosted = self._hosted.get((request.model_name, request.model_version))
         if hosted is None:
             tally = self._nobody
@@ -104,7 +105,7 @@ class CloudService(ModelService):
             tally.inflight -= 1
             if hosted is not None:
                 hosted.inside -= 1
-            tally.ended(outcome, self._loop.time() - came_s)
+            tally.ended(outcome, time.monotonic() - came_s)
         return response
 
     async def _infer(self, request: Any, context: Any, hosted: Hosted | None, came_s: float) -> Any:

@@ -246,15 +246,20 @@ async def _stop(server: grpc.aio.Server, door: Door, stop_now: asyncio.Event, dr
 
 
 def run(
-    listen: Listen, make: Callable[[], Awaitable[Serving]], seat: Seat | None = None, admin: Admin = NO_ADMIN
+    listen: Listen,
+    make: Callable[[], Awaitable[Serving]],
+    seat: Seat | None = None,
+    admin: Admin = NO_ADMIN,
+    new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> None:
-    """``serve`` on an event loop of its own, with a log that never waits for its reader.
+    """``serve`` on an event loop of its own, by default asyncio's, with a log that never waits for its reader.
 
     Raises ConfigError when the system does not allow the threads that serving takes, and what ``serve`` raises.
     """
     _check_threads()
     with unblocked_log():
-        asyncio.run(serve(listen, make, seat, admin))
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(serve(listen, make, seat, admin))
 
 
 def _check_threads() -> None:

@@ -1,0 +1,107 @@
+"""Runs of a module that a CUDA device has recorded, and that are started as one instead of kernel by kernel.
+
+Measured on an H100 with a ResNet-18: docs/gpu.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import torch
+
+# Batches of up to so many rows are filled up to the next power of two; larger ones keep the device busy as they are.
+MOST_FILLED_UP = 64
+# Shapes that are recorded; each holds on to its inputs and outputs, what is in between is shared.
+MOST_SHAPES = 24
+# A module that cannot be recorded (it asks the device for a number in between) is not tried with every shape.
+MOST_FAILURES = 3
+
+_log = logging.getLogger("edgemux.cloud")
+
+Call = Callable[[list[torch.Tensor]], list[torch.Tensor]]
+
+
+class _Recorded(msgspec.Struct, frozen=True):
+    """A recorded run, and where it reads and writes on the device."""
+
+    graph: Any
+    inputs: list[Any]
+    outputs: list[Any]
+
+
+class Graphs:
+    """Recorded runs by shape. Used from one thread at a time, within ``stream``."""
+
+    def __init__(self, call: Call, stream: torch.cuda.Stream, together: bool) -> None:
+        """``together``: the first dimension of everything is the batch, and rows do not depend on one another."""
+        self._call = call
+        self._stream = stream
+        self._together = together
+        self._pool = torch.cuda.graph_pool_handle()
+        self._recorded: dict[tuple[tuple[int, ...], ...], _Recorded | None] = {}
+        self._failures = 0
+
+    def run(self, staged: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+        """Outputs on the device, which the next run overwrites, for inputs in pinned memory.
+
+        None where this shape is not recorded. Raises what the module raises.
+        """
+        rows = len(staged[0]) if self._together else 0
+        sizes = tuple(filled_up(tensor.shape, rows) for tensor in staged)
+        recorded = self._recorded.get(sizes)
+        if recorded is None:
+            if sizes in self._recorded or len(self._recorded) >= MOST_SHAPES or self._failures >= MOST_FAILURES:
+                return None
+            recorded = self._recorded[sizes] = self._try(staged, sizes)
+            if recorded is None:
+                return None
+        for there, here in zip(recorded.inputs, staged, strict=True):
+            (there[:rows] if rows else there).copy_(here, non_blocking=True)
+        recorded.graph.replay()
+        return [output[:rows] for output in recorded.outputs] if rows else recorded.outputs
+
+    def clear(self) -> None:
+        """Give everything back."""
+        self._recorded.clear()
+
+    def _try(self, staged: Sequence[torch.Tensor], sizes: Sequence[tuple[int, ...]]) -> _Recorded | None:
+        try:
+            # The quickest kernels for these very shapes, which is found out before anything is recorded.
+            with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
+                return self._record(staged, sizes)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+        except Exception:  # with any of the library's types
+            self._failures += 1
+            _log.info("a batch of %s is run kernel by kernel", sizes, exc_info=True)
+        return None
+
+    def _record(self, staged: Sequence[torch.Tensor], sizes: Sequence[tuple[int, ...]]) -> _Recorded:
+        device = self._stream.device
+        inputs = [torch.zeros(size, dtype=each.dtype, device=device) for size, each in zip(sizes, staged, strict=True)]
+        for there, here in zip(inputs, staged, strict=True):
+            (there[: len(here)] if self._together else there).copy_(here, non_blocking=True)
+        self._call(inputs)  # what is compiled, chosen or set up by a first run
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, with other models, may ask the device for memory meanwhile.
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            outputs = self._call(inputs)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):
+                graph.capture_end()
+            raise
+        graph.capture_end()
+        return _Recorded(graph, inputs, outputs)
+
+
+def filled_up(shape: Sequence[int], rows: int) -> tuple[int, ...]:
+    """The shape that is run for one of ``rows`` rows; 0 for one without a batch, which stays as it is."""
+    if not rows or rows > MOST_FILLED_UP:
+        return tuple(shape)
+    return (1 << (rows - 1).bit_length(), *shape[1:])

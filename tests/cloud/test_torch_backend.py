@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import nn
 
+from edgemux.cloud import torch_backend
 from edgemux.cloud.backend import batched, check, sample
 from edgemux.cloud.torch_backend import TorchBackend
+from edgemux.cloud.torch_graphs import recordable
 from edgemux.multiplexer.bundle import Tensor
 from edgemux.multiplexer.errors import ArtifactError, ConfigError, ExecutionError
 
@@ -199,18 +201,49 @@ def test_recorded_runs_answer_alike_whatever_is_left_over_from_the_batch_before(
         np.testing.assert_allclose(answers[1]["logits"], _expected(net, given)["logits"], atol=1e-3)
 
 
-@gpu
-def test_a_module_that_cannot_be_recorded_is_run_all_the_same(tmp_path: Path) -> None:
-    class Asking(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * torch.nonzero(x.sum(1) > -1e9).shape[0]
+class Asking(nn.Module):
+    """Numbers FP32 [N, 3], times N, for which it asks the device in between."""
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.nonzero(x.sum(1) > -1e9).shape[0]
+
+
+class Counting(nn.Module):
+    """Numbers FP32 [N, 3], and how many runs there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("runs", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.runs.add_(1)
+        return x + self.runs
+
+
+def test_what_depends_on_shapes_alone_can_be_recorded(tmp_path: Path, archive: Path) -> None:
+    asking = export(Asking(), tmp_path / "asking.pt2", torch.ones(2, 3))
+    counting = export(Counting(), tmp_path / "counting.pt2", torch.ones(2, 3))
+    assert recordable(torch.export.load(archive))
+    assert not recordable(torch.export.load(asking))
+    assert not recordable(torch.export.load(counting))
+
+
+@gpu
+@pytest.mark.parametrize("known", [False, True])
+def test_a_module_that_cannot_be_recorded_is_run_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    if not known:
+        monkeypatch.setattr(torch_backend, "recordable", lambda program: True)
     backend = TorchBackend(export(Asking(), tmp_path / "asking.pt2", torch.ones(2, 3)), "cuda")
     for rows in (2, 3, 64):
         given = {"x": np.ones((rows, 3), np.float32)}
         np.testing.assert_array_equal(backend.run(given, ["output0"])["output0"], given["x"] * rows)
-    # What the failed records left behind must not keep memory from being given back.
+    # What failed records leave behind must not keep memory from being given back: the second needs that of the first.
     torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    for share in (0.6, 0.7):
+        torch.empty(int(free * share), dtype=torch.uint8, device="cuda")
 
 
 @gpu

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch.export.passes import move_to_device_pass
 
 from edgemux.cloud.backend import Arrays, batched
-from edgemux.cloud.torch_graphs import Graphs
+from edgemux.cloud.torch_graphs import Graphs, recordable
 from edgemux.multiplexer.bundle import Tensor
 from edgemux.multiplexer.errors import ArtifactError, ConfigError, ExecutionError
 
@@ -83,7 +83,7 @@ class TorchBackend:
         self._staged: dict[str, torch.Tensor] = {}
         self._kinds = {tensor.name: _DTYPES[tensor.datatype] for tensor in self.inputs}
         self._graphs: Graphs | None = None
-        if self._stream is not None and graphs:
+        if self._stream is not None and graphs and recordable(program):
             self._graphs = Graphs(self._call, self._stream, batched(self.inputs, self.outputs))
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:

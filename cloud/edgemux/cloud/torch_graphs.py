@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import torch
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 # Batches of up to so many rows are filled up to the next power of two; larger ones keep the device busy as they are.
 MOST_FILLED_UP = 64
@@ -92,12 +93,45 @@ class Graphs:
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             outputs = self._call(inputs)
+            graph.capture_end()
         except BaseException:
             with contextlib.suppress(RuntimeError):
                 graph.capture_end()
+            # The library forgets this after a record that failed, and would never give memory back again.
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(device.index or 0, self._pool)
             raise
-        graph.capture_end()
         return _Recorded(graph, inputs, outputs)
+
+
+def recordable(program: Any) -> bool:
+    """Whether what an exported program does depends on shapes alone, and it keeps nothing from one run to the next."""
+    if program.graph_signature.buffers_to_mutate:
+        return False
+    nodes = list(program.graph.nodes)
+    values = [node.meta.get("val") for node in nodes]
+    if any(free_unbacked_symbols(value) for value in values if value is not None):
+        return False
+    return not any(_root(written).op == "placeholder" for node in nodes for written in _written(node))
+
+
+def _written(node: Any) -> list[Any]:
+    """What an operation writes to."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None:
+        return []
+    pairs = zip(node.args, schema.arguments, strict=False)
+    return [given for given, each in pairs if each.alias_info is not None and each.alias_info.is_write]
+
+
+def _root(node: Any) -> Any:
+    """What a node is a view of, or itself."""
+    while node.op == "call_function":
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not any(each.alias_info is not None for each in schema.returns):
+            break
+        node = node.args[0]
+    return node
 
 
 def filled_up(shape: Sequence[int], rows: int) -> tuple[int, ...]:

@@ -128,7 +128,8 @@ def _root(node: Any) -> Any:
     """What a node is a view of, or itself."""
     while node.op == "call_function":
         schema = getattr(node.target, "_schema", None)
-        if schema is None or not any(each.alias_info is not None for each in schema.returns):
+        aliased = schema is not None and any(each.alias_info is not None for each in schema.returns)
+        if not aliased or not isinstance(node.args[0], torch.fx.Node):
             break
         node = node.args[0]
     return node

@@ -239,11 +239,6 @@ def test_a_module_that_cannot_be_recorded_is_run_all_the_same(
     for rows in (2, 3, 64):
         given = {"x": np.ones((rows, 3), np.float32)}
         np.testing.assert_array_equal(backend.run(given, ["output0"])["output0"], given["x"] * rows)
-    # What failed records leave behind must not keep memory from being given back: the second needs that of the first.
-    torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info()
-    for share in (0.6, 0.7):
-        torch.empty(int(free * share), dtype=torch.uint8, device="cuda")
 
 
 @gpu

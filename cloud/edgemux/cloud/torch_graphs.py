@@ -18,8 +18,8 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 MOST_FILLED_UP = 64
 # Shapes that are recorded; each holds on to its inputs and outputs, what is in between is shared.
 MOST_SHAPES = 24
-# A module that cannot be recorded (it asks the device for a number in between) is not tried with every shape.
-MOST_FAILURES = 3
+# For what libraries keep on the device beside the module's own.
+SPARE_BYTES = 64 * 2**20
 
 _log = logging.getLogger("edgemux.cloud")
 
@@ -44,7 +44,7 @@ class Graphs:
         self._together = together
         self._pool = torch.cuda.graph_pool_handle()
         self._recorded: dict[tuple[tuple[int, ...], ...], _Recorded | None] = {}
-        self._failures = 0
+        self._broken = False
 
     def run(self, staged: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
         """Outputs on the device, which the next run overwrites, for inputs in pinned memory.
@@ -55,7 +55,7 @@ class Graphs:
         sizes = tuple(filled_up(tensor.shape, rows) for tensor in staged)
         recorded = self._recorded.get(sizes)
         if recorded is None:
-            if sizes in self._recorded or len(self._recorded) >= MOST_SHAPES or self._failures >= MOST_FAILURES:
+            if sizes in self._recorded or len(self._recorded) >= MOST_SHAPES or self._broken:
                 return None
             recorded = self._recorded[sizes] = self._try(staged, sizes)
             if recorded is None:
@@ -70,37 +70,53 @@ class Graphs:
         self._recorded.clear()
 
     def _try(self, staged: Sequence[torch.Tensor], sizes: Sequence[tuple[int, ...]]) -> _Recorded | None:
-        try:
-            # The quickest kernels for these very shapes, which is found out before anything is recorded.
-            with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
-                return self._record(staged, sizes)
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
-        except Exception:  # with any of the library's types
-            self._failures += 1
-            _log.info("a batch of %s is run kernel by kernel", sizes, exc_info=True)
+        # The quickest kernels for these very shapes, which is found out before anything is recorded.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
+            try:
+                inputs = self._warmed_up(staged, sizes)
+            except torch.cuda.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                return None
+            except Exception:  # of the library's; without the rows that fill it up the batch may be well
+                return None
+            if inputs is None:
+                return None
+            try:
+                return self._record(inputs)
+            except Exception:  # with any of the library's types
+                # Never again: after a record that failed, which ``recordable`` should have foreseen, the library gives
+                # cached memory back no more (seen with 2.11, whatever is called then).
+                self._broken = True
+                _log.warning("a model cannot be recorded; graphs = false keeps it from being tried", exc_info=True)
         return None
 
-    def _record(self, staged: Sequence[torch.Tensor], sizes: Sequence[tuple[int, ...]]) -> _Recorded:
+    def _warmed_up(self, staged: Sequence[torch.Tensor], sizes: Sequence[tuple[int, ...]]) -> list[torch.Tensor] | None:
+        """Inputs on the device with which the module has run; None when memory is too scarce to record that."""
         device = self._stream.device
         inputs = [torch.zeros(size, dtype=each.dtype, device=device) for size, each in zip(sizes, staged, strict=True)]
         for there, here in zip(inputs, staged, strict=True):
             (there[: len(here)] if self._together else there).copy_(here, non_blocking=True)
         self._call(inputs)  # what is compiled, chosen or set up by a first run
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        self._call(inputs)
         self._stream.synchronize()
+        needed = torch.cuda.max_memory_allocated(device) - before
+        # A record has memory of its own: what is cached for other runs is of no use to it.
+        torch.cuda.empty_cache()
+        return inputs if torch.cuda.mem_get_info(device)[0] >= 2 * needed + SPARE_BYTES else None
+
+    def _record(self, inputs: list[torch.Tensor]) -> _Recorded:
         graph = torch.cuda.CUDAGraph()
         # Other threads, with other models, may ask the device for memory meanwhile.
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             outputs = self._call(inputs)
-            graph.capture_end()
         except BaseException:
             with contextlib.suppress(RuntimeError):
                 graph.capture_end()
-            # The library forgets this after a record that failed, and would never give memory back again.
-            with contextlib.suppress(RuntimeError):
-                torch._C._cuda_endAllocateToPool(device.index or 0, self._pool)
             raise
+        graph.capture_end()
         return _Recorded(graph, inputs, outputs)
 
 
@@ -109,8 +125,10 @@ def recordable(program: Any) -> bool:
     if program.graph_signature.buffers_to_mutate:
         return False
     nodes = list(program.graph.nodes)
-    values = [node.meta.get("val") for node in nodes]
-    if any(free_unbacked_symbols(value) for value in values if value is not None):
+    values = [value for node in nodes if (value := node.meta.get("val")) is not None]
+    if any(free_unbacked_symbols(value) for value in values):
+        return False
+    if len({value.device for value in values if isinstance(value, torch.Tensor)}) > 1:
         return False
     return not any(_root(written).op == "placeholder" for node in nodes for written in _written(node))
 

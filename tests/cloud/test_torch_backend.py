@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from edgemux.cloud import torch_backend
 from edgemux.cloud.backend import batched, check, sample
 from edgemux.cloud.torch_backend import TorchBackend
 from edgemux.cloud.torch_graphs import recordable
@@ -229,12 +228,7 @@ def test_what_depends_on_shapes_alone_can_be_recorded(tmp_path: Path, archive: P
 
 
 @gpu
-@pytest.mark.parametrize("known", [False, True])
-def test_a_module_that_cannot_be_recorded_is_run_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
-) -> None:
-    if not known:
-        monkeypatch.setattr(torch_backend, "recordable", lambda program: True)
+def test_a_module_that_cannot_be_recorded_is_run_all_the_same(tmp_path: Path) -> None:
     backend = TorchBackend(export(Asking(), tmp_path / "asking.pt2", torch.ones(2, 3)), "cuda")
     for rows in (2, 3, 64):
         given = {"x": np.ones((rows, 3), np.float32)}

@@ -257,9 +257,8 @@ def run(
     Raises ConfigError when the system does not allow the threads that serving takes, and what ``serve`` raises.
     """
     _check_threads()
-    with unblocked_log():
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            runner.run(serve(listen, make, seat, admin))
+    with unblocked_log(), asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(serve(listen, make, seat, admin))
 
 
 def _check_threads() -> None:

@@ -24,8 +24,9 @@ from edgemux.wire.status import http_code
 
 BINARY = b"application/octet-stream"
 HEAD_LENGTH = b"Inference-Header-Content-Length"
-# Paths that are remembered; a client that makes up new ones gets them looked at each time.
+# Paths that are remembered, and how long they may be; others are looked at each time.
 MAX_REMEMBERED = 256
+_MAX_REMEMBERED_BYTES = 512
 
 _HEAD_LENGTH = HEAD_LENGTH.lower()
 _GET, _POST = (b"GET", b"HEAD"), (b"POST",)
@@ -109,9 +110,10 @@ class Rest(App):
         if target in self._routes:
             return self._routes[target]
         route = self._find(target)
-        if len(self._routes) >= MAX_REMEMBERED:
-            self._routes.clear()
-        self._routes[target] = route
+        if len(target) <= _MAX_REMEMBERED_BYTES:
+            if len(self._routes) >= MAX_REMEMBERED:
+                self._routes.clear()
+            self._routes[target] = route
         return route
 
     def _find(self, target: bytes) -> _Route | None:

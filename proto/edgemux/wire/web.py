@@ -30,6 +30,8 @@ LIFE_S = 10.0
 # Longer than load balancers and clients keep what they do not use (60 s), so that theirs is the end they meet.
 IDLE_S = 75.0
 MAX_CONNECTIONS = 256
+# Of scrapers.
+MAX_SCRAPING = 64
 # Bodies on their way, of all clients together.
 MIN_BUFFERED_BYTES = 64 * 2**20
 # How long those who are being answered at the end have to take it.
@@ -191,9 +193,11 @@ class _Contexts:
 
 
 @contextlib.asynccontextmanager
-async def answering(listener: socket.socket, app: App, certificates: Certificates | None) -> AsyncIterator[None]:
-    """Answer HTTP on ``listener``, in this event loop."""
-    web = Web(listener, app, certificates)
+async def answering(
+    listener: socket.socket, app: App, certificates: Certificates | None, most: int = MAX_CONNECTIONS
+) -> AsyncIterator[None]:
+    """Answer HTTP on ``listener``, in this event loop, over ``most`` connections at a time."""
+    web = Web(listener, app, certificates, most)
     try:
         yield
     finally:
@@ -212,7 +216,7 @@ def exporting(
     ready, over = threading.Event(), asyncio.Event()
 
     async def serve() -> None:
-        async with answering(listener, Scrapes(registry, gate, loop.time), certificates):
+        async with answering(listener, Scrapes(registry, gate, loop.time), certificates, MAX_SCRAPING):
             ready.set()
             await over.wait()
 

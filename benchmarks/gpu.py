@@ -3,8 +3,8 @@
     python benchmarks/gpu.py [--json FILE] [--device cuda|cpu] [--quick]
 
 Columns: a whole ``run`` of the backend (pinned buffers, own stream, recorded runs), the same kernel by kernel
-(``eager``), without buffers and stream either (``plain``), with ``torch.compile`` (``compiled``), the model alone on the
-device by CUDA events (``compute``), two backends side by side in two threads (``paired``, pictures a
+(``eager``), with ``torch.compile`` (``compiled``), kernel by kernel without buffers and stream (``plain``), the model
+alone on the device by CUDA events (``compute``), two backends side by side in two threads (``paired``, pictures a
 second), and the engine with 64 requests of one picture under way. The archive is made on the spot, with untrained
 weights. ``off`` is the largest difference to fp32 on the CPU, as a share of the largest logit.
 """

@@ -299,13 +299,8 @@ class Engine:
         """All outputs together, and the seconds it took; None when the model failed."""
         started_s = _now_s()
         try:
-<<<<<<< HEAD
-            inputs, outputs = _together([item.payload for item in batch.items], self._room)
-            gathered_s = clock()
-=======
-            inputs, outputs = _together(asked)
+            inputs, outputs = _together(asked, self._room)
             gathered_s = _now_s()
->>>>>>> main
             answer = self._backend.run(inputs, outputs)
             for name in outputs:
                 if self.batched and len(answer[name]) != rows:

@@ -103,7 +103,7 @@ def host(loaded: Loaded, settings: ModelSettings, config: CloudConfig, metrics: 
 
 
 async def open_far(settings: ModelSettings, config: CloudConfig, metrics: Metrics) -> list[Hosted]:
-    """A model that another server answers for. Raises Unreachable, ConfigError."""
+    """A model that another server answers for. Raises ExecutionError when that is away, ConfigError."""
     from edgemux.cloud.proxy import open_proxy
 
     return await open_proxy(settings, config, metrics)

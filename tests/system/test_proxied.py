@@ -16,6 +16,8 @@ import tritonclient.grpc as triton
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
+from tests.authority import OPENSSL, Authority
+
 PATIENCE_S = 60.0
 FAR, NEAR = "far", "near"
 
@@ -80,3 +82,25 @@ def test_a_model_of_another_server_comes_and_goes_with_it_and_ours_is_served_thr
         states = {model.name: (model.state, bool(model.reason)) for model in client.get_model_repository_index().models}
         assert states == {NEAR: ("READY", False), FAR: ("UNAVAILABLE", True)}
     assert front.stop() == 0
+
+
+@pytest.mark.skipif(OPENSSL is None, reason="no openssl here")
+def test_another_server_is_spoken_to_with_tls_and_a_token_or_not_at_all(
+    tiny_bundle: Path, tmp_path: Path, serving: Callable[..., Any], samples: dict[str, NDArray[Any]]
+) -> None:
+    authority, token = Authority(tmp_path), tmp_path / "token"
+    own = authority.issue("own")
+    token.write_text("correct-horse-battery-staple\n")
+    known = f'[models.tls]\nca = "{authority.ca}"\n'
+    ready = {}
+    secured = ("--tls-cert", str(own.cert), "--tls-key", str(own.key), "--token-file", str(token))
+    with serving("cloud", "--bundle", str(tiny_bundle), *secured) as there:
+        model = f'[[models]]\nname = "{FAR}"\nmodel = "fashion-mnist"\naddress = "{there.grpc}"\n'
+        for name, how in {"plain": "", "untold": known, "well": f'token_file = "{token}"\n{known}'}.items():
+            config = tmp_path / f"{name}.toml"
+            config.write_text(model + how)
+            with serving("cloud", "--config", str(config)) as front, front.client() as client:
+                ready[name] = client.is_model_ready(FAR)
+                if ready[name]:
+                    assert client.ask(samples["images"][:1], FAR).as_numpy("label").shape == (1,)
+    assert ready == {"plain": False, "untold": False, "well": True}

@@ -197,6 +197,15 @@ class Target:
         held = len(getattr(output.contents, FIELDS.get(tensor.datatype, "bytes_contents")))
         return "" if held == count else f"{held} values for {list(shape)}"
 
+    def output(self, answer: Any, tensor: Tensor) -> Any:
+        """One output of an answer as an array. Raises Inapplicable unless it is numbers, and raw."""
+        names = [each.name for each in answer.outputs]
+        if not answer.raw_output_contents or tensor.datatype not in DTYPES:
+            raise Inapplicable(f"{tensor.name} is not raw numbers")
+        index = names.index(tensor.name)
+        raw = np.frombuffer(answer.raw_output_contents[index], DTYPES[tensor.datatype])
+        return raw.reshape(tuple(answer.outputs[index].shape))
+
     # --- what it has ------------------------------------------------------------------------------------------------
     def _first_model(self) -> str:
         _, index = self.call("RepositoryIndex", oip.RepositoryIndexRequest(), oip.RepositoryIndexResponse)

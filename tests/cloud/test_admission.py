@@ -109,3 +109,23 @@ def test_batch_time_is_positive_and_never_falls_with_the_rows(samples: list[tupl
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be"):
         AdmissionSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_batches_do_not_grow_where_rows_become_dearer_and_the_larger_ones_are_tried_again_now_and_then() -> None:
+    timing = BatchTime(0.010, 0.128, 32, {1: 0.010, 2: 0.012, 4: 0.016, 8: 0.032, 16: 0.064, 32: 0.192})
+    assert timing.best_rows == 16
+    seen = set()
+    for _ in range(2 * BatchTime.RETRIED):
+        timing.observe(16, 0.064)
+        seen.add(timing.best_rows)
+    assert seen == {16, 32}
+    for _ in range(50):
+        timing.observe(32, 0.064)
+    timing.observe(16, 0.064)
+    assert timing.best_rows == 32
+
+
+def test_what_goes_after_a_request_does_not_count_as_its_wait() -> None:
+    admission = Admission(AdmissionSettings(max_queue=64), BatchTime(0.1, 0.4, 4), 4)
+    assert admission.check(1, 0.5, 20, 0.0) is not None
+    assert admission.check(1, 0.5, 20, 0.0, before_rows=0) is None

@@ -19,6 +19,7 @@ class Linear:
 
     per_row_s: float = 0.001
     fixed_s: float = 0.004
+    best_rows: int = 1024
 
     def expected_s(self, rows: int) -> float:
         return self.fixed_s + self.per_row_s * rows
@@ -113,7 +114,7 @@ def test_an_item_that_fits_no_batch_is_a_mistake_of_the_caller(rows: int) -> Non
 
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("add"), st.integers(1, 6), st.floats(0.001, 1.0)),
+        st.tuples(st.just("add"), st.integers(1, 6), st.floats(0.001, 1.0), st.sampled_from("ab"), st.integers(1, 3)),
         st.tuples(st.just("pass"), st.floats(0.0, 0.3)),
         st.tuples(st.just("finish")),
         st.tuples(st.just("discard"), st.integers(0, 30)),
@@ -135,8 +136,8 @@ class Simulation:
 
     def take(self, step: tuple[Any, ...]) -> None:
         match step:
-            case ("add", rows, timeout_s):
-                self.added.append(Item(rows, self.now_s + timeout_s))
+            case ("add", rows, timeout_s, key, priority):
+                self.added.append(Item(rows, self.now_s + timeout_s, key=key, priority=priority))
                 self.batcher.add(self.added[-1], self.now_s)
             case ("pass", seconds):
                 self.now_s += seconds
@@ -155,8 +156,22 @@ class Simulation:
             else:
                 assert step.rows == sum(each.rows for each in step.items) <= self.max_batch
                 assert all(each.deadline_s > self.now_s for each in step.items)
+                assert len({each.key for each in step.items}) == 1
+                self.check_order(step)
                 self.ran.extend(step.items)
         self.check_wait(step)
+
+    def check_order(self, batch: Batch) -> None:
+        """What was passed over is of another key, no more urgent, or did not fit any more."""
+        first = batch.items[0]
+        for each in self.added:
+            if each in self.ran or each in self.gone or each in batch.items:
+                continue
+            same = each.key == first.key and each.priority == first.priority
+            earlier = self.added.index(each) < self.added.index(first)
+            late_s = self.now_s + 3 * self.timing.expected_s(self.max_batch)
+            assert not (same and earlier) or first.deadline_s < late_s
+            assert each.priority >= first.priority or first.deadline_s < late_s
 
     def check_wait(self, wait: Wait) -> None:
         """Asked again in time for every deadline, and nothing is kept from an idle worker past its slack."""
@@ -180,7 +195,7 @@ class Simulation:
 
 
 @given(steps=STEPS, max_batch=st.integers(6, 12), linger_s=st.sampled_from([0.0, 0.01, 0.5]))
-def test_every_item_comes_out_exactly_once_in_order_in_time_and_in_bounds(
+def test_every_item_comes_out_exactly_once_in_its_turn_in_time_and_in_bounds(
     steps: list[tuple[Any, ...]], max_batch: int, linger_s: float
 ) -> None:
     simulation = Simulation(max_batch, linger_s)
@@ -188,5 +203,104 @@ def test_every_item_comes_out_exactly_once_in_order_in_time_and_in_bounds(
         simulation.take(step)
     simulation.finish()
     assert sorted(map(id, simulation.ran + simulation.gone)) == sorted(map(id, simulation.added))
+    alike = len({(each.key, each.priority) for each in simulation.added}) == 1
     positions = [simulation.added.index(each) for each in simulation.ran]
-    assert positions == sorted(positions)
+    assert positions == sorted(positions) or not alike
+
+
+def test_items_of_different_keys_never_share_a_batch_and_keep_their_turn() -> None:
+    batcher = Batcher(8, 0.0, Linear())
+    items = [Item(1, math.inf, key=key) for key in "abab"]
+    for each in items:
+        batcher.add(each, 0.0)
+    assert batcher.poll(0.0) == Batch((items[0], items[2]), 2)
+    batcher.finished()
+    assert batcher.poll(0.0) == Batch((items[1], items[3]), 2)
+
+
+def test_a_higher_priority_goes_first_and_within_one_whoever_came_first() -> None:
+    batcher = Batcher(2, 0.0, Linear())
+    items = [Item(1, math.inf, priority=priority) for priority in (3, 2, 1, 2, 1)]
+    for each in items:
+        batcher.add(each, 0.0)
+    order = []
+    while len(batcher):
+        step = batcher.poll(0.0)
+        assert isinstance(step, Batch)
+        order += [items.index(each) for each in step.items]
+        batcher.finished()
+    assert order == [2, 4, 1, 3, 0]
+
+
+def test_a_low_priority_is_not_starved_past_its_deadline() -> None:
+    """New items of the highest priority keep the worker busy for ever; the one that was taken in is run in time."""
+    batcher, now_s = Batcher(1, 0.0, Linear()), 0.0
+    low = Item(1, 0.1, priority=3)
+    batcher.add(low, now_s)
+    while True:
+        batcher.add(Item(1, math.inf, priority=1), now_s)
+        step = batcher.poll(now_s)
+        assert isinstance(step, Batch)
+        if low in step.items:
+            break
+        now_s += Linear().expected_s(1)
+        batcher.finished()
+    assert 0.05 < now_s <= low.deadline_s - Linear().expected_s(1)
+
+
+def test_rows_before_a_priority_are_those_that_go_first() -> None:
+    batcher = Batcher(8, 0.0, Linear())
+    for priority, rows in ((1, 2), (3, 4)):
+        batcher.add(Item(rows, math.inf, priority=priority), 0.0)
+    assert [batcher.rows_before(priority) for priority in (1, 2, 3)] == [2, 2, 6]
+
+
+def test_a_batch_grows_no_further_than_its_rows_are_cheapest() -> None:
+    batcher = Batcher(32, 0.0, Linear(best_rows=4))
+    for _ in range(6):
+        batcher.add(item(), 0.0)
+    step = batcher.poll(0.0)
+    assert isinstance(step, Batch)
+    assert step.rows == 4
+    batcher.finished()
+    step = batcher.poll(0.0)
+    assert isinstance(step, Batch)
+    assert step.rows == 2
+
+
+def test_an_item_of_more_rows_than_are_cheapest_runs_alone() -> None:
+    batcher, large = Batcher(32, 0.0, Linear(best_rows=4)), item(rows=9)
+    batcher.add(large, 0.0)
+    batcher.add(item(), 0.0)
+    assert batcher.poll(0.0) == Batch((large,), 9)
+
+
+def test_a_batch_is_not_grown_so_that_it_would_be_late() -> None:
+    batcher = Batcher(32, 0.0, Linear(per_row_s=0.010, fixed_s=0.0))
+    urgent, patient = item(rows=2, deadline_s=0.025), item(rows=2)
+    batcher.add(urgent, 0.0)
+    batcher.add(patient, 0.0)
+    assert batcher.poll(0.0) == Batch((urgent,), 2)
+
+
+def test_a_crowd_that_was_just_served_is_waited_for_where_a_batch_is_dear_whatever_its_rows() -> None:
+    batcher = Batcher(8, 0.0, Linear(per_row_s=0.0001, fixed_s=0.010))
+    for _ in range(4):
+        batcher.add(item(), 0.0)
+    assert isinstance(batcher.poll(0.0), Batch)
+    batcher.finished(0.010)
+    batcher.add(item(), 0.011)
+    assert batcher.poll(0.011) == Wait(0.015)
+    batcher.add(item(rows=2), 0.012)
+    step = batcher.poll(0.012)
+    assert isinstance(step, Batch)
+    assert step.rows == 3
+
+
+def test_a_lone_client_is_never_held() -> None:
+    batcher, now_s = Batcher(8, 0.0, Linear(per_row_s=0.0001, fixed_s=0.010)), 0.0
+    for _ in range(5):
+        batcher.add(item(), now_s)
+        assert isinstance(batcher.poll(now_s), Batch)
+        now_s += 0.0101
+        batcher.finished(now_s)

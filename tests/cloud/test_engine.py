@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgemux.cloud.engine import Answer, Engine
+from edgemux.multiplexer.bundle import Tensor
 from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError, Overloaded, TooLarge, Unreachable
 
 Make = Callable[..., Engine]
@@ -196,3 +197,76 @@ async def test_a_worker_that_hangs_gives_no_answer_to_the_watchdog(make_engine: 
     assert not done
     backend.permit(1)
     assert (await asked)["probabilities"].argmax() == 7
+
+
+async def test_what_comes_together_runs_together_inline(make_engine: Make, backend: Any) -> None:
+    engine = make_engine(row_s=1e-5)
+    backend.permit(2)
+    answers = await asyncio.gather(*(ask(engine, number) for number in range(6)))
+    assert [answer.outputs["probabilities"].argmax() for answer in answers] == list(range(6))
+    assert backend.batches == [4, 2]
+
+
+async def test_a_request_whose_time_ends_while_it_runs_is_told_then_and_not_when_the_batch_ends(
+    make_engine: Make, backend: Any
+) -> None:
+    engine = make_engine()
+    short, long = ask(engine, 1, seconds=0.05), None
+    await until(lambda: engine.batcher.busy)
+    long = ask(engine, 2)
+    with pytest.raises(DeadlineExceeded):
+        await short
+    assert engine.batcher.busy
+    backend.permit(2)
+    assert (await long).outputs["probabilities"].argmax() == 2
+
+
+async def test_requests_for_different_outputs_run_apart(make_engine: Make, backend: Any) -> None:
+    engine = make_engine()
+    first = ask(engine, 1)
+    await until(lambda: engine.batcher.busy)
+    label = asyncio.create_task(engine.infer({"image": images(7)}, ("label",), soon()))
+    both = asyncio.create_task(engine.infer({"image": images(8)}, ("label", "probabilities"), soon()))
+    await until(lambda: engine.batcher.queued_rows == 2)
+    backend.permit(3)
+    await first
+    assert list((await label).outputs) == ["label"]
+    assert list((await both).outputs) == ["label", "probabilities"]
+    assert backend.batches == [1, 1, 1]
+
+
+async def test_inputs_of_different_free_sizes_run_apart(make_engine: Make, backend: Any) -> None:
+    backend.inputs = (Tensor("image", "UINT8", (-1, -1, 28)),)
+    engine = make_engine()
+    first = ask(engine, 1)
+    await until(lambda: engine.batcher.busy)
+    tall = [asyncio.create_task(engine.infer({"image": images(7).repeat(2, 1)}, OUTPUTS, soon())) for _ in range(2)]
+    low = ask(engine, 8)
+    await until(lambda: engine.batcher.queued_rows == 3)
+    backend.permit(3)
+    await asyncio.gather(first, low, *tall)
+    assert backend.batches == [1, 2, 1]
+
+
+async def test_a_model_without_a_batch_takes_one_request_at_a_time(make_engine: Make, backend: Any) -> None:
+    backend.inputs, backend.outputs = (Tensor("image", "UINT8", (2, 28, 28)),), (Tensor("label", "INT64", (2,)),)
+    engine = make_engine()
+    backend.permit(2)
+    answers = await asyncio.gather(*(engine.infer({"image": images(3, 4)}, ("label",), soon()) for _ in range(2)))
+    assert [answer.outputs["label"].tolist() for answer in answers] == [[3, 4]] * 2
+    assert backend.batches == [2, 2]
+
+
+async def test_a_higher_priority_overtakes(make_engine: Make, backend: Any) -> None:
+    engine = make_engine(max_batch=1)
+    first = ask(engine, 1)
+    await until(lambda: engine.batcher.busy)
+    ended: list[int] = []
+    for priority in (3, 0, 1):
+        asked = asyncio.create_task(engine.infer({"image": images(1)}, OUTPUTS, soon(), priority))
+        asked.add_done_callback(lambda _, mine=priority: ended.append(mine))
+    await until(lambda: engine.batcher.queued_rows == 3)
+    backend.permit(4)
+    await first
+    await until(lambda: len(ended) == 3)
+    assert ended == [1, 0, 3]

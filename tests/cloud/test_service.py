@@ -335,3 +335,19 @@ async def test_damaged_messages_get_an_answer_or_a_reason_never_an_internal_erro
         grpc.StatusCode.NOT_FOUND,
         grpc.StatusCode.DEADLINE_EXCEEDED,
     }
+
+
+@pytest.mark.parametrize("priority", [4, -1, "1", 2.0])
+async def test_a_priority_that_is_none_of_the_levels_is_refused(served: Served, priority: Any) -> None:
+    error = await refusal(infer(served, 1, parameters={"priority": priority}))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (error.details() or "").startswith("priority: ")
+
+
+async def test_priorities_come_as_either_kind_of_number(served: Served) -> None:
+    served.backend.permit(3)
+    await infer(served, 1, parameters={"priority": 3})
+    for priority in (0, 1):
+        request = make_request(MODEL, {"image": images(1)})
+        request.parameters["priority"].uint64_param = priority
+        await served.stub.ModelInfer(request, timeout=PATIENCE_S)

@@ -8,6 +8,7 @@ at once when the queue is full, or when it would only wait past its deadline.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from enum import StrEnum
 
 import msgspec
@@ -53,11 +54,27 @@ class BatchTime:
     """
 
     FADE = 0.97
+    # Larger batches are not made where their rows cost more than this times what those of smaller ones do, but for one
+    # in RETRIED batches: what is never run is never known to have become cheaper.
+    DEARER = 1.1
+    RETRIED = 64
+    LEARNED = 0.1
     # One stall (a suspended machine, a paused process) must not make the server refuse for long.
     WORST_RATIO = 8.0
 
-    def __init__(self, one_row_s: float, full_s: float, max_batch: int) -> None:
-        """``full_s`` is the time of ``max_batch`` rows; with a ``max_batch`` of 1 it is not used."""
+    def __init__(
+        self, one_row_s: float, full_s: float, max_batch: int, measured_s: Mapping[int, float] | None = None
+    ) -> None:
+        """``full_s`` is the time of ``max_batch`` rows; with a ``max_batch`` of 1 it is not used.
+
+        ``measured_s``: seconds by rows, of sizes in between too.
+        """
+        self._max_batch = max_batch
+        # Seconds a row, by batches of at least so many rows, powers of two.
+        self._row_s = {_size(rows): seconds / rows for rows, seconds in (measured_s or {}).items()}
+        self._batches = 1
+        self.best_rows = max_batch
+        self._choose()
         # Weighted sums over the recent batches: weights, rows, seconds, rows squared, rows times seconds.
         self._n = self._x = self._y = self._xx = self._xy = 0.0
         rows, second_s = (max_batch, full_s) if max_batch > 1 else (1, one_row_s)
@@ -74,10 +91,25 @@ class BatchTime:
         self._xx = self._xx * self.FADE + rows * rows
         self._xy = self._xy * self.FADE + rows * seconds
         self._fit()
+        size, row_s = _size(rows), seconds / rows
+        known_s = self._row_s.get(size)
+        self._row_s[size] = row_s if known_s is None else known_s + self.LEARNED * (row_s - known_s)
+        self._batches += 1
+        self._choose()
 
     def expected_s(self, rows: int) -> float:
         """Predicted seconds of a batch of ``rows`` rows; positive."""
         return self.fixed_s + self.per_row_s * rows
+
+    def _choose(self) -> None:
+        """Grow from size to size as long as rows do not become dearer."""
+        best, best_s = 1, math.inf
+        for size in sorted(self._row_s):
+            if self._row_s[size] > best_s * self.DEARER and self._batches % self.RETRIED:
+                self.best_rows = best
+                return
+            best, best_s = size, min(best_s, self._row_s[size])
+        self.best_rows = self._max_batch
 
     def _fit(self) -> None:
         x0, y0, xx0, xy0 = self._anchors
@@ -87,6 +119,11 @@ class BatchTime:
         # Never a negative part: more rows never take less time, and no batch takes less than none.
         self.per_row_s = min(max(slope, 0.0), y / x)
         self.fixed_s = max((y - self.per_row_s * x) / n, 1e-9)
+
+
+def _size(rows: int) -> int:
+    """The largest power of two that is at most ``rows``."""
+    return 1 << (rows.bit_length() - 1)
 
 
 class Admission:
@@ -105,9 +142,11 @@ class Admission:
         """Absolute deadline from what the client allows: the shortest given, else the default; capped."""
         return now_s + allowed_s(self._settings.default_timeout_s, self._settings.max_timeout_s, *timeouts_s)
 
-    def check(self, rows: int, left_s: float, queued_rows: int, running_left_s: float | None) -> Refusal | None:
+    def check(
+        self, rows: int, left_s: float, queued_rows: int, running_left_s: float | None, before_rows: int | None = None
+    ) -> Refusal | None:
         """None: take it. ``left_s`` is the time to its deadline, ``running_left_s`` what the running batch still
-        needs, None when none runs.
+        needs, None when none runs. ``before_rows``: queued rows that go before it, by default all.
 
         An idle server takes everything: were it to trust an estimate that has become too high, it would refuse for
         ever and never measure again.
@@ -116,7 +155,8 @@ class Admission:
             return Refusal(Refused.FULL, self._clear_s(queued_rows) + (running_left_s or 0.0))
         if running_left_s is None and queued_rows == 0:
             return None
-        wait_s = (running_left_s or 0.0) + self._clear_s(queued_rows + rows)
+        before_rows = queued_rows if before_rows is None else before_rows
+        wait_s = (running_left_s or 0.0) + self._clear_s(before_rows + rows)
         late_s = wait_s * self.HEADROOM - left_s
         return Refusal(Refused.WAIT, late_s) if late_s > 0 else None
 

@@ -14,7 +14,9 @@ from edgemux.cloud.admission import BatchTime
 from edgemux.multiplexer.bundle import DATATYPES, Tensor
 from edgemux.multiplexer.errors import ArtifactError, BadAnswer
 
+# Runs of each size that are timed; fewer of a model that takes long.
 MEASURED_RUNS = 5
+PATIENCE_S = 0.3
 # What a free dimension is tried with, until the model takes it.
 _TRIED_SIZES = (1, 16, 224)
 
@@ -94,22 +96,24 @@ def measure(
     max_batch: int,
     clock: Clock = time.perf_counter,
 ) -> BatchTime:
-    """How long batches of one row and of ``max_batch`` rows take: the median of a few runs after one to warm up.
+    """How long batches of 1, 2, 4, ... and of ``max_batch`` rows take: the median of a few runs after one to warm up.
 
     ``row`` holds one row of each input, [1, ...]; with a ``max_batch`` of 1 any input is run as it is.
     """
     outputs = [tensor.name for tensor in backend.outputs]
-    one_row_s = _median_s(backend, row, outputs, clock)
-    if max_batch <= 1:
-        return BatchTime(one_row_s, one_row_s, 1)
-    full = {name: np.repeat(array, max_batch, axis=0) for name, array in row.items()}
-    return BatchTime(one_row_s, _median_s(backend, full, outputs, clock), max_batch)
+    measured_s = {1: _median_s(backend, row, outputs, clock)}
+    rows = 1
+    while rows < max_batch:
+        rows = min(2 * rows, max_batch)
+        batch = {name: np.repeat(array, rows, axis=0) for name, array in row.items()}
+        measured_s[rows] = _median_s(backend, batch, outputs, clock)
+    return BatchTime(measured_s[1], measured_s[rows], max_batch, measured_s)
 
 
 def _median_s(backend: Backend, inputs: Arrays, outputs: Sequence[str], clock: Clock) -> float:
     backend.run(inputs, outputs)
-    durations = []
-    for _ in range(MEASURED_RUNS):
+    durations: list[float] = []
+    while len(durations) < MEASURED_RUNS and sum(durations) < PATIENCE_S:
         started_s = clock()
         backend.run(inputs, outputs)
         durations.append(clock() - started_s)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -81,7 +82,13 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._started_s = 0.0
-        self._running_rows = 0
+        self._running: Batch | None = None
+        # The earliest deadline of those that run, while any of them waits.
+        self._running_until_s = math.inf
+        self._scheduled = False
+        self._default_priority = batching.default_priority
+        # Runs of one shape and one choice of outputs go together; where nothing is free there is but one shape.
+        self._shapeless = all(-1 not in tensor.shape[1:] for tensor in backend.inputs) and self.batched
         self.inline = timing.expected_s(1) < INLINE_ROW_S and timing.expected_s(max_batch) < INLINE_FULL_S
         self._worker = None if self.inline else Worker("edgemux-model", self._loop)
 
@@ -92,16 +99,26 @@ class Engine:
         """
         now_s = self._loop.time()
         rows = len(next(iter(inputs.values()))) if self.batched else 1
-        self._admit(rows, deadline_s, now_s)
+        priority = priority or self._default_priority
+        self._admit(rows, deadline_s, priority, now_s)
         future: asyncio.Future[Answer] = self._loop.create_future()
-        item = Item(rows, deadline_s, _Asked(inputs, outputs, future))
+        item = Item(rows, deadline_s, _Asked(inputs, outputs, future), self._key(inputs, outputs), priority)
         self.batcher.add(item, now_s)
-        self._advance()
+        if self._worker is not None or self.batcher.max_batch == 1:
+            self._advance()
+        elif not self._scheduled:
+            # At the end of what the loop has at hand: what came together runs together.
+            self._scheduled = True
+            self._loop.call_soon(self._advance)
         try:
             return await future
         except asyncio.CancelledError:
             self.batcher.discard(item)
             raise
+
+    def _key(self, inputs: Arrays, outputs: Sequence[str]) -> Hashable:
+        wanted = tuple(outputs)
+        return wanted if self._shapeless else (wanted, *(inputs[name].shape[1:] for name in sorted(inputs)))
 
     async def answer(self, inputs: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """The named outputs, computed where batches are, but counted and learned from nowhere.
@@ -139,14 +156,23 @@ class Engine:
         }
 
     async def close(self) -> None:
-        """Take nothing more and stop the worker; a batch that runs is not waited for."""
+        """Take nothing more, stop the worker and close the backend; a batch that runs is not waited for."""
         self.draining = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._worker is not None:
+        if self._worker is None:
+            self._close_backend()
+        else:
+            self._worker.submit(self._close_backend, lambda _: None)
             self._worker.stop()
 
-    def _admit(self, rows: int, deadline_s: float, now_s: float) -> None:
+    def _close_backend(self) -> None:
+        try:
+            self._backend.close()
+        except Exception:  # with any of a library's types, at the end of a thread
+            _log.exception("a model could not be closed")
+
+    def _admit(self, rows: int, deadline_s: float, priority: int, now_s: float) -> None:
         """Refuse, or return."""
         refused = self._tally.refused
         if rows > self.batcher.max_batch:
@@ -157,19 +183,23 @@ class Engine:
         if deadline_s <= now_s:
             refused[Refused.EXPIRED] += 1
             raise DeadlineExceeded("the deadline had passed when the request came")
-        refusal = self.admission.check(rows, deadline_s - now_s, self.batcher.queued_rows, self._running_left_s(now_s))
+        batcher = self.batcher
+        refusal = self.admission.check(
+            rows, deadline_s - now_s, batcher.queued_rows, self._running_left_s(now_s), batcher.rows_before(priority)
+        )
         if isinstance(refusal, Refusal):
             refused[refusal.reason] += 1
             raise Overloaded(_MESSAGES[refusal.reason], refusal.retry_after_s)
 
     def _running_left_s(self, now_s: float) -> float | None:
         """What the running batch is expected to take still, None when none runs."""
-        if not self.batcher.busy:
+        if self._running is None:
             return None
-        return max(0.0, self._started_s + self.timing.expected_s(self._running_rows) - now_s)
+        return max(0.0, self._started_s + self.timing.expected_s(self._running.rows) - now_s)
 
     def _advance(self) -> None:
         """Take every step that the batcher has ready, then sleep until its next."""
+        self._scheduled = False
         while True:
             step = self.batcher.poll(self._loop.time())
             match step:
@@ -179,7 +209,7 @@ class Engine:
                     for item in step.items:
                         _refuse(item, DeadlineExceeded("the deadline passed in the queue"))
                 case Wait():
-                    self._wake_at(step.until_s)
+                    self._wake_at(min(step.until_s, self._running_until_s))
                     return
 
     def _wake_at(self, until_s: float) -> None:
@@ -189,19 +219,32 @@ class Engine:
                 return
             self._timer.cancel()
             self._timer = None
-        if until_s != float("inf"):
+        if until_s != math.inf:
             self._timer = self._loop.call_at(until_s, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
+        now_s = self._loop.time()
+        if self._running is not None and now_s >= self._running_until_s:
+            self._refuse_late(self._running, now_s)
         self._advance()
+
+    def _refuse_late(self, running: Batch, now_s: float) -> None:
+        """Tell those whose time is over while they are computed; nobody waits for what they will get."""
+        self._running_until_s = math.inf
+        for item in running.items:
+            if item.deadline_s <= now_s:
+                _refuse(item, DeadlineExceeded("the deadline passed while the model ran"))
+            else:
+                self._running_until_s = min(self._running_until_s, item.deadline_s)
 
     def _start(self, batch: Batch) -> None:
         self._started_s = self._loop.time()
-        self._running_rows = batch.rows
         if self._worker is None:
             self._finish(batch, self._compute(batch))
         else:
+            self._running = batch
+            self._running_until_s = min(item.deadline_s for item in batch.items)
             self._worker.submit(partial(self._compute, batch), partial(self._on_computed, batch))
 
     def _on_computed(self, batch: Batch, ran: _Ran | None) -> None:
@@ -226,12 +269,13 @@ class Engine:
         return _Ran(answer, gathered_s - started_s, clock() - gathered_s)
 
     def _finish(self, batch: Batch, ran: _Ran | None) -> None:
-        self.batcher.finished()
+        now_s = self._loop.time()
+        self._running, self._running_until_s = None, math.inf
+        self.batcher.finished(now_s)
         if ran is None:
             for item in batch.items:
                 _refuse(item, ExecutionError("the model failed"))
             return
-        now_s = self._loop.time()
         # From start to here, the way into the thread and back included: it is what the next request waits for.
         self.timing.observe(batch.rows, now_s - self._started_s)
         at = 0
@@ -257,13 +301,12 @@ class _Ran(msgspec.Struct, frozen=True):
     infer_s: float
 
 
-def _together(asked: Sequence[_Asked]) -> tuple[Arrays, list[str]]:
-    """The inputs of all, one after the other, and every output that any of them wants."""
+def _together(asked: Sequence[_Asked]) -> tuple[Arrays, Sequence[str]]:
+    """The inputs of all, one after the other, and the outputs that all of them want."""
     first = asked[0]
     if len(asked) == 1:
-        return first.inputs, list(first.outputs)
-    inputs = {name: np.concatenate([each.inputs[name] for each in asked]) for name in first.inputs}
-    return inputs, list(dict.fromkeys(name for each in asked for name in each.outputs))
+        return first.inputs, first.outputs
+    return {name: np.concatenate([each.inputs[name] for each in asked]) for name in first.inputs}, first.outputs
 
 
 def _refuse(item: Item, error: Exception) -> None:

@@ -15,8 +15,8 @@ from edgemux.cloud.config import CloudConfig, ModelSettings
 from edgemux.cloud.engine import Engine
 from edgemux.cloud.metrics import Metrics
 from edgemux.cloud.onnx_backend import BundleBackend, OnnxBackend, check_golden
-from edgemux.cloud.repository import Source, sources
 from edgemux.cloud.service import Hosted
+from edgemux.cloud.versions import Source
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.chain import GOLDEN_TOLERANCE, PROBABILITIES, Golden
 from edgemux.multiplexer.errors import ArtifactError, ConfigError
@@ -64,11 +64,10 @@ def _open(settings: ModelSettings, path: Path, threads: int) -> Backend:
     if settings.kind == "onnx":
         return OnnxBackend.read(path, threads)
     try:
-        from edgemux.cloud.torch_backend import TorchBackend  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        from edgemux.cloud.torch_backend import TorchBackend
     except ImportError as error:
         raise ConfigError("models: torch: the torch package is not installed") from error
-    backend: Backend = TorchBackend(path, settings.device, settings.dtype, settings.compile)
-    return backend
+    return TorchBackend(path, settings.device, settings.dtype, settings.compile, threads)
 
 
 def _load_bundle(settings: ModelSettings, source: Source, threads: int, max_batch: int) -> Loaded:
@@ -103,11 +102,9 @@ def host(loaded: Loaded, settings: ModelSettings, config: CloudConfig, metrics: 
     return Hosted(served, engine, tally, loaded.digest, well)
 
 
-async def open_all(settings: ModelSettings, config: CloudConfig, metrics: Metrics) -> list[Hosted]:
-    """Every version of a configured model that is to be served, by rising version. Raises ArtifactError."""
-    if settings.kind == "address":
-        from edgemux.cloud.proxy import open_proxy  # type: ignore[import-not-found, import-untyped, unused-ignore]
+async def open_far(settings: ModelSettings, config: CloudConfig, metrics: Metrics) -> list[Hosted]:
+    """A model that another server answers for."""
+    from edgemux.cloud.proxy import open_proxy  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
-        hosted: list[Hosted] = await open_proxy(settings, config, metrics)
-        return hosted
-    return [host(load(settings, source, config), settings, config, metrics) for source in sources(settings)]
+    hosted: list[Hosted] = await open_proxy(settings, config, metrics)
+    return hosted

@@ -104,9 +104,12 @@ def read_reasons(path: Path) -> dict[str, Reason]:
 
 
 def own_reasons(server: str) -> dict[str, Reason]:
-    """The reasons that are kept here for a server of that name; none for others."""
-    path = Path(__file__).parent / "reasons" / f"{Path(server).name}.toml"
-    return read_reasons(path) if server.startswith("edgemux-") and path.is_file() else {}
+    """The reasons that are kept here for our own servers, by the name in their metadata; none for others."""
+    if not server.startswith("edgemux-"):
+        return {}
+    folder = Path(__file__).parent / "reasons"
+    special = folder / f"{Path(server).name}.toml"
+    return read_reasons(folder / "edgemux.toml") | (read_reasons(special) if special.is_file() else {})
 
 
 def _reason(table: Any) -> Reason:

@@ -148,7 +148,7 @@ PATHS = (
     Probe(
         "rest/huge-header",
         "closed",
-        _raw(b"GET /v2/health/live HTTP/1.1\r\nHost: HOST\r\nX: " + b"x" * 200_000 + b"\r\n\r\n"),
+        _raw(b"GET /v2/health/live HTTP/1.1\r\nHost: HOST\r\nX: " + b"x" * 4_000_000 + b"\r\n\r\n"),
     ),
 )
 PROBES = PATHS

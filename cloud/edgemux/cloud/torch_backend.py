@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.export.passes import move_to_device_pass
 
 from edgemux.cloud.backend import Arrays
 from edgemux.multiplexer.bundle import Tensor
@@ -64,7 +65,7 @@ class TorchBackend:
             torch.set_num_threads(threads)
         try:
             program = torch.export.load(io.BytesIO(_without_pickles(content, path.name)))
-            module = program.module()
+            module = _without_asserts(move_to_device_pass(program, self.device).module())
         except ArtifactError:
             raise
         except Exception as error:  # with any of the library's types
@@ -213,6 +214,15 @@ def _tensor(file: str, name: str, node: Any) -> Tensor:
     if datatype is None:
         raise ArtifactError(f"{file}: {name} is no tensor of a datatype that is served")
     return Tensor(name, datatype, tuple(size if isinstance(size, int) else -1 for size in value.shape))
+
+
+def _without_asserts(module: Any) -> Any:
+    """What the archive remembers of datatypes and devices holds no longer where either is another one."""
+    for node in list(module.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            module.graph.erase_node(node)
+    module.recompile()
+    return module
 
 
 def _prepared(module: Any, device: torch.device, reduced: torch.dtype | None) -> Any:

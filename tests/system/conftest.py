@@ -28,7 +28,7 @@ from edgemux.multiplexer.bundle import Bundle
 MODEL = "fashion-mnist"
 PATIENCE_S = 60.0
 PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
-READY = re.compile(r"^edgemux (?:cloud|edge) ready model=\S+ grpc=(\S+) http=(\S+) metrics=(\S+)$")
+READY = re.compile(r"^edgemux (?:cloud|edge) ready model=\S+ grpc=(\S+) http=(\S+) metrics=(\S+)(?: admin=(\S+))?$")
 
 
 class Client(triton.InferenceServerClient):  # type: ignore[misc]
@@ -49,6 +49,7 @@ class Server(msgspec.Struct):
     grpc: str
     http: str
     metrics: str
+    admin: str | None = None
 
     def client(self) -> Client:
         """A client of it, to be closed."""

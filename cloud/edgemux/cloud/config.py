@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 
 from edgemux.cloud.admission import AdmissionSettings
 from edgemux.cloud.batcher import BatchingSettings
+from edgemux.wire.admin import Admin
 from edgemux.wire.process import Listen
 from edgemux.wire.settings import load_settings
 
@@ -70,7 +72,8 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file: one ``bundle``, or ``models``.
 
-    threads: CPU threads that one batch may use. processes: whole servers behind the same ports.
+    threads: CPU threads that one batch may use. processes: whole servers behind the same ports. reload_s: how often it
+    is looked whether models on the disk have changed; 0 for never.
     """
 
     bundle: Path | None = None
@@ -80,6 +83,8 @@ class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     admission: AdmissionSettings = AdmissionSettings()
     threads: int = 1
     processes: int = 1
+    reload_s: float = 0.0
+    admin: Admin = Admin()
 
     def __post_init__(self) -> None:
         if self.bundle is None and not self.models:
@@ -90,6 +95,10 @@ class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"threads must be between 1 and {MAX_THREADS}")
         if not 1 <= self.processes <= MAX_PROCESSES:
             raise ValueError(f"processes must be between 1 and {MAX_PROCESSES}")
+        if not 0 <= self.reload_s < math.inf:
+            raise ValueError("reload_s must not be negative")
+        if self.processes > 1 and self.admin.grpc_port is not None:
+            raise ValueError("admin.grpc_port would change one of several processes; use reload_s")
         if self.admission.max_queue < self.batching.max_batch:
             raise ValueError("admission.max_queue must be at least batching.max_batch")
         if any(self.admission.max_queue < (each.max_batch or 1) for each in self.models):

@@ -156,12 +156,21 @@ class Engine:
         }
 
     async def close(self) -> None:
-        """Take nothing more and stop the worker; a batch that runs is not waited for."""
+        """Take nothing more, stop the worker and close the backend; a batch that runs is not waited for."""
         self.draining = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._worker is not None:
+        if self._worker is None:
+            self._close_backend()
+        else:
+            self._worker.submit(self._close_backend, lambda _: None)
             self._worker.stop()
+
+    def _close_backend(self) -> None:
+        try:
+            self._backend.close()
+        except Exception:  # with any of a library's types, at the end of a thread
+            _log.exception("a model could not be closed")
 
     def _admit(self, rows: int, deadline_s: float, priority: int, now_s: float) -> None:
         """Refuse, or return."""

@@ -15,8 +15,8 @@ from edgemux.cloud.config import CloudConfig, ModelSettings
 from edgemux.cloud.engine import Engine
 from edgemux.cloud.metrics import Metrics
 from edgemux.cloud.onnx_backend import BundleBackend, OnnxBackend, check_golden
-from edgemux.cloud.repository import Source, sources
 from edgemux.cloud.service import Hosted
+from edgemux.cloud.versions import Source
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.chain import GOLDEN_TOLERANCE, PROBABILITIES, Golden
 from edgemux.multiplexer.errors import ArtifactError, ConfigError
@@ -102,11 +102,9 @@ def host(loaded: Loaded, settings: ModelSettings, config: CloudConfig, metrics: 
     return Hosted(served, engine, tally, loaded.digest, well)
 
 
-async def open_all(settings: ModelSettings, config: CloudConfig, metrics: Metrics) -> list[Hosted]:
-    """Every version of a configured model that is to be served, by rising version. Raises ArtifactError."""
-    if settings.kind == "address":
-        from edgemux.cloud.proxy import open_proxy  # type: ignore[import-not-found, import-untyped, unused-ignore]
+async def open_far(settings: ModelSettings, config: CloudConfig, metrics: Metrics) -> list[Hosted]:
+    """A model that another server answers for."""
+    from edgemux.cloud.proxy import open_proxy  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
-        hosted: list[Hosted] = await open_proxy(settings, config, metrics)
-        return hosted
-    return [host(load(settings, source, config), settings, config, metrics) for source in sources(settings)]
+    hosted: list[Hosted] = await open_proxy(settings, config, metrics)
+    return hosted

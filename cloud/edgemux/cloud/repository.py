@@ -1,59 +1,201 @@
-"""Which versions of a model there are on the disk, and which of them are to be served."""
+"""The models that may be served, and the way in and out for each: loaded and checked beside those that answer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import msgspec
+from edgemux.cloud.config import CloudConfig, ModelSettings
+from edgemux.cloud.hosting import Loaded, host, load, open_far
+from edgemux.cloud.metrics import Metrics
+from edgemux.cloud.service import CloudService, Hosted
+from edgemux.cloud.versions import Source, mark, sources
+from edgemux.multiplexer.errors import ArtifactError, ConfigError, EdgemuxError, InputError, UnknownModel
+from edgemux.wire import oip_pb2 as oip
+from edgemux.wire.process import Announce
+from edgemux.wire.worker import Worker
 
-from edgemux.cloud.config import ModelSettings
-from edgemux.multiplexer.bundle import MANIFEST
-from edgemux.multiplexer.errors import ArtifactError
+UNLOADED = "unloaded"
+# How often it is looked whether a version that was replaced still answers somebody.
+LOOK_S = 0.05
 
-# What a version's folder holds, by kind.
-FILES = {"bundle": (MANIFEST,), "onnx": ("model.onnx",), "torch": ("model.pt2",)}
-
-
-class Source(msgspec.Struct, frozen=True):
-    """One version on the disk; version None: what a bundle says, or "1"."""
-
-    version: str | None
-    path: Path
-
-
-def sources(settings: ModelSettings) -> tuple[Source, ...]:
-    """The versions to serve, rising. Raises ArtifactError when there is none of them."""
-    path = settings.path
-    if not path.is_dir() or (settings.kind == "bundle" and (path / MANIFEST).is_file()):
-        return (Source(settings.version, path),)
-    found = {int(folder.name): folder for folder in path.iterdir() if _is_version(folder, settings.kind)}
-    if not found:
-        file = FILES[settings.kind][0]
-        raise ArtifactError(f"{path.name}: holds neither {file} nor folders of versions like 1/{file}")
-    wanted = chosen(found, settings.versions)
-    if not wanted:
-        raise ArtifactError(f"{path.name}: holds none of the versions that are to be served")
-    return tuple(Source(str(number), _content(found[number], settings.kind)) for number in wanted)
+_log = logging.getLogger("edgemux.cloud")
 
 
-def chosen(found: Iterable[int], policy: str | tuple[int, ...]) -> list[int]:
-    """The versions that a policy serves out of those that were found, rising."""
-    rising = sorted(found)
-    if policy == "latest":
-        return rising[-1:]
-    if policy == "all":
-        return rising
-    return [number for number in rising if number in policy]
+async def _nobody(name: str, ready: bool) -> None:
+    """Nobody wants to know."""
 
 
-def _is_version(folder: Path, kind: str) -> bool:
-    name = folder.name
-    plain = name.isascii() and name.isdigit() and len(name) <= 18 and not name.startswith("0")
-    return plain and any((folder / file).is_file() for file in FILES[kind])
+class Repository:
+    """Loads, replaces and unloads models; the servicer of the admin address. Lives in one event loop.
+
+    A model is replaced as a whole: all of its versions that the policy serves are loaded, checked and measured in a
+    thread, while the old ones answer; then they are swapped, and the old ones closed once nobody is inside. When one of
+    them is broken the old ones stay, and the index says why.
+    """
+
+    def __init__(self, config: CloudConfig, service: CloudService, metrics: Metrics) -> None:
+        self.announce: Announce = _nobody
+        self._config = config
+        self._service = service
+        self._metrics = metrics
+        self._settings: dict[str, ModelSettings] = {}
+        self._marks: dict[str, Any] = {}
+        self._loop = asyncio.get_running_loop()
+        self._loader = Worker("edgemux-loading", self._loop)
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Load what is configured. Raises ArtifactError, and ConfigError where two models have one name."""
+        for settings in self._config.every_model():
+            marked = mark(settings)
+            hosted = await self._opened(settings)
+            name = hosted[-1].served.name
+            if name in self._settings:
+                raise ConfigError(f"models: several are named {name}; give each a name of its own")
+            self._settings[name], self._marks[name] = settings, marked
+            self._service.put(name, hosted)
+        if self._config.reload_s > 0:
+            self._keep(self._watch())
+
+    async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Raises InputError."""
+        return await self._service.RepositoryIndex(request, context)
+
+    async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Raises UnknownModel, InputError, and ArtifactError naming the file when the old versions stay."""
+        _refuse_foreign(request)
+        await self.load(request.model_name)
+        return oip.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Raises UnknownModel, InputError."""
+        _refuse_foreign(request, "unload_dependents")
+        await self.unload(request.model_name)
+        return oip.RepositoryModelUnloadResponse()
+
+    async def load(self, name: str) -> None:
+        """Load a model, or load it again. Raises UnknownModel, and ArtifactError when the old versions stay."""
+        settings = self._known(name)
+        async with self._turn:
+            self._marks[name] = mark(settings)
+            hosted = await self._opened(settings, name)
+            self._forget(name)
+            self._retire(self._service.put(name, hosted))
+            await self.announce(name, True)
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more; requests that are inside are answered. Raises UnknownModel."""
+        self._known(name)
+        async with self._turn:
+            gone = self._service.put(name, [])
+            self._forget(name)
+            for each in gone:
+                self._service.absent[name, each.served.version] = UNLOADED
+            self._retire(gone)
+            await self.announce(name, False)
+
+    async def close(self) -> None:
+        """Load nothing more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._loader.stop()
+
+    def _known(self, name: str) -> ModelSettings:
+        settings = self._settings.get(name)
+        if settings is None:
+            raise UnknownModel("model_name", "no such model is configured here")
+        return settings
+
+    def _forget(self, name: str) -> None:
+        self._service.absent = {key: why for key, why in self._service.absent.items() if key[0] != name}
+
+    async def _opened(self, settings: ModelSettings, name: str | None = None) -> list[Hosted]:
+        """All versions that are to be served. Raises ArtifactError, and notes under ``name`` which is broken."""
+        if settings.kind == "address":
+            return await open_far(settings, self._config, self._metrics)
+        found: Sequence[Source] = ()
+        loaded: list[Loaded] = []
+        at: Source | None = None
+        try:
+            found = sources(settings)
+            for at in found:
+                loaded.append(await self._load(settings, at))
+                if name is not None and loaded[-1].served.name != name:
+                    raise ArtifactError(f"{at.path.name}: is named {loaded[-1].served.name} now")
+        except EdgemuxError as error:
+            for each in loaded:
+                each.backend.close()
+            if name is not None:
+                self._service.absent[name, (at.version if at is not None else "") or ""] = str(error)
+                _log.warning("%s is left as it was: %s", name, error)
+            raise
+        return [host(each, settings, self._config, self._metrics) for each in loaded]
+
+    async def _load(self, settings: ModelSettings, source: Source) -> Loaded:
+        """``hosting.load`` in the thread. Raises what it raises, and ArtifactError for anything foreign."""
+        done: asyncio.Future[Loaded] = self._loop.create_future()
+
+        def work() -> Loaded | Exception:
+            try:
+                return load(settings, source, self._config)
+            except Exception as error:
+                return error
+
+        def tell(result: Loaded | Exception) -> None:
+            if done.done():
+                return
+            if isinstance(result, Exception):
+                done.set_exception(result)
+            else:
+                done.set_result(result)
+
+        self._loader.submit(work, tell)
+        try:
+            return await done
+        except EdgemuxError:
+            raise
+        except Exception as error:
+            _log.exception("%s could not be loaded", source.path)
+            raise ArtifactError(f"{source.path.name}: could not be loaded ({type(error).__name__})") from error
+
+    def _retire(self, hosted: Sequence[Hosted]) -> None:
+        async def close(each: Hosted) -> None:
+            while each.inside:  # noqa: ASYNC110 - an event would cost every request
+                await asyncio.sleep(LOOK_S)
+            await each.engine.close()
+
+        for each in hosted:
+            self._keep(close(each))
+
+    async def _watch(self) -> None:
+        """Load what has changed on the disk."""
+        while True:
+            await asyncio.sleep(self._config.reload_s)
+            for name, settings in self._settings.items():
+                unloaded = any(key[0] == name and why == UNLOADED for key, why in self._service.absent.items())
+                if unloaded or mark(settings) == self._marks[name]:
+                    continue
+                try:
+                    await self.load(name)
+                except EdgemuxError:
+                    continue  # said by the index, and in the log
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
-def _content(folder: Path, kind: str) -> Path:
-    if kind == "bundle":
-        return folder
-    return next(folder / file for file in FILES[kind] if (folder / file).is_file())
+def _refuse_foreign(request: Any, *known: str) -> None:
+    """Raises InputError for what would have to be obeyed and is not."""
+    if request.repository_name:
+        raise InputError("repository_name", "there is one repository, which has no name")
+    parameters: Mapping[str, Any] = request.parameters
+    for key in parameters:
+        if key not in known:
+            raise InputError("parameters", "models are loaded as they are configured; parameters are not taken")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from edgemux.cloud.config import CloudConfig
-from edgemux.cloud.hosting import open_all
 from edgemux.cloud.metrics import Metrics
 from edgemux.cloud.processes import serve_many
-from edgemux.cloud.service import CloudService, Hosted
-from edgemux.multiplexer.errors import ConfigError
-from edgemux.wire.process import Seat, Serving, run
+from edgemux.cloud.repository import Repository
+from edgemux.cloud.service import CloudService
+from edgemux.wire.process import Announce, Seat, Serving, run
 
 
 def serve(config: CloudConfig) -> None:
@@ -17,7 +16,7 @@ def serve(config: CloudConfig) -> None:
     Raises ConfigError (a port in use, naming it) and ArtifactError (naming the file) before anything is served.
     """
     if config.processes == 1:
-        run(config.listen, lambda: prepare(config))
+        run(config.listen, lambda: prepare(config), admin=config.admin)
     else:
         serve_many(config.listen, config.processes, serve_seated, config)
 
@@ -30,25 +29,34 @@ def serve_seated(config: CloudConfig, seat: Seat) -> None:
 async def prepare(config: CloudConfig) -> Serving:
     """Load, check and measure every model. Raises ArtifactError."""
     metrics = Metrics()
-    hosted: list[Hosted] = []
-    for settings in config.every_model():
-        versions = await open_all(settings, config, metrics)
-        name = versions[-1].served.name
-        if any(each.served.name == name for each in hosted):
-            raise ConfigError(f"models: several are named {name}; give each a name of its own")
-        hosted += versions
-    service = CloudService(hosted, config.admission, metrics, config.batching)
+    service = CloudService([], config.admission, metrics, config.batching)
+    repository = Repository(config, service, metrics)
+
+    async def closed() -> None:
+        await repository.close()
+        await service.stop()
+
+    try:
+        await repository.open()
+    except BaseException:
+        await closed()
+        raise
+
+    def announced(announce: Announce) -> None:
+        repository.announce = announce
 
     def drain() -> None:
         service.draining = True
 
     return Serving(
         name="cloud",
-        models=tuple(dict.fromkeys(each.served.name for each in hosted)),
+        models=tuple(dict.fromkeys(each.served.name for each in service.hosted)),
         servicer=service,
         registry=metrics.registry,
         pages=service.pages(),
         drain=drain,
-        closed=service.stop,
+        closed=closed,
         well=service.well,
+        admin=repository,
+        announced=announced,
     )

@@ -12,17 +12,19 @@ from edgemux.cloud.admission import AdmissionSettings
 from edgemux.cloud.batcher import BatchingSettings
 from edgemux.cloud.engine import Answers
 from edgemux.cloud.metrics import Metrics
-from edgemux.cloud.statistics import Outcome, Tally
+from edgemux.cloud.statistics import Outcome, Tally, model_statistics
 from edgemux.multiplexer.errors import DeadlineExceeded, InputError, Overloaded, UnknownModel, Unreachable
 from edgemux.multiplexer.limits import allowed_s
+from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import CHECKSUM, Parameter, make_response, requested_outputs
-from edgemux.wire.model_service import ModelService, Served, priority_of, timeout_s
+from edgemux.wire.model_service import UNAVAILABLE, ModelService, Served, priority_of, timeout_s
 
 
-class Hosted(msgspec.Struct, frozen=True):
+class Hosted(msgspec.Struct, eq=False):
     """A model that is served: what clients see, what answers, what counts it.
 
     digest: of its file, in every answer; empty where there is none. well: whether it answers as it should.
+    inside: requests that hold on to it.
     """
 
     served: Served
@@ -30,10 +32,13 @@ class Hosted(msgspec.Struct, frozen=True):
     tally: Tally
     digest: str
     well: Callable[[], Awaitable[bool]]
+    inside: int = 0
 
 
 class CloudService(ModelService):
     """Answers with the models it is given."""
+
+    EXTENSIONS = (*ModelService.EXTENSIONS, "statistics", "schedule_policy", "model_repository")
 
     def __init__(
         self,
@@ -43,23 +48,39 @@ class CloudService(ModelService):
         batching: BatchingSettings = BatchingSettings(),  # noqa: B008 - frozen
     ) -> None:
         """The pictures that wait to be decoded are bounded like the rows that wait to be computed."""
-        super().__init__("edgemux-cloud", [each.served for each in models], admission.max_queue)
+        super().__init__("edgemux-cloud", [], admission.max_queue)
         # By name and version; "" is the version for whoever asks for none.
         self._hosted: dict[tuple[str, str], Hosted] = {}
-        for each in models:
-            self._hosted[each.served.name, each.served.version] = self._hosted[each.served.name, ""] = each
         self._admission = admission
-        self._priority_levels = batching.priority_levels
+        self._batching = batching
         self._metrics = metrics
+        # Why versions that could be served are not, by name and version.
+        self.absent: dict[tuple[str, str], str] = {}
+        for name in dict.fromkeys(each.served.name for each in models):
+            self.put(name, [each for each in models if each.served.name == name])
+
+    def put(self, name: str, versions: Sequence[Hosted]) -> list[Hosted]:
+        """From now on these versions of a model are served, by rising version; returns those that are no more."""
+        before = [each for each in self.hosted if each.served.name == name]
+        hosted = {key: each for key, each in self._hosted.items() if key[0] != name}
+        for each in versions:
+            hosted[name, each.served.version] = hosted[name, ""] = each
+        self._hosted = hosted
+        self.show(name, [each.served for each in versions])
         # What asks for no model that is here is counted with the only one, or with none of several.
-        first, *others = models
-        self._nobody = metrics.of("other") if others else first.tally
+        names = {each.served.name for each in self.hosted}
+        self._nobody = self.hosted[0].tally if len(names) == 1 else self._metrics.of("other")
+        return before
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Raises InputError, DeadlineExceeded, Overloaded, Unreachable, ExecutionError."""
         came_s = self._loop.time()
         hosted = self._hosted.get((request.model_name, request.model_version))
-        tally = self._nobody if hosted is None else hosted.tally
+        if hosted is None:
+            tally = self._nobody
+        else:
+            tally = hosted.tally
+            hosted.inside += 1
         outcome = Outcome.FAILED
         tally.inflight += 1
         try:
@@ -81,6 +102,8 @@ class CloudService(ModelService):
             raise
         finally:
             tally.inflight -= 1
+            if hosted is not None:
+                hosted.inside -= 1
             tally.ended(outcome, self._loop.time() - came_s)
         return response
 
@@ -92,7 +115,7 @@ class CloudService(ModelService):
         outputs = requested_outputs(request, served.outputs)
         time_s = allowed_s(bounds.default_timeout_s, bounds.max_timeout_s, context.time_remaining(), timeout_s(request))
         deadline_s = came_s + time_s
-        priority = priority_of(request, self._priority_levels)
+        priority = priority_of(request, self._batching.priority_levels)
         inputs = await self.tensors(request, deadline_s)
         answer = await hosted.engine.infer(inputs, outputs, deadline_s, priority)
         parameters: dict[str, Parameter] = {
@@ -105,6 +128,39 @@ class CloudService(ModelService):
         checked = CHECKSUM in request.parameters
         return make_response(served.name, served.version, request.id, answer.outputs, parameters, checked)
 
+    async def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Raises UnknownModel."""
+        asked = self.hosted
+        if request.name:
+            self.check_model(request.name, request.version, "name", "version")
+            versions = (request.version,) if request.version else [each.version for each in self.versions(request.name)]
+            asked = [self._hosted[request.name, version] for version in versions]
+        response = oip.ModelStatisticsResponse()
+        for each in asked:
+            response.model_stats.append(model_statistics(each.served.name, each.served.version, each.tally))
+        return response
+
+    def config_of(self, served: Served) -> Any:
+        """With how requests are put together."""
+        config = super().config_of(served)
+        batching, policy = config.dynamic_batching, config.dynamic_batching.default_queue_policy
+        if served.max_batch:
+            batching.max_queue_delay_microseconds = round(self._batching.linger_s * 1e6)
+        batching.priority_levels = self._batching.priority_levels
+        batching.default_priority_level = self._batching.default_priority
+        policy.default_timeout_microseconds = round(self._admission.default_timeout_s * 1e6)
+        policy.allow_timeout_override = True
+        policy.max_queue_size = self._admission.max_queue
+        return config
+
+    def index(self) -> list[tuple[str, str, str, str]]:
+        """With those that could be served and are not."""
+        absent = dict(self.absent)
+        here = []
+        for name, version, state, reason in super().index():
+            here.append((name, version, state, absent.pop((name, version), reason)))
+        return here + [(*key, UNAVAILABLE, reason) for key, reason in absent.items()]
+
     @property
     def hosted(self) -> list[Hosted]:
         """Every version of every model that is served."""
@@ -116,9 +172,8 @@ class CloudService(ModelService):
 
     def status(self) -> dict[str, Any]:
         """The server at a glance: queue, batch time, counters since the start."""
-        first, *others = self.hosted
-        if not others:
-            return super().status() | self._status_of(first)
+        if len(self.hosted) == 1:
+            return super().status() | self._status_of(self.hosted[0])
         models = {f"{each.served.name}/{each.served.version}": self._status_of(each) for each in self.hosted}
         return super().status() | {"models": models, "counters": self._metrics.counters()}
 

@@ -23,12 +23,15 @@ from edgemux.multiplexer.errors import (
 )
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import DTYPES, Array, Pictures, check_inputs, decode_inputs
+from edgemux.wire.described import log_settings, model_config, trace_settings
 from edgemux.wire.http import Page
 from edgemux.wire.worker import Worker
 
 MAX_ID_CHARACTERS = 256
 # What a request holds beside its tensors' bytes: names, shapes, id, parameters.
 MESSAGE_OVERHEAD_BYTES = 1024
+
+READY, UNAVAILABLE = "READY", "UNAVAILABLE"
 
 _TOO_LATE = "deadline: over before the pictures were decoded"
 
@@ -70,6 +73,9 @@ class ModelService:
 
     Lives in one event loop; ``close`` it there.
     """
+
+    # Of the protocol, by the names that Triton gives them.
+    EXTENSIONS: tuple[str, ...] = ("model_configuration", "parameters", "trace", "logging")
 
     def __init__(self, name: str, models: Sequence[Served], max_decoding: int) -> None:
         """``models``: of several versions of one name the last is the one for whoever asks for none.
@@ -120,16 +126,43 @@ class ModelService:
 
     async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Raises UnknownModel."""
-        served = self.check_model(request.name, request.version, "name", "version")
-        return oip.ModelMetadataResponse(**self.model_metadata(served))
+        return oip.ModelMetadataResponse(**self.model_metadata(self._asked(request)))
+
+    async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Raises UnknownModel."""
+        return oip.ModelConfigResponse(config=self.config_of(self._asked(request)))
+
+    async def TraceSetting(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Raises InputError, UnknownModel."""
+        if request.model_name:
+            self.check_model(request.model_name, "")
+        return trace_settings(request)
+
+    async def LogSettings(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Raises InputError."""
+        return log_settings(request)
+
+    def config_of(self, served: Served) -> Any:
+        """A ModelConfig message."""
+        return model_config(served)
+
+    def _asked(self, request: Any) -> Served:
+        return self.check_model(request.name, request.version, "name", "version")
 
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Raises InputError for another repository than the only one."""
+        if request.repository_name:
+            raise InputError("repository_name", "there is one repository, which has no name")
         response = oip.RepositoryIndexResponse()
-        if not (request.ready and self.draining):
-            state, reason = ("UNAVAILABLE", "stopping") if self.draining else ("READY", "")
-            for served in self.every():
-                response.models.add(name=served.name, version=served.version, state=state, reason=reason)
+        for name, model_version, state, reason in self.index():
+            if state == READY or not request.ready:
+                response.models.add(name=name, version=model_version, state=state, reason=reason)
         return response
+
+    def index(self) -> list[tuple[str, str, str, str]]:
+        """Name, version, state, and why it is not ready, or not what it should be."""
+        state, reason = (UNAVAILABLE, "stopping") if self.draining else (READY, "")
+        return [(served.name, served.version, state, reason) for served in self.every()]
 
     def check_model(
         self, name: str, model_version: str, name_field: str = "model_name", version_field: str = "model_version"
@@ -218,7 +251,7 @@ class ModelService:
 
     def server_metadata(self) -> dict[str, Any]:
         """Name, version and protocol extensions."""
-        return {"name": self._name, "version": version("edgemux"), "extensions": ["parameters"]}
+        return {"name": self._name, "version": version("edgemux"), "extensions": list(self.EXTENSIONS)}
 
     def model_metadata(self, served: Served) -> dict[str, Any]:
         """Name, versions, platform, tensors with -1 for the batch, and what clients may want to show."""

@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from edgemux.multiplexer.errors import ConfigError
+from edgemux.wire.admin import Admin, AdminServer
 from edgemux.wire.channel import MAX_REQUEST_BYTES, bind, server_options
 from edgemux.wire.forks import served
-from edgemux.wire.http import App, Page
+from edgemux.wire.http import Page
+from edgemux.wire.rest import Rest
 from edgemux.wire.security import Gate, Guard, ServerTls, TokenCheck, check_exposure
 from edgemux.wire.service import Door, register
 from edgemux.wire.stderr import say, unblocked_log
@@ -91,6 +94,13 @@ class Seat(msgspec.Struct, frozen=True):
     tie: Connection
 
 
+# Who is to be told that a model has come or gone.
+Announce = Callable[[str, bool], Awaitable[None]]
+
+
+NO_ADMIN = Admin()
+
+
 async def _always_well() -> bool:
     return True
 
@@ -98,7 +108,8 @@ async def _always_well() -> bool:
 class Serving(msgspec.Struct, frozen=True):
     """What a process serves. ``pages``: HTTP paths and what each answers. ``drain`` is called once, first, when the
     process is told to stop: from then on ready is False; what was accepted is still answered. ``well``: whether models
-    answer as they should, asked now and then where there is a watchdog."""
+    answer as they should, asked now and then where there is a watchdog. ``admin``: who takes orders, where there is an
+    address for them. ``announced``: is told whom to tell of models that come and go."""
 
     name: str
     models: tuple[str, ...]
@@ -108,9 +119,13 @@ class Serving(msgspec.Struct, frozen=True):
     drain: Callable[[], None]
     closed: Callable[[], Awaitable[None]]
     well: Callable[[], Awaitable[bool]] = _always_well
+    admin: Any = None
+    announced: Callable[[Announce], None] = lambda announce: None
 
 
-async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]], seat: Seat | None = None) -> None:
+async def serve(
+    listen: Listen, make: Callable[[], Awaitable[Serving]], seat: Seat | None = None, admin: Admin = NO_ADMIN
+) -> None:
     """Take the ports, make what is served, serve until SIGTERM or SIGINT. A second one stops at once; SIGHUP reloads
     certificates and tokens.
 
@@ -136,6 +151,9 @@ async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]], seat: Se
             http_socket, metrics_socket = seat.http, seat.metrics
         server, grpc_port = _take_grpc_port(listen, guard, seat)
         stack.push_async_callback(server.stop, 0)
+        orders = None if admin.grpc_port is None else AdminServer(admin, listen.tls, listen.token_file)
+        if orders is not None:
+            stack.push_async_callback(orders.stop)
         serving = await make()
         stack.push_async_callback(serving.closed)
         serving.servicer.check_fits(listen.max_message_bytes)
@@ -143,21 +161,27 @@ async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]], seat: Se
         door, checks = Door(serving.servicer.came_late), health.aio.HealthServicer()
         register(server, serving.servicer, door)
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        announce = partial(_announce, checks)
         for service in ("", *serving.models):
-            await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
+            await announce(service, True)
+        serving.announced(announce)
         guard.export(serving.registry)
         # Whoever seated this process asks for its metrics, over a socket of its own, and tells them to those who may.
         asks = (guard.gate, guard.certificates) if seat is None else (Gate(), None)
         stack.enter_context(exporting(metrics_socket, serving.registry, *asks))
-        pages = App(_with_security(serving.pages, guard), guard.gate)
-        await stack.enter_async_context(answering(http_socket, pages, guard.certificates))
+        pages = _with_security(serving.pages, guard)
+        rest = Rest(serving.servicer, door, pages, guard.gate, listen.max_message_bytes)
+        await stack.enter_async_context(answering(http_socket, rest, guard.certificates))
         await server.start()
+        if orders is not None:
+            await orders.start(serving.admin)
 
         stop, stop_now = _signals(guard)
         stack.enter_context(served())
         if seat is None:
             ports = (grpc_port, http_socket.getsockname()[1], metrics_socket.getsockname()[1])
-            say(ready_line(serving.name, serving.models, listen.host, ports))
+            line = ready_line(serving.name, serving.models, listen.host, ports)
+            say(line if orders is None else f"{line} admin={orders.address}")
         else:
             seat.tie.send((serving.name, serving.models))
             asyncio.get_running_loop().add_reader(seat.tie.fileno(), stop.set)
@@ -170,6 +194,11 @@ async def serve(listen: Listen, make: Callable[[], Awaitable[Serving]], seat: Se
         serving.drain()
         await checks.enter_graceful_shutdown()
         await _stop(server, door, stop_now, listen.drain_s)
+
+
+async def _announce(checks: Any, service: str, ready: bool) -> None:
+    status = health_pb2.HealthCheckResponse
+    await checks.set(service, status.SERVING if ready else status.NOT_SERVING)
 
 
 def ready_line(name: str, models: Sequence[str], host: str, ports: tuple[int, int, int]) -> str:
@@ -216,14 +245,16 @@ async def _stop(server: grpc.aio.Server, door: Door, stop_now: asyncio.Event, dr
     await server.stop(0)
 
 
-def run(listen: Listen, make: Callable[[], Awaitable[Serving]], seat: Seat | None = None) -> None:
+def run(
+    listen: Listen, make: Callable[[], Awaitable[Serving]], seat: Seat | None = None, admin: Admin = NO_ADMIN
+) -> None:
     """``serve`` on an event loop of its own, with a log that never waits for its reader.
 
     Raises ConfigError when the system does not allow the threads that serving takes, and what ``serve`` raises.
     """
     _check_threads()
     with unblocked_log():
-        asyncio.run(serve(listen, make, seat))
+        asyncio.run(serve(listen, make, seat, admin))
 
 
 def _check_threads() -> None:

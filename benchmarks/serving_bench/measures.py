@@ -1,0 +1,190 @@
+"""The figures that the servers are held to, each a ratio or a duration out of one run."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import msgspec
+import numpy as np
+from serving_bench.limit import in_process
+from serving_bench.passes import INFER, OWN, Target, infer_request, run_pass
+from serving_bench.running import Running
+from serving_bench.table import WARM_S, Passes, Plan, middle, one_pass, ratios, rps
+
+LOAD = 0.7
+EXPIRY_US = 60_000
+SAY = Callable[[str], None]
+
+
+class Figure(msgspec.Struct, frozen=True):
+    """What was asked for and what came out; value None: it could not be had here. least: larger is better."""
+
+    name: str
+    value: float | None
+    must: float
+    goal: float
+    least: bool
+    unit: str
+    rounds: tuple[float, ...] = ()
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """``goal``, ``must``, ``missed``, or ``not measured``."""
+        if self.value is None:
+            return "not measured"
+        for word, bound in (("goal", self.goal), ("must", self.must)):
+            if self.value >= bound if self.least else self.value <= bound:
+                return word
+        return "missed"
+
+
+def _of(
+    name: str, values: list[float], must: float, goal: float, *, least: bool, unit: str = "×", note: str = ""
+) -> Figure:
+    return Figure(name, middle(values), must, goal, least, unit, tuple(values), note)
+
+
+def from_table(passes: Passes, c: int) -> list[Figure]:
+    """The three that the small model's table holds, at ``c`` connections."""
+    cpu = [ratios(passes, "edgemux gRPC", "bare grpc.aio", each, lambda m: m.cpu_ms) for each in (1, 8, c)]
+    lone, few, many = ([f"{statistics.median(each):.2f}" if each else "–"] for each in cpu)
+    against = partial(_best_of, passes, c)
+    return [
+        against("gRPC throughput ÷ MLServer gRPC, c=32", ("MLServer gRPC", "MLServer gRPC, batching"), 2.0, 3.0),
+        against("gRPC throughput ÷ LitServe HTTP, c=32", ("LitServe HTTP", "LitServe HTTP, batching"), 3.0, 5.0),
+        _of(
+            "CPU per request ÷ bare grpc.aio + uvloop, c=32",
+            cpu[2],
+            1.15,
+            1.0,
+            least=False,
+            note=f"c=1: {lone[0]}, c=8: {few[0]}, c={c}: {many[0]}",
+        ),
+        _of(
+            "REST binary throughput ÷ Triton REST, c=32",
+            ratios(passes, "edgemux REST binary", "Triton REST binary", c, rps),
+            0.6,
+            1.0,
+            least=True,
+        ),
+    ]
+
+
+def _best_of(passes: Passes, c: int, name: str, others: tuple[str, ...], must: float, goal: float) -> Figure:
+    """Against whichever of the other's settings did best."""
+    found = [ratios(passes, "edgemux gRPC", other, c, rps) for other in others]
+    best = min((each for each in found if each), key=statistics.median, default=[])
+    note = ", ".join(f"{o}: {statistics.median(v):.2f}" for o, v in zip(others, found, strict=True) if v)
+    return _of(name, best, must, goal, least=True, note=note)
+
+
+def share_of_limit(target: Target, everyone: list[Target], onnx: Path, plan: Plan, say: SAY) -> Figure:
+    """The large model at 32 connections, in turns with ONNX Runtime alone at its best batch size."""
+    sizes = in_process(onnx, plan.seconds / 3)
+    best = max(sizes, key=lambda batch: sizes[batch][0])
+    say(f"in process: {', '.join(f'{b}: {rate:.1f}/s' for b, (rate, _) in sizes.items())}")
+    values = []
+    for _ in range(max(plan.rounds, 3)):
+        alone = _still(everyone, onnx, plan.seconds, best)
+        served = one_pass(target, everyone, 32, plan.seconds)
+        if served is not None:
+            values.append(100 * served.passed.rps / alone)
+            say(f"{served.passed.rps:.1f}/s served, {alone:.1f}/s in process")
+    rows = ", ".join(f"batch {b}: {rate:.1f}/s ({ms:.1f} ms)" for b, (rate, ms) in sizes.items())
+    return _of(
+        "ResNet-18-size, c=32: share of in-process best", values, 90, 97, least=True, unit="%", note=f"in process {rows}"
+    )
+
+
+def _still(everyone: list[Target], onnx: Path, seconds: float, batch: int) -> float:
+    from serving_bench.running import quiet
+
+    with quiet([*{each.server.pid: each.server for each in everyone}.values()]):
+        return in_process(onnx, seconds, batch)[batch][0]
+
+
+def lone_client(on: Target, off: Target, everyone: list[Target], plan: Plan, say: SAY) -> Figure:
+    """Median latency of one client, batching on against batching off, in turns."""
+    values = []
+    for turn in range(2 * plan.rounds + 1):
+        order = (on, off) if turn % 2 else (off, on)
+        done = {each.label: one_pass(each, everyone, 1, plan.seconds / 2) for each in order}
+        with_it, without = done[on.label], done[off.label]
+        if with_it is not None and without is not None:
+            values.append(with_it.passed.p50_ms / without.passed.p50_ms)
+            say(f"lone client: {with_it.passed.p50_ms:.3f} ms on, {without.passed.p50_ms:.3f} ms off")
+    return _of("lone client, batching on ÷ off (p50)", values, 1.2, 1.05, least=False)
+
+
+def tail(target: Target, plan: Plan, say: SAY) -> Figure:
+    """p99 ÷ p50 at 70 % of the throughput at 32 connections, Poisson arrivals; all by our own client."""
+    values, notes = [], []
+    run_pass(target, 32, WARM_S, OWN)
+    capacity = run_pass(target, 32, plan.seconds, OWN).passed.rps
+    for seed in range(max(plan.rounds, 3)):
+        passed = run_pass(target, 32, 2 * plan.seconds, OWN, rate=LOAD * capacity, seed=seed).passed
+        values.append(passed.p99_ms / passed.p50_ms)
+        notes.append(f"{passed.p50_ms:.2f}/{passed.p99_ms:.2f} ms, generator late p99 {passed.late_ms:.2f}")
+        say(f"{target.label} at {LOAD * capacity:.0f}/s: {notes[-1]}")
+    note = f"at {LOAD * capacity:.0f}/s; {notes[len(notes) // 2]}"
+    return _of(f"p99 ÷ p50 at 70 % load, open loop: {target.label}", values, 4.0, 2.5, least=False, note=note)
+
+
+def expiry(server: Running, rows: np.ndarray[Any, Any], attempts: int, say: SAY) -> Figure:
+    """A request with the protocol's ``timeout``, behind a batch that runs much longer: from expiry to its answer.
+
+    ``rows``: one row of the large model; the batch has 32 of them.
+    """
+    late: list[float] = []
+    batch_s: list[float] = []
+    batch = infer_request(np.repeat(rows, 32, 0))
+    lone = infer_request(rows, timeout=EXPIRY_US)
+    with grpc.insecure_channel(server.grpc) as channel, grpc.insecure_channel(server.grpc, _APART) as other:
+        ask, ask_other = channel.unary_unary(INFER), other.unary_unary(INFER)
+        ask(batch, timeout=60)
+        ask_other(infer_request(rows), timeout=60)
+        for _ in range(attempts):
+            thread = threading.Thread(target=_timed, args=(ask, batch, batch_s))
+            thread.start()
+            time.sleep(0.03)
+            begin_s = time.perf_counter()
+            try:
+                ask_other(lone, timeout=60)
+                say(f"{server.name}: answered although expired")
+            except grpc.RpcError:
+                late.append(1e3 * (time.perf_counter() - begin_s) - EXPIRY_US / 1e3)
+            thread.join()
+    note = f"worst {max(late, default=0):.1f} ms; the batch takes {1e3 * statistics.median(batch_s):.0f} ms"
+    say(f"{server.name}: expiry to answer {middle(late)} ms; {note}")
+    return _of(
+        f"expiry to answer behind a running batch: {server.name}", late, 10, 3, least=False, unit="ms", note=note
+    )
+
+
+_APART = (("grpc.use_local_subchannel_pool", 1),)
+
+
+def _timed(ask: Callable[..., Any], body: bytes, taken: list[float]) -> None:
+    begin_s = time.perf_counter()
+    ask(body, timeout=60)
+    taken.append(time.perf_counter() - begin_s)
+
+
+def markdown(figures: list[Figure]) -> str:
+    """Medians of the rounds, with the rounds' range."""
+    lines = ["| figure | value | rounds | must | goal | verdict | note |", "|---|---|---|---|---|---|---|"]
+    for each in figures:
+        sign = "≥" if each.least else "≤"
+        value = "–" if each.value is None else f"{each.value:.2f} {each.unit}"
+        span = f"{min(each.rounds):.2f} to {max(each.rounds):.2f}" if each.rounds else "–"
+        cells = [each.name, value, span, f"{sign} {each.must:g}", f"{sign} {each.goal:g}", each.verdict, each.note]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -1,8 +1,8 @@
-"""The load generator of our own, a process by itself: it reads an Order as JSON from stdin and prints a Passed as JSON.
+"""The load generator of our own, a process by itself: it reads an Order as JSON from stdin, prints a Passed.
 
 Closed loop: every connection sends its next request when it has the answer to the last. Open loop (``rate``): requests
-are due at times drawn beforehand, Poisson; a latency counts from when the request was due, not from when it could be
-sent, so a server that stalls is charged with all that came meanwhile. How late the generator itself was is in ``late_ms``.
+are due at times drawn by chance, Poisson; a latency counts from when the request was due, not from when it could be
+sent, so a server that stalls is charged with all that came meanwhile. ``late_ms``: how late the generator itself was.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from serving_bench.http1 import Http1
 from serving_bench.http2 import Http2
 

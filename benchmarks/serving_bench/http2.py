@@ -1,7 +1,7 @@
 """As much of HTTP/2 as a client of gRPC needs that shall cost little: no library, no tasks, one callback an answer.
 
-A connection carries calls side by side, or one stream of messages. What the headers say is not read: a call that brought
-no message has failed. Headers are sent as other clients do, in full once and by their numbers from then on.
+A connection carries calls side by side, or one stream of messages. What headers say is not read: a call that brought
+no message has failed. Headers are sent in full once, by their numbers from then on.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Http2(asyncio.Protocol):
                 self._bytes[stream] += size
         elif kind > HEADERS:
             self._control(kind, flags, stream, bytes(received[at : at + size]))
-        if kind in (DATA, HEADERS) and flags & END_STREAM or kind == RESET:
+        if (kind in (DATA, HEADERS) and flags & END_STREAM) or kind == RESET:
             self._ended(stream)
 
     def _answered(self, data: bytearray) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import msgspec
 import numpy as np
+
 from serving_bench.limit import in_process
 from serving_bench.passes import INFER, OWN, Target, infer_request, run_pass
 from serving_bench.running import Running
@@ -100,7 +101,13 @@ def share_of_limit(target: Target, everyone: list[Target], onnx: Path, plan: Pla
             say(f"{served.passed.rps:.1f}/s served, {alone:.1f}/s in process")
     rows = ", ".join(f"batch {b}: {rate:.1f}/s ({ms:.1f} ms)" for b, (rate, ms) in sizes.items())
     return _of(
-        "ResNet-18-size, c=32: share of in-process best", values, 90, 97, least=True, unit="%", note=f"in process {rows}"
+        "ResNet-18-size, c=32: share of in-process best",
+        values,
+        90,
+        97,
+        least=True,
+        unit="%",
+        note=f"in process {rows}",
     )
 
 

@@ -20,12 +20,12 @@ from typing import Any
 import grpc
 import msgspec
 import numpy as np
+
+from edgemux.wire import oip_pb2 as oip
 from serving_bench.client import Order, Passed, quantile
 from serving_bench.http1 import request as whole_request
 from serving_bench.http2 import message
 from serving_bench.running import HERE, MODEL, Running, usage
-
-from edgemux.wire import oip_pb2 as oip
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -171,7 +171,7 @@ def _own(target: Target, connections: int, seconds: float, rate: float, seed: in
 def _h2load(target: Target, connections: int, seconds: float, folder: Path) -> Passed:
     (folder / "body").write_bytes(target.body)
     headers = target.headers
-    command = [H2LOAD, f"-c{connections}", "-m1", "-t1", f"-D{seconds:g}", "-d", str(folder / "body")]
+    command = [H2LOAD, f"-c{connections}", "-m1", "-t1", f"-D{round(1e3 * seconds)}ms", "-d", str(folder / "body")]
     command += ["--log-file", str(folder / "log")]
     if target.kind == "http":
         command += ["--h1"]

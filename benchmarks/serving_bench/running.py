@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 import psutil
+
 from serving_bench import peers
 
 HERE = Path(__file__).parent
@@ -116,7 +117,13 @@ def _end(popen: subprocess.Popen[str]) -> None:
 
 @contextlib.contextmanager
 def ours(
-    onnx: Path, *, name: str = "edgemux", max_batch: int = 32, processes: int = 1, options: Sequence[str] = ()
+    onnx: Path,
+    *,
+    name: str = "edgemux",
+    max_batch: int = 32,
+    processes: int = 1,
+    python: str = sys.executable,
+    options: Sequence[str] = (),
 ) -> Iterator[Running]:
     """``edgemux cloud`` with a list of one ONNX model, one thread, defaults otherwise."""
     text = (
@@ -126,7 +133,7 @@ def ours(
     with tempfile.TemporaryDirectory(prefix="edgemux-serving-") as folder:
         config = Path(folder) / "cloud.toml"
         config.write_text(text)
-        command = [sys.executable, "-m", "edgemux.cli.main", "cloud", "--config", str(config)]
+        command = [python, "-m", "edgemux.cli.main", "cloud", "--config", str(config)]
         command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", *options]
         with process(name, command) as running:
             yield running

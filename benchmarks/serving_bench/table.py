@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
 import msgspec
+
 from serving_bench.passes import Measured, Target, run_pass
 from serving_bench.running import quiet
 
@@ -50,7 +52,7 @@ def one_pass(
         with quiet(list(others.values())):
             run_pass(target, connections, WARM_S, generator)
             return run_pass(target, connections, seconds, generator)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, subprocess.SubprocessError) as error:
         print(f"serving: {target.label}, c={connections}: {error}", file=sys.stderr)
         return None
 

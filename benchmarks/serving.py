@@ -209,6 +209,8 @@ def report(sections: dict[str, Section], plan: Plan) -> str:
         lines += ["", f"## {name}", "", table.markdown(section.passes, plan.connections), ""]
         if section.streams:
             lines += ["By our own client:", "", table.markdown(section.streams, plan.connections), ""]
+        busy, every = table.disturbed(section.passes | section.streams)
+        lines += [f"Others took more than {table.FOREIGN:.0%} of the machine in {busy} of {every} passes.", ""]
         lines += [measures.markdown(section.figures), ""]
         lines += [f"{label}: {version}" for label, version in section.versions.items()]
         lines += [f"Left out: {each}" for each in section.absent]

@@ -25,7 +25,7 @@ from edgemux.wire import oip_pb2 as oip
 from serving_bench.client import Order, Passed, quantile
 from serving_bench.http1 import request as whole_request
 from serving_bench.http2 import message
-from serving_bench.running import HERE, MODEL, Running, usage
+from serving_bench.running import HERE, MODEL, Machine, Running, usage
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -51,12 +51,15 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """A pass. cpu_ms: of the server's processes, per request; rss_mb: of all of them, after it."""
+    """A pass. cpu_ms: of the server's processes, per request; rss_mb: of all of them, after it.
+
+    foreign: the share of the CPUs that was taken by neither the server nor the generator."""
 
     passed: Passed
     cpu_ms: float
     rss_mb: float
     generator: str
+    foreign: float
 
 
 def _tensor(rows: np.ndarray[Any, Any]) -> dict[str, Any]:
@@ -127,18 +130,18 @@ def run_pass(
     """Load the target. Raises ValueError where requests failed."""
     can = shutil.which(H2LOAD) is not None and target.kind != "stream" and not rate
     chosen = generator or (H2LOAD if can else OWN)
-    before = usage(target.server.pid)
+    before, machine = usage(target.server.pid), Machine.now()
     with tempfile.TemporaryDirectory() as folder:
         if chosen == H2LOAD:
             passed = _h2load(target, connections, seconds, Path(folder))
         else:
             passed = _own(target, connections, seconds, rate, seed, Path(folder))
-    after = usage(target.server.pid)
+    after, machine_after = usage(target.server.pid), Machine.now()
     every = passed.good + passed.failed
     if passed.failed > 0.001 * every or not passed.good:
         raise ValueError(f"{target.label}: {passed.failed} of {every} requests failed")
-    cpu_ms = 1e3 * (after.cpu_s - before.cpu_s) / every
-    return Measured(passed, cpu_ms, after.rss_bytes / 1e6, chosen)
+    used_s = after.cpu_s - before.cpu_s
+    return Measured(passed, 1e3 * used_s / every, after.rss_bytes / 1e6, chosen, machine_after.others(machine, used_s))
 
 
 def _own(target: Target, connections: int, seconds: float, rate: float, seed: int, folder: Path) -> Passed:

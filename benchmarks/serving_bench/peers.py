@@ -194,8 +194,8 @@ def _triton(folder: Path, onnx: Path, model: str, max_batch: int, ports: list[in
     asked = subprocess.run([venv / "bin" / "python", "-c", program], capture_output=True, text=True, check=True)
     site, libraries, version = asked.stdout.split()
     server = Path(site) / "pytriton" / "tritonserver"
-    backends = folder / "backends"  # of this run: a stub that another one executes cannot be written
-    shutil.copytree(server / "backends" / "python", backends / "python", dirs_exist_ok=True)
+    backends = folder / "backends"  # a copy for each, since the stub is put into it
+    shutil.copytree(server / "backends" / "python", backends / "python")
     stub = backends / "python" / "triton_python_backend_stub"
     shutil.copy(server / "python_backend_stubs" / version / stub.name, stub)
     stub.chmod(0o755)

@@ -41,6 +41,28 @@ class Usage(msgspec.Struct, frozen=True):
     rss_bytes: int
 
 
+class Machine(msgspec.Struct, frozen=True):
+    """All CPUs together, seconds so far: everybody's work, ours (with children that have ended), and what there was."""
+
+    busy_s: float
+    own_s: float
+    whole_s: float
+
+    @classmethod
+    def now(cls) -> Machine:
+        """As it is."""
+        times = psutil.cpu_times()
+        whole_s = sum(times) - times.guest - times.guest_nice
+        spent = os.times()
+        own_s = spent.user + spent.system + spent.children_user + spent.children_system
+        return cls(whole_s - times.idle - times.iowait, own_s, whole_s)
+
+    def others(self, before: Machine, server_s: float) -> float:
+        """The share of the time since ``before`` that neither we nor a server of ``server_s`` seconds took."""
+        others_s = self.busy_s - before.busy_s - (self.own_s - before.own_s) - server_s
+        return max(0.0, others_s / max(self.whole_s - before.whole_s, 1e-9))
+
+
 def tree(pid: int) -> list[psutil.Process]:
     """A process and all below it."""
     with contextlib.suppress(psutil.NoSuchProcess):

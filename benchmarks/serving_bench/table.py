@@ -13,6 +13,8 @@ from serving_bench.passes import Measured, Target, run_pass
 from serving_bench.running import quiet
 
 WARM_S = 0.4
+# A pass is played again when others took more of the machine, as often as this; then it counts as it is.
+FOREIGN, AGAIN = 0.05, 1
 CONNECTIONS = (1, 8, 32)
 
 
@@ -51,7 +53,10 @@ def one_pass(
     try:
         with quiet(list(others.values())):
             run_pass(target, connections, WARM_S, generator)
-            return run_pass(target, connections, seconds, generator)
+            tries = [run_pass(target, connections, seconds, generator)]
+            while tries[-1].foreign > FOREIGN and len(tries) <= AGAIN:
+                tries.append(run_pass(target, connections, seconds, generator))
+            return min(tries, key=lambda one: one.foreign)
     except (ValueError, OSError, subprocess.SubprocessError) as error:
         print(f"serving: {target.label}, c={connections}: {error}", file=sys.stderr)
         return None
@@ -61,6 +66,12 @@ def ratios(passes: Passes, label: str, other: str, connections: int, value: Call
     """Of two targets, round by round, where both were measured."""
     pairs = zip(passes.get((label, connections), []), passes.get((other, connections), []), strict=False)
     return [value(a) / value(b) for a, b in pairs if a is not None and b is not None and value(b) > 0]
+
+
+def disturbed(passes: Passes) -> tuple[int, int]:
+    """Of how many passes others took more than FOREIGN of the machine, and of how many in all."""
+    done = [one for rounds in passes.values() for one in rounds if one is not None]
+    return sum(one.foreign > FOREIGN for one in done), len(done)
 
 
 def rps(one: Measured) -> float:

@@ -14,6 +14,7 @@ from edgemux.cloud.admission import AdmissionSettings
 from edgemux.cloud.batcher import BatchingSettings
 from edgemux.wire.admin import Admin
 from edgemux.wire.process import Listen
+from edgemux.wire.security import ClientTls
 from edgemux.wire.settings import load_settings
 
 MAX_THREADS = 256
@@ -29,7 +30,8 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Exactly one of ``bundle``, ``onnx``, ``torch`` (a file, or a folder of versions: ``1/model.onnx``, ``2/...``) and
     ``address`` (of another server that answers for it). versions: of a folder, those that are served. version: what
-    a single one is called. max_batch: None for ``batching.max_batch``. device, dtype and compile: torch's.
+    a single one is called. max_batch: None for ``batching.max_batch``. device, dtype and compile: torch's. model: its
+    name at the other server, None for the same; tls and token_file: how that one is known, and we to it.
     """
 
     name: str | None = None
@@ -43,6 +45,9 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: Literal["cpu", "cuda", "auto"] = "auto"
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
+    model: str | None = None
+    tls: ClientTls = ClientTls()
+    token_file: Path | None = None
 
     def __post_init__(self) -> None:
         if sum(getattr(self, kind) is not None for kind in KINDS) != 1:

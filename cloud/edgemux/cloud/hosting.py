@@ -103,8 +103,7 @@ def host(loaded: Loaded, settings: ModelSettings, config: CloudConfig, metrics: 
 
 
 async def open_far(settings: ModelSettings, config: CloudConfig, metrics: Metrics) -> list[Hosted]:
-    """A model that another server answers for."""
-    from edgemux.cloud.proxy import open_proxy  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    """A model that another server answers for. Raises Unreachable, ConfigError."""
+    from edgemux.cloud.proxy import open_proxy
 
-    hosted: list[Hosted] = await open_proxy(settings, config, metrics)
-    return hosted
+    return await open_proxy(settings, config, metrics)

@@ -305,8 +305,11 @@ def datatype_of(array: Array) -> str:
     return name
 
 
-def read_outputs(response: Any, tensors: Sequence[Tensor], rows: int) -> dict[str, Array]:
-    """The named outputs of a peer's ModelInferResponse, checked; raw is preferred. Raises BadAnswer."""
+def read_outputs(response: Any, tensors: Sequence[Tensor], rows: int | None) -> dict[str, Array]:
+    """The named outputs of a peer's ModelInferResponse, checked; raw is preferred. Raises BadAnswer.
+
+    ``rows``: their first dimension, None where that is not the batch.
+    """
     if not intact(response):
         raise BadAnswer("the answer is not what it was when it was sent")
     found = {output.name: index for index, output in enumerate(response.outputs)}
@@ -318,8 +321,12 @@ def read_outputs(response: Any, tensors: Sequence[Tensor], rows: int) -> dict[st
         if index is None:
             raise BadAnswer(f"{tensor.name}: missing from the answer")
         output = response.outputs[index]
-        shape = (rows, *tensor.shape[1:])
-        if output.datatype != tensor.datatype or tuple(output.shape) != shape:
+        shape = tuple(output.shape)
+        expected = tensor.shape if rows is None else (rows, *tensor.shape[1:])
+        fits = len(shape) == len(expected) and all(
+            size >= 0 and want in (-1, size) for size, want in zip(shape, expected, strict=True)
+        )
+        if output.datatype != tensor.datatype or not fits:
             raise BadAnswer(f"{tensor.name}: wrong datatype or shape in the answer")
         dtype = DTYPES[tensor.datatype]
         if index < len(response.raw_output_contents):

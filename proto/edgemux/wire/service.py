@@ -13,7 +13,7 @@ import grpc.aio
 from edgemux.multiplexer.errors import EdgemuxError, InputError, Overloaded, Unreachable
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.fields import check_fields
-from edgemux.wire.status import grpc_code, internal_id
+from edgemux.wire.status import PUSHBACK, grpc_code, internal_id
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -223,7 +223,7 @@ def _guarded(method: Callable[[Any, Any], Awaitable[Any]], parse: Callable[[byte
         except Exception as error:
             if isinstance(error, Overloaded) and error.retry_after_s is not None:
                 pushback = str(max(1, round(error.retry_after_s * 1000)))
-                context.set_trailing_metadata((("grpc-retry-pushback-ms", pushback),))
+                context.set_trailing_metadata(((PUSHBACK, pushback),))
             await _abort(context, *refusal(error))
 
     return handle

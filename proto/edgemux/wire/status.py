@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from typing import Any
 
 import grpc
 
@@ -26,6 +27,9 @@ from edgemux.multiplexer.errors import (
 )
 
 Code = grpc.StatusCode
+
+# The trailer of a refusal that says when to ask again, in milliseconds.
+PUSHBACK = "grpc-retry-pushback-ms"
 
 # Most specific first; the first row whose class matches an error decides.
 TABLE: tuple[tuple[type[EdgemuxError], grpc.StatusCode, int], ...] = (
@@ -108,6 +112,17 @@ def from_peer(code: grpc.StatusCode, details: str | None) -> ExecutionError:
                 return Untrusted(cause)
     kind = _FROM_PEER.get(code, BadAnswer)
     return kind(f"the cloud answered {code.name}")
+
+
+def pushback_s(error: Any) -> float | None:
+    """When a peer that refused a call wants to be asked again, between 0 and 60 s; None when it does not say."""
+    for key, value in error.trailing_metadata() or ():
+        if key == PUSHBACK:
+            try:
+                return min(60.0, max(0.0, float(value) / 1000))
+            except ValueError:
+                return None
+    return None
 
 
 def internal_id() -> str:

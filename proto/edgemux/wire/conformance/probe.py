@@ -80,12 +80,19 @@ def run(probes: Sequence[Probe], target: Any, reasons: Mapping[str, Reason], ext
 
 
 def parse_reasons(text: str) -> dict[str, Reason]:
-    """Reasons by probe from TOML: a table each, ``got`` (a text or several) and ``reason``. Raises ConfigError."""
+    """Reasons by probe from TOML: ``[[difference]]`` with ``probes``, ``got`` (a text or several), ``reason``.
+
+    Raises ConfigError.
+    """
+    reasons: dict[str, Reason] = {}
     try:
-        tables = tomllib.loads(text)
-        return {name: _reason(table) for name, table in _flat(tables)}
+        for table in tomllib.loads(text)["difference"]:
+            reason = _reason(table)
+            for name in table["probes"]:
+                reasons[name] = reason
     except (tomllib.TOMLDecodeError, TypeError, KeyError) as error:
         raise ConfigError(f"reasons: {str(error).splitlines()[0][:200]}") from error
+    return reasons
 
 
 def read_reasons(path: Path) -> dict[str, Reason]:
@@ -97,14 +104,12 @@ def read_reasons(path: Path) -> dict[str, Reason]:
 
 
 def own_reasons(server: str) -> dict[str, Reason]:
-    """The reasons that are kept here for a server of that name; none for others."""
-    path = Path(__file__).parent / "reasons" / f"{Path(server).name}.toml"
-    return read_reasons(path) if server.startswith("edgemux-") and path.is_file() else {}
-
-
-def _flat(tables: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Every ``[room.what]`` as ``room/what``."""
-    return [(f"{room}/{what}", table) for room, inner in tables.items() for what, table in inner.items()]
+    """The reasons that are kept here for our own servers, by the name in their metadata; none for others."""
+    if not server.startswith("edgemux-"):
+        return {}
+    folder = Path(__file__).parent / "reasons"
+    special = folder / f"{Path(server).name}.toml"
+    return read_reasons(folder / "edgemux.toml") | (read_reasons(special) if special.is_file() else {})
 
 
 def _reason(table: Any) -> Reason:

@@ -187,8 +187,8 @@ def _h2load(target: Target, connections: int, seconds: float, folder: Path) -> P
     )
     lines = [line.split("\t") for line in (folder / "log").read_text().splitlines()]
     taken = sorted(int(took) / 1e3 for _, status, took in lines if status == "200")
-    starts = [int(start) for start, _, _ in lines]
-    elapsed_s = (max(starts) - min(starts)) / 1e6 + taken[-1] / 1e3 if taken else seconds
+    times = [(int(start), int(start) + int(took)) for start, _, took in lines]
+    elapsed_s = (max(end for _, end in times) - min(start for start, _ in times)) / 1e6 if times else seconds
     brought = re.search(r"\((\d+)\) data", done.stdout)
     # A call of gRPC that failed is a 200 too, and brings nothing.
     short = brought is None or int(brought[1]) < len(taken) * target.least

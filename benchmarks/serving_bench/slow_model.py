@@ -1,6 +1,7 @@
 """A model that takes as long as its input says, so that what a server has learned of its cost can be made wrong.
 
-FP32 [N, 1] in, the same out; as many products of 256 x 256 matrices as the largest value of the batch says.
+FP32 [N, 1] in, the same out; 20 products of 256 x 256 matrices, and as many more as the batch's largest value says.
+With the 20, our cloud runs it in a thread from the start, not on its event loop.
 """
 
 from __future__ import annotations
@@ -36,7 +37,12 @@ def make(path: Path) -> Path:
     )
     nodes = [
         helper.make_node("ReduceMax", ["image"], ["most"], keepdims=0),
-        helper.make_node("Cast", ["most"], ["turns"], to=TensorProto.INT64),
+        helper.make_node(
+            "Add",
+            ["most", "least"],
+            ["all"],
+        ),
+        helper.make_node("Cast", ["all"], ["turns"], to=TensorProto.INT64),
         helper.make_node("Loop", ["turns", "yes", "weights"], ["done"], body=body),
         helper.make_node("ReduceMean", ["done"], ["mean"], keepdims=0),
         helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
@@ -44,6 +50,7 @@ def make(path: Path) -> Path:
     ]
     constants = {
         "weights": np.eye(WIDTH, dtype=np.float32),
+        "least": np.array(20, np.float32),
         "yes": np.array(True),
         "zero": np.array(0, np.float32),
     }

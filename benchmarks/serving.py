@@ -161,7 +161,7 @@ def _lone_and_tail(made: Field, plan: Plan) -> list[Figure]:
     for label in ("edgemux gRPC", "edgemux REST binary", "bare grpc.aio", "Triton gRPC"):
         target = made.find(label)
         if target is not None:
-            others = [each for each in made.servers if each.pid != target.server.pid and "Ray" not in each.name]
+            others = [each for each in made.servers if each.pid != target.server.pid]
             with quiet(others):
                 figures.append(measures.tail(target, plan, say))
     return figures

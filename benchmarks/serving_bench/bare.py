@@ -1,65 +1,55 @@
-"""The floor of Python's gRPC: grpc.aio on uvloop, a servicer that runs the model inline, and nothing else.
+"""The least that a gRPC server in Python can be: grpc.aio on uvloop, the model run where the request is handled.
 
-bare.py ONNX PORT: no validation, no batching, no deadline, no metrics.
+    python benchmarks/serving_bench/bare.py ONNX
+
+Messages are edgemux's, in form the same as everybody's; nothing is checked and nothing is put together.
 """
 
 from __future__ import annotations
 
-import asyncio
+import signal
 import sys
 from typing import Any
 
 import grpc
+import grpc.aio
 import numpy as np
 import onnxruntime
+import uvloop
 
 from edgemux.wire import oip_pb2 as oip
 
-DTYPES = {"UINT8": np.uint8, "FP32": np.float32}
+KINDS = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 
 
-class Bare:
-    """One model, loaded once."""
+async def serve(path: str) -> None:
+    """On a free port of loopback, which it prints, until SIGTERM."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (tensor,), (output,) = session.get_inputs(), session.get_outputs()
+    kind = KINDS[tensor.type]
 
-    def __init__(self, path: str) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self.outputs = [each.name for each in self.session.get_outputs()]
-
-    async def infer(self, request: Any, context: Any) -> Any:
-        """ModelInfer."""
-        inputs = {
-            each.name: np.frombuffer(raw, DTYPES[each.datatype]).reshape(each.shape)
-            for each, raw in zip(request.inputs, request.raw_input_contents, strict=True)
-        }
+    async def infer(request: Any, context: Any) -> Any:
+        rows = np.frombuffer(request.raw_input_contents[0], kind).reshape(tuple(request.inputs[0].shape))
+        (answer,) = session.run([output.name], {tensor.name: rows})
         response = oip.ModelInferResponse(model_name=request.model_name, model_version="1", id=request.id)
-        for name, array in zip(self.outputs, self.session.run(self.outputs, inputs), strict=True):
-            response.outputs.add(name=name, datatype="FP32", shape=array.shape)
-            response.raw_output_contents.append(array.tobytes())
+        response.outputs.add(name=output.name, datatype="FP32", shape=answer.shape)
+        response.raw_output_contents.append(answer.tobytes())
         return response
 
-
-async def main(path: str, port: int) -> None:
-    """Until it is killed."""
-    server = grpc.aio.server()
-    handler = grpc.unary_unary_rpc_method_handler(
-        Bare(path).infer,
-        request_deserializer=oip.ModelInferRequest.FromString,
-        response_serializer=oip.ModelInferResponse.SerializeToString,
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20)])
+    method = grpc.unary_unary_rpc_method_handler(
+        infer, oip.ModelInferRequest.FromString, oip.ModelInferResponse.SerializeToString
     )
-    service = grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {"ModelInfer": handler})
+    service = grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {"ModelInfer": method})
     server.add_generic_rpc_handlers((service,))
-    server.add_insecure_port(f"127.0.0.1:{port}")
+    port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    print("ready", flush=True)
+    print(f"bare ready grpc=127.0.0.1:{port}", flush=True)
     await server.wait_for_termination()
 
 
 if __name__ == "__main__":
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(main(sys.argv[1], int(sys.argv[2])))
-    else:
-        uvloop.run(main(sys.argv[1], int(sys.argv[2])))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    uvloop.run(serve(sys.argv[1]))

@@ -138,7 +138,8 @@ def triton_repository(folder: Path, onnx: Path, model: str, max_batch: int) -> P
     (folder / model / "1").mkdir(parents=True)
     (folder / model / "config.pbtxt").write_text(
         f'backend: "python"\nmax_batch_size: {max_batch}\n{lines("input", found.inputs)}'
-        f"{lines('output', found.outputs)}dynamic_batching {{ }}\n"
+        f"{lines('output', found.outputs)}"
+        "dynamic_batching { default_queue_policy { allow_timeout_override: true } }\n"
         "instance_group [ { kind: KIND_CPU count: 1 } ]\n"
     )
     shutil.copy(MODELS / "triton_model.py", folder / model / "1" / "model.py")

@@ -13,14 +13,12 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import msgspec
 
 from edgemux.edge.breaker import Breaker, Call, State
 from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.peer import CALL_OVERHEAD_BYTES, Peer, digest_in
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
-from edgemux.multiplexer.bundle import Manifest, Tensor
-from edgemux.multiplexer.chain import PROBABILITIES
 from edgemux.multiplexer.domain import Prediction, Reason, Route
 from edgemux.multiplexer.errors import (
     BadAnswer,
@@ -35,7 +33,7 @@ from edgemux.multiplexer.errors import (
 )
 from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, LinkEstimate, RecentMean, RecentShare
 from edgemux.wire import oip_pb2 as oip
-from edgemux.wire.codec import DTYPES, MODEL_DIGEST, add_checksum, get_parameters, make_request, read_outputs
+from edgemux.wire.codec import add_checksum, get_parameters, make_request
 from edgemux.wire.renewed import RenewedChannel
 from edgemux.wire.service import Stub
 from edgemux.wire.status import from_peer
@@ -44,36 +42,12 @@ _log = logging.getLogger("edgemux.edge")
 
 Clock = Callable[[], float]
 
-# HTTP/2 and gRPC framing around a message, both ways, once headers are compressed; measured 90-130 on loopback.
-CALL_OVERHEAD_BYTES = 120
-# Names, shapes and ids of a request beside its pixels; only until the first real request tells.
-MESSAGE_BYTES = 80
 # The longest that nothing is known about a cloud which is not asked because it was slow.
 SHADOW_S = 1.0
 # A cloud that does not serve what is wanted is asked whether it does by now when it was restarted, or this much later.
 RECHECK_S = 30.0
 # One such answer can be a damaged one; so many in a row are not.
 INCOMPATIBLE_IN_A_ROW = 2
-
-
-class Peer(msgspec.Struct, frozen=True):
-    """The cloud as the agent expects it: model name, output, digest of the model (None: any), bytes a call.
-
-    accept_others: whether answers of a model with another digest count.
-    """
-
-    model: str
-    output: Tensor
-    digest: str | None
-    call_bytes: int
-    accept_others: bool = False
-
-    @classmethod
-    def of(cls, manifest: Manifest, digest: str | None, model: str | None = None, accept_others: bool = False) -> Peer:
-        """The peer that serves a bundle's cloud model."""
-        output = next(tensor for tensor in manifest.outputs if tensor.name == PROBABILITIES)
-        payload = sum(math.prod(t.shape[1:]) * DTYPES[t.datatype].itemsize for t in manifest.inputs)
-        return cls(model or manifest.name, output, digest, payload + MESSAGE_BYTES + CALL_OVERHEAD_BYTES, accept_others)
 
 
 class CloudExecutor:
@@ -90,7 +64,10 @@ class CloudExecutor:
         purse: Purse,
         metrics: EdgeMetrics,
         clock: Clock,
+        index: int | None = None,
     ) -> None:
+        """index: which of several clouds this is, None for the only one."""
+        self.index = index
         self._channel = channel
         self._secured = channel if isinstance(channel, RenewedChannel) else None
         self._stub = Stub(channel)
@@ -148,6 +125,34 @@ class CloudExecutor:
         """Whether the cloud has said, more than once, that it does not serve what is wanted, or not to us."""
         return self._incompatible >= INCOMPATIBLE_IN_A_ROW
 
+    @property
+    def peers(self) -> tuple[CloudExecutor, ...]:
+        """All clouds that are asked: this one."""
+        return (self,)
+
+    @property
+    def slow_s(self) -> float:
+        """From when on a call that is not answered yet has failed."""
+        return self.breaker.slow_s
+
+    def state(self, now_s: float) -> State:
+        """Where the breaker stands now."""
+        return self.breaker.state(now_s)
+
+    def readings(self, now_s: float) -> dict[str, float | None]:
+        """What is known of the link and the cloud now, by the names of the metrics; None where nothing is."""
+        return {
+            "link_rtt_seconds": self.link.rtt_s(now_s),
+            "link_bytes_per_second": self.link.bytes_per_s(now_s),
+            "link_lost_share": self.lost.share(now_s),
+            "cloud_queue_seconds": self.queue.mean(now_s),
+        }
+
+    @property
+    def unserved(self) -> str | None:
+        """Why the cloud is not asked at all, None while it serves what is wanted."""
+        return self._unserved.value if self.incompatible else None
+
     def security(self) -> dict[str, Any]:
         """Whether the cloud is spoken to with TLS and a token, and what is wrong with that now."""
         return {"tls": False, "token": False} if self._secured is None else self._secured.describe()
@@ -156,6 +161,10 @@ class CloudExecutor:
         """Seconds an offload is expected to take; 0 when nothing is known, so that somebody finds out."""
         network = self.link.predict_s(now_s)
         return 0.0 if network is None else network + (self.server.mean(now_s) or 0.0)
+
+    async def shadow(self, route: Route, sample: Sample, timeout_s: float, kept_for: Reason) -> Prediction:
+        """Send what ``wants_shadow`` wants. Raises like ``run``."""
+        return await self.run(route, sample, timeout_s)
 
     async def run(self, route: Route, sample: Sample, timeout_s: float) -> Prediction:
         """Answer in the cloud. Raises ExecutionError; the breaker and the estimates learn from every outcome."""
@@ -177,6 +186,7 @@ class CloudExecutor:
         except grpc.aio.AioRpcError as error:
             raise self._failed(call, self._cause(error), size, started, error) from error
         except (BadAnswer, Incompatible) as error:
+            self._counted(error)
             self._differs(error)
             self.breaker.failed(call, self._clock())
             raise
@@ -186,6 +196,7 @@ class CloudExecutor:
         finally:
             overdue.cancel()
         elapsed = self._clock() - started
+        self._counted(None)
         self._incompatible = 0
         self.breaker.succeeded(call, elapsed, self._clock())
         self._learn(response, size, elapsed)
@@ -203,22 +214,15 @@ class CloudExecutor:
         return call
 
     def _read(self, route: Route, response: Any, request_id: str) -> Prediction:
-        """Trust nothing: identity, datatype, shape, finite values, a distribution."""
-        if response is None:  # a corrupted stream can end like this, with status OK
-            raise BadAnswer("no answer")
-        if response.id != request_id:
-            raise BadAnswer("the answer is to another request")
-        row = read_outputs(response, (self._peer.output,), rows=1)[self._peer.output.name][0]
-        digest = response.parameters[MODEL_DIGEST].string_param if MODEL_DIGEST in response.parameters else ""
-        self.foreign = self._peer.digest is not None and digest not in ("", self._peer.digest)
+        """Raises BadAnswer, and Incompatible where another model has answered."""
+        row = self._peer.rows(response, request_id, 1)[0]
+        self.foreign = self._peer.is_other(response)
         if self.foreign:
             self._metrics.other_model.inc()
             if not self._peer.accept_others:
                 raise Incompatible("the cloud runs another model than the bundle names")
-        if row.min() < -1e-4 or abs(float(row.sum()) - 1.0) > 1e-2:
-            raise BadAnswer("the answer is not a distribution")
         label = int(row.argmax())
-        return Prediction(route, label, row, float(row[label]))
+        return Prediction(route, label, row, float(row[label]), self.index)
 
     def _cause(self, error: grpc.aio.AioRpcError) -> ExecutionError:
         cause = from_peer(error.code(), error.details())
@@ -231,6 +235,7 @@ class CloudExecutor:
     ) -> ExecutionError:
         now = self._clock()
         self.lost.observe(isinstance(error, DeadlineExceeded | Unreachable), now)
+        self._counted(error)
         self._differs(error)
         if isinstance(error, Overloaded):
             # The cloud is well, and says when to come back.
@@ -244,6 +249,9 @@ class CloudExecutor:
             self.link.forget()
         self.breaker.failed(call, now)
         return error
+
+    def _counted(self, error: ExecutionError | None) -> None:
+        self._metrics.called(self.index or 0, error)
 
     def _differs(self, error: ExecutionError) -> None:
         """Count what says that the cloud does not serve what is wanted; said once in the log, until it does."""
@@ -263,6 +271,8 @@ class CloudExecutor:
         spent_s = [value / 1000 for value in spent if isinstance(value, int | float)]
         server_s = min(max(0.0, sum(spent_s)), elapsed)
         now = self._clock()
+        if self._secured is not None and (spent_s or digest_in(response)):
+            self._secured.is_ours()
         self.lost.observe(False, now)
         if isinstance(spent[0], int | float):
             self.queue.observe(min(max(0.0, spent_s[0]), elapsed), now)

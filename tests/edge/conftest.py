@@ -27,7 +27,7 @@ AgentFactory = Callable[..., contextlib.AbstractAsyncContextManager[Agent]]
 
 @pytest.fixture
 def agent_of(tiny_bundle: Path) -> AgentFactory:
-    """``agent_of(address, **settings)``: a running agent on the tiny bundle; ``there``: more of the cloud's settings."""
+    """``agent_of(address, **settings)``: a running agent on the tiny bundle; ``there``: more of the cloud."""
 
     def make(address: str | None, **settings: Any) -> contextlib.AbstractAsyncContextManager[Agent]:
         settings.setdefault("audit_share", 0.0)

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from edgemux.edge import Answer
 from edgemux.edge.breaker import BreakerSettings, State
 from edgemux.edge.config import LimitSettings, load
+from edgemux.edge.sample import Sample
 from edgemux.edge.service import said
 from edgemux.edge.status import device_status
 from edgemux.multiplexer.bundle import Bundle
-from edgemux.multiplexer.domain import Placement, Reason
-from edgemux.multiplexer.errors import ConfigError
+from edgemux.multiplexer.domain import Placement, Reason, Route
+from edgemux.multiplexer.errors import BadAnswer, ConfigError
 from tests.simulated_cloud import SimulatedCloud, listening
 
 Pictures = Callable[[int, int], tuple[NDArray[np.uint8], NDArray[np.int64]]]
@@ -110,8 +111,9 @@ async def test_a_wrong_answer_is_not_asked_for_again(
     cloud.answer = cloud.refusing(grpc.StatusCode.INTERNAL)
     images, _ = pictures(1, 4)
     async with agent_of(None, policy="cloud-only", there=both(cloud, second)) as agent:
-        answers = await answer_all(agent, images)
-    assert [answer.reason for answer in answers] == [Reason.CLOUD_BAD_ANSWER]
+        sample = Sample({"image": images}, np.zeros((1, 3), np.float32), float("inf"))
+        with pytest.raises(BadAnswer):
+            await agent.cloud.run(Route("cloud", Placement.CLOUD), sample, PATIENT_S)
     assert (cloud.seen, second.seen) == (1, 0)
 
 

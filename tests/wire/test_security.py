@@ -172,9 +172,12 @@ async def test_pages_but_health_need_a_token(tmp_path: Path, path: str, header: 
     async def send(message: Any) -> None:
         sent.append(message)
 
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
     headers = [] if header is None else [(b"authorization", header)]
     scope = {"type": "http", "method": "GET", "path": path, "headers": headers}
-    await app(scope, lambda: None, send)  # type: ignore[arg-type, return-value]
+    await app(scope, receive, send)
     assert sent[0]["status"] == status
     assert ((b"www-authenticate", b"Bearer") in sent[0]["headers"]) is (status == 401)
 

@@ -113,19 +113,23 @@ async def test_among_too_many_the_oldest_goes_and_the_newest_is_answered() -> No
 async def test_a_storm_of_connections_leaves_the_loop_to_others_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     waiting: list[socket.socket] = []
+    accepted: list[socket.socket] = []
 
     async def storm(_: socket.socket) -> Any:
         ours, theirs = socket.socketpair()
         waiting.append(theirs)
+        accepted.append(ours)
         return ours, ""
 
     monkeypatch.setattr(loop, "sock_accept", storm)  # as while there is always one more
     async with web(most=5, head_s=PATIENT_S) as _:
-        most = 0
+        most = open_ = 0
         for _ in range(100):
             await asyncio.sleep(0)
             most = max(most, len(asyncio.all_tasks()))
+            open_ = max(open_, sum(each.fileno() >= 0 for each in accepted))
         assert 5 <= most <= 5 + 10
+        assert 5 <= open_ <= 5 + 10
     for each in waiting:
         each.close()
 

@@ -13,6 +13,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgemux.cli.extras import extra
+from edgemux.cli.options import (
+    AddressOption,
+    BundleOption,
+    ClientCaOption,
+    ConfigOption,
+    Engine,
+    EngineOption,
+    GrpcPortOption,
+    HaproxyOption,
+    HostOption,
+    HttpPortOption,
+    InsecureOption,
+    JsonOption,
+    MaxReplicasOption,
+    MetricsPortOption,
+    MinReplicasOption,
+    ReplicasOption,
+    TargetOption,
+    TlsCertOption,
+    TlsKeyOption,
+    TokenFileOption,
+    listening,
+    protected,
+)
 from edgemux.multiplexer.errors import ConfigError, EdgemuxError, ExecutionError, PassError
 
 if TYPE_CHECKING:
@@ -24,26 +48,6 @@ app.add_typer(bundle_app, name="bundle")
 
 # The root of everything that the parser raises for wrong use; it has no public name of its own.
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
-
-BundleOption = Annotated[Path | None, typer.Option("--bundle", metavar="DIR", help="The bundle to serve.")]
-ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="A TOML file; options win.")]
-HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
-GrpcPortOption = Annotated[int | None, typer.Option("--grpc-port", help="gRPC port, 0 for a free one.")]
-HttpPortOption = Annotated[int | None, typer.Option("--http-port", help="HTTP port, 0 for a free one.")]
-MetricsPortOption = Annotated[int | None, typer.Option("--metrics-port", help="Metrics port, 0 for a free one.")]
-TlsCertOption = Annotated[Path | None, typer.Option("--tls-cert", metavar="PEM", help="TLS: the own certificate.")]
-TlsKeyOption = Annotated[Path | None, typer.Option("--tls-key", metavar="PEM", help="TLS: the certificate's key.")]
-ClientCaOption = Annotated[
-    Path | None,
-    typer.Option("--tls-client-ca", metavar="PEM", help="TLS: clients need a certificate of this authority."),
-]
-TokenFileOption = Annotated[
-    Path | None, typer.Option("--token-file", metavar="FILE", help="Bearer tokens, one a line; clients need one.")
-]
-InsecureOption = Annotated[
-    bool, typer.Option("--insecure", help="Listen to others without TLS and tokens: anybody may read and ask.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -78,20 +82,38 @@ def cloud(
     linger: Annotated[float | None, typer.Option(help="Longest wait of a batch's first input, in s.")] = None,
     max_queue: Annotated[int | None, typer.Option(help="Most inputs that wait; more are refused.")] = None,
     processes: Annotated[int | None, typer.Option(help="Servers behind the same ports, about one a core.")] = None,
+    engine: EngineOption = Engine.PROCESS,
+    address: AddressOption = None,
+    replicas: ReplicasOption = None,
+    min_replicas: MinReplicasOption = None,
+    max_replicas: MaxReplicasOption = None,
+    target_ongoing: TargetOption = None,
+    haproxy: HaproxyOption = None,
 ) -> None:
     """Serve a bundle's full model."""
     with extra("cloud"):
         from edgemux.cloud.config import load
-        from edgemux.cloud.server import serve
     overrides = {
-        **_listening(bundle, host, grpc_port, http_port, metrics_port),
-        **_protected(tls_cert, tls_key, tls_client_ca, token_file, insecure),
+        **listening(bundle, host, grpc_port, http_port, metrics_port),
+        **protected(tls_cert, tls_key, tls_client_ca, token_file, insecure),
         "batching.max_batch": max_batch,
         "batching.linger_s": linger,
         "admission.max_queue": max_queue,
         "processes": processes,
+        "ray.address": address,
+        "ray.replicas": replicas,
+        "ray.min_replicas": min_replicas,
+        "ray.max_replicas": max_replicas,
+        "ray.target_ongoing": target_ongoing,
+        "ray.haproxy": haproxy,
     }
-    serve(load(config, overrides))
+    settings = load(config, overrides)
+    with extra("cloud"):
+        if engine is Engine.RAY:
+            from edgemux.cloud.ray_engine import serve
+        else:
+            from edgemux.cloud.server import serve
+    serve(settings)
 
 
 @app.command(epilog="Example: edgemux edge --bundle deploy/bundles/fashion-mnist --cloud 192.0.2.7:8001")
@@ -122,8 +144,8 @@ def edge(
         from edgemux.edge.config import load
         from edgemux.edge.server import serve
     overrides = {
-        **_listening(bundle, host, grpc_port, http_port, metrics_port),
-        **_protected(tls_cert, tls_key, tls_client_ca, token_file, insecure),
+        **listening(bundle, host, grpc_port, http_port, metrics_port),
+        **protected(tls_cert, tls_key, tls_client_ca, token_file, insecure),
         "cloud.address": None if cloud is None else cloud.split(",")[0],
         "cloud.addresses": None if cloud is None else cloud.split(","),
         "request.default_timeout_s": timeout,
@@ -132,31 +154,6 @@ def edge(
         "limits.compute_share": compute_share,
     }
     serve(load(config, overrides))
-
-
-def _listening(
-    bundle: Path | None, host: str | None, grpc_port: int | None, http_port: int | None, metrics_port: int | None
-) -> dict[str, Any]:
-    return {
-        "bundle": None if bundle is None else str(bundle),
-        "listen.host": host,
-        "listen.grpc_port": grpc_port,
-        "listen.http_port": http_port,
-        "listen.metrics_port": metrics_port,
-    }
-
-
-def _protected(
-    cert: Path | None, key: Path | None, client_ca: Path | None, token_file: Path | None, insecure: bool
-) -> dict[str, Any]:
-    files = {
-        "listen.tls.cert": cert,
-        "listen.tls.key": key,
-        "listen.tls.client_ca": client_ca,
-        "listen.token_file": token_file,
-    }
-    given: dict[str, Any] = {name: None if path is None else str(path) for name, path in files.items()}
-    return given | {"listen.insecure": insecure or None}
 
 
 @app.command(epilog="Example: edgemux infer boot.png shirt.jpg --to 127.0.0.1:9001")

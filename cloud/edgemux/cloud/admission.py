@@ -54,10 +54,11 @@ class BatchTime:
     """
 
     FADE = 0.97
-    # Larger batches are not made where their rows cost more than this times what those of smaller ones do, but for one
-    # in RETRIED batches: what is never run is never known to have become cheaper.
+    # Larger batches are not made where their rows cost more than this times what those of smaller ones do, but for
+    # CHOSEN in RETRIED batches: what is never run is never known to have become cheaper.
     DEARER = 1.1
     RETRIED = 64
+    CHOSEN = 4
     LEARNED = 0.1
     # One stall (a suspended machine, a paused process) must not make the server refuse for long.
     WORST_RATIO = 8.0
@@ -72,7 +73,7 @@ class BatchTime:
         self._max_batch = max_batch
         # Seconds a row, by batches of at least so many rows, powers of two.
         self._row_s = {_size(rows): seconds / rows for rows, seconds in (measured_s or {}).items()}
-        self._batches = 1
+        self._batches = self.CHOSEN
         self.best_rows = max_batch
         self._choose()
         # Weighted sums over the recent batches: weights, rows, seconds, rows squared, rows times seconds.
@@ -95,7 +96,8 @@ class BatchTime:
         known_s = self._row_s.get(size)
         self._row_s[size] = row_s if known_s is None else known_s + self.LEARNED * (row_s - known_s)
         self._batches += 1
-        self._choose()
+        if self._batches % self.CHOSEN == 0:
+            self._choose()
 
     def expected_s(self, rows: int) -> float:
         """Predicted seconds of a batch of ``rows`` rows; positive."""
@@ -105,7 +107,7 @@ class BatchTime:
         """Grow from size to size as long as rows do not become dearer."""
         best, best_s = 1, math.inf
         for size in sorted(self._row_s):
-            if self._row_s[size] > best_s * self.DEARER and self._batches % self.RETRIED:
+            if self._row_s[size] > best_s * self.DEARER and self._batches % self.RETRIED >= self.CHOSEN:
                 self.best_rows = best
                 return
             best, best_s = size, min(best_s, self._row_s[size])

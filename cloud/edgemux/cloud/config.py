@@ -12,6 +12,7 @@ import msgspec
 
 from edgemux.cloud.admission import AdmissionSettings
 from edgemux.cloud.batcher import BatchingSettings
+from edgemux.cloud.ray_settings import RaySettings
 from edgemux.wire.admin import Admin
 from edgemux.wire.process import Listen
 from edgemux.wire.security import ClientTls
@@ -90,6 +91,7 @@ class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     processes: int = 1
     reload_s: float = 0.0
     admin: Admin = Admin()
+    ray: RaySettings = RaySettings()
 
     def __post_init__(self) -> None:
         if self.bundle is None and not self.models:

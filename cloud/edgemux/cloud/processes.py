@@ -121,6 +121,9 @@ class _Team:
             self._start(member)
         try:
             return await self._told
+        except BaseException:
+            self._stopping = True
+            raise
         finally:
             self._told = None
 
@@ -149,10 +152,10 @@ class _Team:
             self._gone(member)
             return
         if isinstance(said, Exception):
-            if self._told is None:
-                _log.error("process %d cannot start again: %s", member.number, said)
-            elif not self._told.done():  # what one cannot start for the others cannot either: said once
+            if self._told is not None and not self._told.done():
                 self._told.set_exception(said)
+            elif not self._stopping:  # while they start: what one cannot do the others cannot either
+                _log.error("process %d cannot start again: %s", member.number, said)
             return
         member.ready = True
         self._alive.set(sum(each.ready for each in self._members))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 from edgemux.cloud.config import CloudConfig
 from edgemux.cloud.metrics import Metrics
 from edgemux.cloud.processes import serve_many
@@ -16,14 +19,24 @@ def serve(config: CloudConfig) -> None:
     Raises ConfigError (a port in use, naming it) and ArtifactError (naming the file) before anything is served.
     """
     if config.processes == 1:
-        run(config.listen, lambda: prepare(config), admin=config.admin)
+        run(config.listen, lambda: prepare(config), admin=config.admin, new_loop=_quick_loop())
     else:
         serve_many(config.listen, config.processes, serve_seated, config)
 
 
 def serve_seated(config: CloudConfig, seat: Seat) -> None:
     """``serve`` as one of several processes. Blocks; raises like it."""
-    run(config.listen, lambda: prepare(config), seat)
+    run(config.listen, lambda: prepare(config), seat, new_loop=_quick_loop())
+
+
+def _quick_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """The event loop that takes less time for each request, where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return new_loop
 
 
 async def prepare(config: CloudConfig) -> Serving:

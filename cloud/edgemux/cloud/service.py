@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
-
-import msgspec
 
 from edgemux.cloud.admission import AdmissionSettings
 from edgemux.cloud.batcher import BatchingSettings
@@ -16,11 +16,13 @@ from edgemux.cloud.statistics import Outcome, Tally, model_statistics
 from edgemux.multiplexer.errors import DeadlineExceeded, InputError, Overloaded, UnknownModel, Unreachable
 from edgemux.multiplexer.limits import allowed_s
 from edgemux.wire import oip_pb2 as oip
-from edgemux.wire.codec import CHECKSUM, Parameter, make_response, requested_outputs
+from edgemux.wire.codec import CHECKSUM, add_checksum, requested_outputs
 from edgemux.wire.model_service import UNAVAILABLE, ModelService, Served, priority_of, timeout_s
+from edgemux.wire.quick import Answers as AnswerWriter
 
 
-class Hosted(msgspec.Struct, eq=False):
+@dataclass(eq=False)
+class Hosted:
     """A model that is served: what clients see, what answers, what counts it.
 
     digest: of its file, in every answer; empty where there is none. well: whether it answers as it should.
@@ -33,6 +35,11 @@ class Hosted(msgspec.Struct, eq=False):
     digest: str
     well: Callable[[], Awaitable[bool]]
     inside: int = 0
+
+    def __post_init__(self) -> None:
+        served = self.served
+        self.answers = AnswerWriter(served.name, served.version, self.digest)
+        self.outputs = [tensor.name for tensor in served.outputs]
 
 
 class CloudService(ModelService):
@@ -74,7 +81,7 @@ class CloudService(ModelService):
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Raises InputError, DeadlineExceeded, Overloaded, Unreachable, ExecutionError."""
-        came_s = self._loop.time()
+        came_s = time.monotonic()
         hosted = self._hosted.get((request.model_name, request.model_version))
         if hosted is None:
             tally = self._nobody
@@ -104,29 +111,28 @@ class CloudService(ModelService):
             tally.inflight -= 1
             if hosted is not None:
                 hosted.inside -= 1
-            tally.ended(outcome, self._loop.time() - came_s)
+            tally.ended(outcome, time.monotonic() - came_s)
         return response
 
     async def _infer(self, request: Any, context: Any, hosted: Hosted | None, came_s: float) -> Any:
         if hosted is None:
             self.check_model(request.model_name, request.model_version)
             raise UnknownModel("model_name", "no such model here")
-        served, bounds = hosted.served, self._admission
-        outputs = requested_outputs(request, served.outputs)
-        time_s = allowed_s(bounds.default_timeout_s, bounds.max_timeout_s, context.time_remaining(), timeout_s(request))
-        deadline_s = came_s + time_s
-        priority = priority_of(request, self._batching.priority_levels)
+        served, bounds, parameters = hosted.served, self._admission, request.parameters
+        outputs = requested_outputs(request, served.outputs) if request.outputs else hosted.outputs
+        asked_s, priority = None, 0
+        if parameters:
+            asked_s, priority = timeout_s(request), priority_of(request, self._batching.priority_levels)
+        deadline_s = came_s + allowed_s(
+            bounds.default_timeout_s, bounds.max_timeout_s, context.time_remaining(), asked_s
+        )
         inputs = await self.tensors(request, deadline_s)
         answer = await hosted.engine.infer(inputs, outputs, deadline_s, priority)
-        parameters: dict[str, Parameter] = {
-            "edgemux_queue_ms": answer.queue_s * 1e3,
-            "edgemux_compute_ms": answer.compute_s * 1e3,
-            "edgemux_batch_size": answer.batch_rows,
-        }
-        if hosted.digest:
-            parameters["edgemux_model_digest"] = hosted.digest
-        checked = CHECKSUM in request.parameters
-        return make_response(served.name, served.version, request.id, answer.outputs, parameters, checked)
+        queue_ms, compute_ms = answer.queue_s * 1e3, answer.compute_s * 1e3
+        response = hosted.answers.make(request.id, answer.outputs, queue_ms, compute_ms, answer.batch_rows)
+        if parameters and CHECKSUM in parameters:
+            add_checksum(response)
+        return response
 
     async def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Raises UnknownModel."""

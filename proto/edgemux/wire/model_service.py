@@ -189,9 +189,12 @@ class ModelService:
         if len(request.id) > MAX_ID_CHARACTERS:
             raise TooLarge("id", f"more than {MAX_ID_CHARACTERS} characters")
         inputs = self._read(request, served)
-        pictures = sum(len(given.elements) for given in inputs.values() if isinstance(given, Pictures))
+        pictures = 0
+        for given in inputs.values():
+            if isinstance(given, Pictures):
+                pictures += len(given.elements)
         if not pictures:
-            return decode_inputs(inputs, None)
+            return inputs  # type: ignore[return-value]
         if self._decoding > 0 and self._decoding + pictures > self._max_decoding:
             raise Overloaded("too many pictures are waiting to be decoded")
         return await self._decoded(inputs, served, pictures, deadline_s)

@@ -27,7 +27,8 @@ from edgemux.multiplexer.errors import ConfigError
 from edgemux.wire.admin import Admin, AdminServer
 from edgemux.wire.channel import MAX_REQUEST_BYTES, bind, server_options
 from edgemux.wire.forks import served
-from edgemux.wire.http import App, Page
+from edgemux.wire.http import Page
+from edgemux.wire.rest import Rest
 from edgemux.wire.security import Gate, Guard, ServerTls, TokenCheck, check_exposure
 from edgemux.wire.service import Door, register
 from edgemux.wire.stderr import say, unblocked_log
@@ -168,8 +169,9 @@ async def serve(
         # Whoever seated this process asks for its metrics, over a socket of its own, and tells them to those who may.
         asks = (guard.gate, guard.certificates) if seat is None else (Gate(), None)
         stack.enter_context(exporting(metrics_socket, serving.registry, *asks))
-        pages = App(_with_security(serving.pages, guard), guard.gate)
-        await stack.enter_async_context(answering(http_socket, pages, guard.certificates))
+        pages = _with_security(serving.pages, guard)
+        rest = Rest(serving.servicer, door, pages, guard.gate, listen.max_message_bytes)
+        await stack.enter_async_context(answering(http_socket, rest, guard.certificates))
         await server.start()
         if orders is not None:
             await orders.start(serving.admin)
@@ -244,15 +246,19 @@ async def _stop(server: grpc.aio.Server, door: Door, stop_now: asyncio.Event, dr
 
 
 def run(
-    listen: Listen, make: Callable[[], Awaitable[Serving]], seat: Seat | None = None, admin: Admin = NO_ADMIN
+    listen: Listen,
+    make: Callable[[], Awaitable[Serving]],
+    seat: Seat | None = None,
+    admin: Admin = NO_ADMIN,
+    new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> None:
-    """``serve`` on an event loop of its own, with a log that never waits for its reader.
+    """``serve`` on an event loop of its own, by default asyncio's, with a log that never waits for its reader.
 
     Raises ConfigError when the system does not allow the threads that serving takes, and what ``serve`` raises.
     """
     _check_threads()
-    with unblocked_log():
-        asyncio.run(serve(listen, make, seat, admin))
+    with unblocked_log(), asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(serve(listen, make, seat, admin))
 
 
 def _check_threads() -> None:

@@ -159,14 +159,24 @@ def register(server: grpc.aio.Server, servicer: Any, door: Door | None = None) -
     Requests are parsed inside the handler: the library answers UNKNOWN to bytes that do not parse, where
     INVALID_ARGUMENT is right, and would send the text of an uncaught exception to the client.
     """
-    door = door or Door()
-    handlers = _handlers(servicer, METHODS, door)
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(SERVICE, handlers(servicer, door or Door())),),
+    )
+
+
+def handlers(servicer: Any, door: Door) -> dict[str, Any]:
+    """gRPC's handlers of what ``servicer`` has of the protocol, by method: raw bytes in, messages out.
+
+    What ``register`` serves, for transports that bring a server of their own. Of the context they use
+    ``time_remaining``, ``peer``, ``set_trailing_metadata`` and ``abort``, which raises ``grpc.aio.AbortError``.
+    """
+    made = _handlers(servicer, METHODS, door)
     if hasattr(servicer, "ModelInfer"):
-        handlers[STREAM] = grpc.stream_stream_rpc_method_handler(
+        made[STREAM] = grpc.stream_stream_rpc_method_handler(
             _streaming(servicer.ModelInfer, door),
             response_serializer=oip.ModelStreamInferResponse.SerializeToString,
         )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    return made
 
 
 def register_admin(server: grpc.aio.Server, servicer: Any) -> None:

@@ -1,7 +1,7 @@
 """HTTP on a socket, for clients that may be slow, silent, or very many.
 
-Every connection has one task and one life: so long for its handshake and the head of its request, so long for all of
-it. When there are too many the oldest goes. The library that parses and answers has none of these limits.
+Every connection has so long for its handshake and the head of a request, a body and an answer so long as their size
+allows, and so long to be silent. When there are too many, the one that has been quiet longest goes.
 """
 
 from __future__ import annotations
@@ -15,23 +15,27 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from typing import Any
 
-import uvicorn
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
 
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.wire.certificates import Certificates, Pair, server_context
-from edgemux.wire.http import App, Page, Receive, Scope, Send
+from edgemux.wire.connection import Clock, Connection
+from edgemux.wire.http import Answer, App, Page, Request
 from edgemux.wire.security import Gate
 
 HEAD_S = 3.0
 LIFE_S = 10.0
-# Pages are for probes, scrapers and people: a few at a time.
-MAX_CONNECTIONS = 64
+# Longer than load balancers and clients keep what they do not use (60 s), so that theirs is the end they meet.
+IDLE_S = 75.0
+MAX_CONNECTIONS = 256
+# Of scrapers.
+MAX_SCRAPING = 64
+# Bodies on their way, of all clients together.
+MIN_BUFFERED_BYTES = 64 * 2**20
+# How long those who are being answered at the end have to take it.
+LAST_WORDS_S = 0.5
 # What accept() may lack (descriptors, memory) comes back when somebody leaves; until then the kernel keeps the rest.
 ACCEPT_PAUSE_S = 0.25
 TELL_AGAIN_S = 60.0
@@ -39,30 +43,6 @@ TELL_AGAIN_S = 60.0
 FRESH_SCRAPES_PER_S = 10
 
 _log = logging.getLogger("edgemux.wire")
-
-
-# Whoever sends nonsense is told so; a line in the log for each would be theirs to fill it with.
-_unheard = logging.Logger("edgemux.unheard", logging.CRITICAL)
-
-
-class _Connection(H11Protocol):
-    """The library's, which says when it has a request and when it is over."""
-
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self.logger = _unheard
-        self.asked = asyncio.Event()
-        self.gone = asyncio.Event()
-
-    def handle_events(self) -> None:
-        super().handle_events()
-        if self.cycle is not None:
-            self.asked.set()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.asked.set()
-        self.gone.set()
 
 
 class Web:
@@ -76,80 +56,126 @@ class Web:
         most: int = MAX_CONNECTIONS,
         head_s: float = HEAD_S,
         life_s: float = LIFE_S,
+        idle_s: float = IDLE_S,
     ) -> None:
-        """``certificates``: None for plaintext. ``most`` connections, each for ``life_s``, ``head_s`` to ask."""
+        """``certificates``: None for plaintext. ``most`` connections, ``head_s`` to ask, ``life_s`` to take a page,
+        ``idle_s`` to ask for more.
+        """
         self._listener = listener
         listener.setblocking(False)
-        self._config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none", http="h11")
-        self._config.load()
-        self._state = ServerState()
+        self.app = app
+        self.head_s, self.life_s, self.idle_s = head_s, life_s, idle_s
+        self.loop = asyncio.get_running_loop()
+        self.max_buffered_bytes = max(MIN_BUFFERED_BYTES, 4 * app.max_body_bytes)
+        self.buffered_bytes = 0
         self._contexts = None if certificates is None else _Contexts(certificates)
-        self._most, self._head_s, self._life_s = most, head_s, life_s
-        # Those that count, oldest first, and all, those that were sent away a moment ago too.
-        self._open: dict[asyncio.Task[None], None] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._loop = asyncio.get_running_loop()
-        self._accepting = self._loop.create_task(self._accept())
+        self._most = most
+        # All that count; those that have nothing to answer, in the order in which they fell quiet.
+        self._open: set[Connection] = set()
+        self._quiet: dict[Connection, None] = {}
+        self._meeting: set[asyncio.Task[None]] = set()
+        self._clock = Clock()
+        self._tick_s = min(0.25, head_s / 10)
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._accepting = self.loop.create_task(self._accept())
 
     async def close(self) -> None:
-        """Stop listening, and end every connection."""
-        tasks = [self._accepting, *self._tasks]
+        """Stop listening, and end every connection once it was sent what was written to it, or LAST_WORDS_S later."""
+        tasks = [self._accepting, *self._meeting]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._listener.close()
+        for connection in tuple(self._open):
+            connection.close()
+        until_s = self.loop.time() + LAST_WORDS_S
+        await asyncio.sleep(0)
+        while self._open and self.loop.time() < until_s:  # noqa: ASYNC110 - an event for once in a process's life
+            await asyncio.sleep(0.01)
+        for connection in tuple(self._open):
+            connection.abort()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        await asyncio.sleep(0)
+
+    def quiet(self, connection: Connection) -> None:
+        """``connection`` has nothing to answer now."""
+        if connection in self._open:
+            self._quiet[connection] = None
+
+    def busy(self, connection: Connection) -> None:
+        """``connection`` has a request to answer."""
+        self._quiet.pop(connection, None)
+
+    def gone(self, connection: Connection) -> None:
+        """``connection`` is over."""
+        self._open.discard(connection)
+        self._quiet.pop(connection, None)
 
     async def _accept(self) -> None:
         told_s = float("-inf")
         while True:
             try:
-                connection, _ = await self._loop.sock_accept(self._listener)
+                client, _ = await self.loop.sock_accept(self._listener)
             except OSError as error:
-                if self._loop.time() - told_s >= TELL_AGAIN_S:
-                    told_s = self._loop.time()
+                if self.loop.time() - told_s >= TELL_AGAIN_S:
+                    told_s = self.loop.time()
                     _log.error("no connection can be accepted now (%s)", error.strerror)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            if len(self._open) >= self._most:
-                oldest = next(iter(self._open))
-                del self._open[oldest]
-                oldest.cancel()
-            task = self._loop.create_task(self._meet(connection))
-            self._open[task] = None
-            self._tasks.add(task)
-            task.add_done_callback(partial(self._over, connection))
+            if self._has_room():
+                connection = Connection(self, self._clock)
+                self._open.add(connection)
+                self._quiet[connection] = None
+                task = self.loop.create_task(self._meet(client, connection))
+                connection.meeting = task
+                self._meeting.add(task)
+                task.add_done_callback(partial(self._met, client, connection))
+                if self._sweeping is None:
+                    self._sweeping = self.loop.call_later(self._tick_s, self._sweep)
+            else:
+                client.close()
             # While connections wait, accepting one suspends nothing: a storm of them must not keep the loop for itself.
             await asyncio.sleep(0)
 
-    def _over(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
-        # A task that is cancelled before its first step has closed nothing; closing twice does no harm.
-        connection.close()
-        self._open.pop(task, None)
-        self._tasks.discard(task)
+    def _has_room(self) -> bool:
+        """Whether one more may come in; the one that has been quiet longest is sent away for it."""
+        if len(self._open) >= self._most and self._quiet:
+            self._drop(next(iter(self._quiet)))
+        return len(self._open) < self._most
 
-    async def _meet(self, connection: socket.socket) -> None:
-        """One connection, to its end."""
-        transport: asyncio.Transport | None = None
-        try:
-            async with asyncio.timeout(self._life_s):
-                async with asyncio.timeout(self._head_s):
-                    transport, protocol = await self._loop.connect_accepted_socket(
-                        self._protocol,
-                        connection,
-                        ssl=None if self._contexts is None else self._contexts.current(),
-                        ssl_handshake_timeout=None if self._contexts is None else self._head_s,
-                        ssl_shutdown_timeout=None if self._contexts is None else 1.0,
-                    )
-                    await protocol.asked.wait()
-                await protocol.gone.wait()
-        except (TimeoutError, OSError):  # too slow, gone, or no TLS: nobody to tell
-            pass
-        finally:
-            if transport is not None:
-                transport.abort()
+    def _drop(self, connection: Connection) -> None:
+        connection.abort()
+        self.gone(connection)
 
-    def _protocol(self) -> _Connection:
-        return _Connection(config=self._config, server_state=self._state, app_state={}, _loop=self._loop)
+    def _sweep(self) -> None:
+        """Drop whoever is overdue; again in a moment, as long as there is anybody."""
+        now_s = self.loop.time()
+        for connection in tuple(self._open):
+            if now_s >= connection.until_s and connection.overdue(now_s):
+                self._drop(connection)
+        self._sweeping = self.loop.call_later(self._tick_s, self._sweep) if self._open else None
+
+    async def _meet(self, client: socket.socket, connection: Connection) -> None:
+        """Shake hands. Who is too slow at it, is gone, or does not speak TLS, is not told anything."""
+        encrypted = self._contexts is not None
+        with contextlib.suppress(TimeoutError, OSError):
+            async with asyncio.timeout(self.head_s):
+                await self.loop.connect_accepted_socket(
+                    lambda: connection,
+                    client,
+                    ssl=None if self._contexts is None else self._contexts.current(),
+                    ssl_handshake_timeout=self.head_s if encrypted else None,
+                    ssl_shutdown_timeout=1.0 if encrypted else None,
+                )
+
+    def _met(self, client: socket.socket, connection: Connection, task: asyncio.Task[None]) -> None:
+        self._meeting.discard(task)
+        if not connection.made:
+            # A task that is cancelled before its first step has closed nothing; closing twice does no harm.
+            with contextlib.suppress(OSError):
+                client.close()
+            self.gone(connection)
 
 
 class _Contexts:
@@ -167,9 +193,11 @@ class _Contexts:
 
 
 @contextlib.asynccontextmanager
-async def answering(listener: socket.socket, app: App, certificates: Certificates | None) -> AsyncIterator[None]:
-    """Answer HTTP on ``listener``, in this event loop."""
-    web = Web(listener, app, certificates)
+async def answering(
+    listener: socket.socket, app: App, certificates: Certificates | None, most: int = MAX_CONNECTIONS
+) -> AsyncIterator[None]:
+    """Answer HTTP on ``listener``, in this event loop, over ``most`` connections at a time."""
+    web = Web(listener, app, certificates, most)
     try:
         yield
     finally:
@@ -188,7 +216,7 @@ def exporting(
     ready, over = threading.Event(), asyncio.Event()
 
     async def serve() -> None:
-        async with answering(listener, Scrapes(registry, gate, loop.time), certificates):
+        async with answering(listener, Scrapes(registry, gate, loop.time), certificates, MAX_SCRAPING):
             ready.set()
             await over.wait()
 
@@ -223,6 +251,8 @@ class Scrapes(App):
     More than FRESH_SCRAPES_PER_S a second get the page of one before.
     """
 
+    open_to_all = ()
+
     def __init__(self, registry: CollectorRegistry, gate: Gate, clock: Callable[[], float]) -> None:
         super().__init__({}, gate)
         self._registry = registry
@@ -231,15 +261,13 @@ class Scrapes(App):
         self._latest: dict[str, bytes] = {}
         self._accept = ""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        accepted = (value for name, value in scope.get("headers", ()) if name == b"accept")
-        self._accept = str(next(accepted, b""), "ascii", "replace")
-        await super().__call__(scope, receive, send)
+    def answer(self, request: Request) -> Answer:
+        """The metrics, for whoever may have them."""
+        self._accept = str(request.headers.get(b"accept", b""), "ascii", "replace")
+        return super().answer(request)
 
-    def _page(self, method: str, path: str, authorization: str | None) -> Page:
-        if not self._gate.allows(authorization):
-            return super()._page(method, "/metrics", authorization)
-        if method not in ("GET", "HEAD"):
+    def _page(self, request: Request, path: str) -> Page:
+        if request.method not in (b"GET", b"HEAD"):
             return Page(405, {"error": "only GET and HEAD"})
         encode, kind = choose_encoder(self._accept)
         now_s = self._clock()

@@ -366,7 +366,8 @@ class Agent:
             if kept is None:
                 second = await self.cloud.shadow(self._cloud_route, sample, timeout_s, reason)
             else:
-                second = await self.cloud.run(self._cloud_route, sample, timeout_s)
+                # The certificate is about what the cloud says of the input itself.
+                second = await self.cloud.run(self._cloud_route, sample, timeout_s, exact=True)
         if kept is not None:
             self.metrics.audited("failed" if second is None else "agree" if second.label == kept.label else "differ")
         if kept is not None and second is not None:

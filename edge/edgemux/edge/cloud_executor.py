@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
@@ -16,6 +16,7 @@ import grpc.aio
 
 from edgemux.edge.breaker import Breaker, Call, State
 from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.packing import Packing
 from edgemux.edge.peer import CALL_OVERHEAD_BYTES, Peer, digest_in
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
@@ -34,6 +35,7 @@ from edgemux.multiplexer.errors import (
 from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, LinkEstimate, RecentMean, RecentShare
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import add_checksum, get_parameters, make_request
+from edgemux.wire.payload import RAW, encode, mark
 from edgemux.wire.renewed import RenewedChannel
 from edgemux.wire.service import Stub
 from edgemux.wire.status import from_peer
@@ -48,6 +50,8 @@ SHADOW_S = 1.0
 RECHECK_S = 30.0
 # One such answer can be a damaged one; so many in a row are not.
 INCOMPATIBLE_IN_A_ROW = 2
+# An encoding that takes longer does not keep the event loop from everybody else.
+THREAD_S = 0.002
 
 
 class CloudExecutor:
@@ -85,6 +89,9 @@ class CloudExecutor:
         self.queue = RecentMean(stale_s=OFFLOAD_STALE_S)
         self.lost = RecentShare()
         self.request_bytes = peer.call_bytes
+        self._packing = Packing(peer.payloads)
+        # Whether its answers say that it is one of our own servers: others are sent the tensor alone.
+        self._ours = False
         self.refused_until_s = float("-inf")
         # Whether the latest answer came from another model than the bundle's.
         self.foreign = False
@@ -99,6 +106,7 @@ class CloudExecutor:
         other._peer, other._metrics = peer, metrics
         other.request_bytes = peer.call_bytes
         other.server = RecentMean(stale_s=OFFLOAD_STALE_S)
+        other._packing = Packing(peer.payloads)
         return other
 
     def blocked(self, now_s: float, lot: float) -> Reason | None:
@@ -153,6 +161,11 @@ class CloudExecutor:
         """Why the cloud is not asked at all, None while it serves what is wanted."""
         return self._unserved.value if self.incompatible else None
 
+    @property
+    def encoding(self) -> str:
+        """In which form inputs are sent now."""
+        return self._packing.chosen if self._ours else RAW
+
     def security(self) -> dict[str, Any]:
         """Whether the cloud is spoken to with TLS and a token, and what is wrong with that now."""
         return {"tls": False, "token": False} if self._secured is None else self._secured.describe()
@@ -160,18 +173,26 @@ class CloudExecutor:
     def predict_s(self, now_s: float) -> float:
         """Seconds an offload is expected to take; 0 when nothing is known, so that somebody finds out."""
         network = self.link.predict_s(now_s)
-        return 0.0 if network is None else network + (self.server.mean(now_s) or 0.0)
+        if network is None:
+            return 0.0
+        return network + (self.server.mean(now_s) or 0.0) + self._packing.encode_s(now_s)
 
     async def shadow(self, route: Route, sample: Sample, timeout_s: float, kept_for: Reason) -> Prediction:
         """Send what ``wants_shadow`` wants. Raises like ``run``."""
         return await self.run(route, sample, timeout_s)
 
-    async def run(self, route: Route, sample: Sample, timeout_s: float) -> Prediction:
-        """Answer in the cloud. Raises ExecutionError; the breaker and the estimates learn from every outcome."""
+    async def run(self, route: Route, sample: Sample, timeout_s: float, exact: bool = False) -> Prediction:
+        """Answer in the cloud; ``exact``: the input is sent in a form that loses nothing of it.
+
+        Raises ExecutionError; the breaker and the estimates learn from every outcome.
+        """
         request_id = f"{self._name}-{next(self._numbers):x}"
-        request = make_request(self._peer.model, sample.tensors, request_id=request_id)
-        request.outputs.add(name=self._peer.output.name)
-        add_checksum(request)
+        began = self._clock()
+        encoding = self._packing.choose(self.link.bytes_per_s(began), timeout_s, began, exact) if self._ours else RAW
+        if encoding != RAW and not self.breaker.allows(began):
+            raise Unreachable("the cloud is not being asked")
+        request = await self._request(sample, request_id, encoding)
+        timeout_s -= self._clock() - began
         size = request.ByteSize() + CALL_OVERHEAD_BYTES
         self.request_bytes = size
         started = self._clock()
@@ -184,7 +205,10 @@ class CloudExecutor:
             response = await self._stub.ModelInfer(request, timeout=max(0.001, timeout_s))
             prediction = self._read(route, response, request_id)
         except grpc.aio.AioRpcError as error:
-            raise self._failed(call, self._cause(error), size, started, error) from error
+            cause = self._cause(error)
+            if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                self._packing.refused(encoding)
+            raise self._failed(call, cause, size, started, error) from error
         except (BadAnswer, Incompatible) as error:
             self._counted(error)
             self._differs(error)
@@ -202,6 +226,27 @@ class CloudExecutor:
         self._learn(response, size, elapsed)
         self._metrics.stage("cloud", elapsed)
         return prediction
+
+    async def _request(self, sample: Sample, request_id: str, encoding: str) -> Any:
+        """The message with the input in the given form, which may take this device a while to make."""
+        inputs: Mapping[str, Any] = sample.tensors
+        if encoding != RAW:
+            ((name, rows),) = inputs.items()
+            began = self._clock()
+            if self._packing.encode_s(began, encoding) > THREAD_S:
+                packed = await asyncio.to_thread(encode, encoding, rows, self._peer.preprocessing)
+            else:
+                packed = encode(encoding, rows, self._peer.preprocessing)
+            inputs = {name: packed}
+            now = self._clock()
+            self._packing.encoded(encoding, now - began, now)
+        request = make_request(self._peer.model, inputs, request_id=request_id)
+        if encoding != RAW:
+            mark(request.inputs[0], encoding)
+        request.outputs.add(name=self._peer.output.name)
+        add_checksum(request)
+        self._metrics.packed(encoding)
+        return request
 
     def _claim(self, size: int, now_s: float) -> Call:
         """Take the tokens and the breaker's leave, or nothing. The policy has looked at both just before."""
@@ -271,7 +316,9 @@ class CloudExecutor:
         spent_s = [value / 1000 for value in spent if isinstance(value, int | float)]
         server_s = min(max(0.0, sum(spent_s)), elapsed)
         now = self._clock()
-        if self._secured is not None and (spent_s or digest_in(response)):
+        ours = bool(spent_s or digest_in(response))
+        self._ours = ours and not self.foreign
+        if self._secured is not None and ours:
             self._secured.is_ours()
         self.lost.observe(False, now)
         if isinstance(spent[0], int | float):

@@ -93,8 +93,11 @@ class Clouds:
                 return await peer.run(route, sample, timeout_s)
         raise Unreachable("no cloud wants it any more")
 
-    async def run(self, route: Route, sample: Sample, timeout_s: float) -> Prediction:
-        """Answer in one of the clouds. Raises the ExecutionError of the latest attempt."""
+    async def run(self, route: Route, sample: Sample, timeout_s: float, exact: bool = False) -> Prediction:
+        """Answer in one of the clouds; ``exact``: from what loses nothing of the input.
+
+        Raises the ExecutionError of the latest attempt.
+        """
         now_s = self._clock()
         attempts = Attempts(self._turns, now_s + timeout_s)
         error: ExecutionError | None = None
@@ -103,7 +106,7 @@ class Clouds:
             if error is not None and not self._affords(peer, now_s):
                 break
             try:
-                prediction = await peer.run(route, sample, attempts.left_s(now_s))
+                prediction = await peer.run(route, sample, attempts.left_s(now_s), exact)
             except ExecutionError as failure:
                 attempts.failed(failure)
                 error, now_s = failure, self._clock()

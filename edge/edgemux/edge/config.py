@@ -73,6 +73,8 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     addresses: several that serve the same, asked in turn; ``address`` may then be left out, or is one of them.
     output: what a cloud of other make calls the model's answer, None for "probabilities". output_kind: what it is.
+    payload_max_loss: an input is sent in whichever form is answered soonest, of those that cost at most so much of the
+    cloud's accuracy, as the bundle has measured; 0: only forms that lose nothing.
     keepalive_s: between looks at a quiet connection; None: 10 towards our own servers, else none but while a call is
     under way, every 5 minutes: servers of other make hang up on whoever asks more often.
     probe_interval_s: the longest the link goes unmeasured while requests come in. accept_other_models: whether answers
@@ -85,6 +87,7 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str | None = None
     output: str | None = None
     output_kind: OutputKind = "probabilities"
+    payload_max_loss: float = 0.002
     keepalive_s: float | None = None
     probe_interval_s: float = 0.5
     accept_other_models: bool = False
@@ -103,6 +106,8 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in ("model", "output"):
             if getattr(self, name) == "":
                 raise ValueError(f"{name} must not be empty")
+        if not 0 <= self.payload_max_loss <= 1:
+            raise ValueError("payload_max_loss must be in [0, 1]")
         if self.keepalive_s is not None:
             _positive(self, "keepalive_s", most=MAX_TIMEOUT_S)
         _positive(self, "probe_interval_s", most=MAX_INTERVAL_S)

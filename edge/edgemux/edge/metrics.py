@@ -83,6 +83,7 @@ class EdgeMetrics:
         self._bytes = self._counter("edgemux_offload_bytes", "Bytes sent to the cloud.")
         self._attempts = self._counter("edgemux_offload_attempts", "Inputs sent to the cloud, answered or not.")
         self._calls = self._counter("edgemux_cloud_calls", "Inputs sent, by cloud and outcome.", "peer", "outcome")
+        self._forms = self._counter("edgemux_offload_payloads", "Inputs sent to the cloud, by form.", "payload")
         self.other_model = self._counter("edgemux_other_model", "Answers of another cloud model than the bundle's.")
         self._score = self._histogram("edgemux_score", "P(correct) of the answer given.", _SCORES, "model").labels(
             model
@@ -179,6 +180,10 @@ class EdgeMetrics:
         self._attempts.inc()
         self._bytes.inc(sent_bytes)
         self._joules[Placement.CLOUD].inc(sent_bytes * self._energy.joules_per_byte)
+
+    def packed(self, encoding: str) -> None:
+        """An input is about to be sent in this form, one of wire/payload.py's."""
+        self._forms.labels(encoding).inc()
 
     def called(self, peer: int, error: ExecutionError | None) -> None:
         """A call to a cloud, by its place in the configuration, has ended: well, or with an error."""

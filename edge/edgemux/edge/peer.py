@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemux.multiplexer.bundle import Manifest, Tensor
+from edgemux.edge.packing import usable
+from edgemux.multiplexer.bundle import Manifest, Payload, Preprocessing, Tensor
 from edgemux.multiplexer.chain import PROBABILITIES
 from edgemux.multiplexer.errors import BadAnswer
 from edgemux.wire.codec import DTYPES, MODEL_DIGEST, read_outputs
@@ -26,7 +27,8 @@ class Peer(msgspec.Struct, frozen=True):
     """The cloud as the agent expects it: model name, output, digest of the model (None: any), bytes a call.
 
     accept_others: whether answers of a model with another digest count. kind: what its output is; of logits the agent
-    makes probabilities.
+    makes probabilities. payloads: forms in which an input may be sent to one of our own servers, raw first, none for
+    the tensor alone; preprocessing: what those servers make of a picture.
     """
 
     model: str
@@ -35,6 +37,8 @@ class Peer(msgspec.Struct, frozen=True):
     call_bytes: int
     accept_others: bool = False
     kind: OutputKind = "probabilities"
+    payloads: tuple[Payload, ...] = ()
+    preprocessing: Preprocessing | None = None
 
     @classmethod
     def of(
@@ -45,13 +49,19 @@ class Peer(msgspec.Struct, frozen=True):
         accept_others: bool = False,
         output: str | None = None,
         kind: OutputKind = "probabilities",
+        max_loss: float = 0.0,
     ) -> Peer:
-        """The peer that serves a bundle's cloud model, whose output it calls ``output``, None for the bundle's name."""
+        """The peer that serves a bundle's cloud model, whose output it calls ``output``, None for the bundle's name.
+
+        max_loss: of accuracy, by the form in which an input is sent.
+        """
         own = next(tensor for tensor in manifest.outputs if tensor.name == PROBABILITIES)
         named = own if output is None else msgspec.structs.replace(own, name=output)
         payload = sum(math.prod(t.shape[1:]) * DTYPES[t.datatype].itemsize for t in manifest.inputs)
         size = payload + MESSAGE_BYTES + CALL_OVERHEAD_BYTES
-        return cls(model or manifest.name, named, digest, size, accept_others, kind)
+        payloads = usable(manifest, max_loss)
+        name = model or manifest.name
+        return cls(name, named, digest, size, accept_others, kind, payloads, manifest.preprocessing)
 
     def is_other(self, response: Any) -> bool:
         """Whether an answer says that it is another model's than the bundle's; one that says nothing does not."""

@@ -167,7 +167,8 @@ def _agent(
     digest = bundle.sha256(manifest.cloud.files[0])
     there = config.cloud
     model = application.cloud_model or bundle.own_name
-    peer = Peer.of(manifest, digest, model, there.accept_other_models, there.output, there.output_kind)
+    about = there.accept_other_models, there.output, there.output_kind, there.payload_max_loss
+    peer = Peer.of(manifest, digest, model, *about)
     if first is not None and first.cloud is not None:
         cloud: Cloud | None = first.cloud.beside(peer, metrics)
     else:

@@ -47,6 +47,7 @@ def _cloud(cloud: Cloud, now_s: float) -> dict[str, Any]:
             "security": peer.security(),
             "refuses_for_seconds": max(0.0, round(peer.refused_until_s - now_s, 3)),
             "unserved": peer.unserved,
+            "payload": peer.encoding,
         }
         for peer in cloud.peers
     ]

@@ -8,11 +8,13 @@ import itertools
 import logging
 import math
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
+import msgspec
+from numpy.typing import NDArray
 
 from edgemux.edge.breaker import Breaker, Call, State
 from edgemux.edge.metrics import EdgeMetrics
@@ -20,6 +22,7 @@ from edgemux.edge.packing import Packing
 from edgemux.edge.peer import CALL_OVERHEAD_BYTES, Peer, digest_in
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
+from edgemux.edge.together import Row, Together, merged
 from edgemux.multiplexer.domain import Prediction, Reason, Route
 from edgemux.multiplexer.errors import (
     BadAnswer,
@@ -54,6 +57,14 @@ INCOMPATIBLE_IN_A_ROW = 2
 THREAD_S = 0.002
 
 
+class Reply(msgspec.Struct, frozen=True):
+    """What came back for one input: its probabilities FP32 [classes], the whole answer, the bytes of the call."""
+
+    response: Any
+    row: NDArray[Any]
+    size: int
+
+
 class CloudExecutor:
     """Sends inputs to the cloud, checks what comes back, and learns the link and the cloud from it.
 
@@ -69,8 +80,9 @@ class CloudExecutor:
         metrics: EdgeMetrics,
         clock: Clock,
         index: int | None = None,
+        most_together: int = 1,
     ) -> None:
-        """index: which of several clouds this is, None for the only one."""
+        """index: which of several clouds this is, None for the only one. most_together: inputs in one call."""
         self.index = index
         self._channel = channel
         self._secured = channel if isinstance(channel, RenewedChannel) else None
@@ -90,6 +102,8 @@ class CloudExecutor:
         self.lost = RecentShare()
         self.request_bytes = peer.call_bytes
         self._packing = Packing(peer.payloads)
+        self._most_together = most_together
+        self._together = Together(self._call, self._most, clock)
         # Whether its answers say that it is one of our own servers: others are sent the tensor alone.
         self._ours = False
         self.refused_until_s = float("-inf")
@@ -107,6 +121,7 @@ class CloudExecutor:
         other.request_bytes = peer.call_bytes
         other.server = RecentMean(stale_s=OFFLOAD_STALE_S)
         other._packing = Packing(peer.payloads)
+        other._together = Together(other._call, other._most, self._clock)
         return other
 
     def blocked(self, now_s: float, lot: float) -> Reason | None:
@@ -132,6 +147,10 @@ class CloudExecutor:
     def incompatible(self) -> bool:
         """Whether the cloud has said, more than once, that it does not serve what is wanted, or not to us."""
         return self._incompatible >= INCOMPATIBLE_IN_A_ROW
+
+    def _most(self) -> int:
+        """Inputs in one call: servers of other make may not take several."""
+        return self._most_together if self._ours else 1
 
     @property
     def peers(self) -> tuple[CloudExecutor, ...]:
@@ -186,14 +205,13 @@ class CloudExecutor:
 
         Raises ExecutionError; the breaker and the estimates learn from every outcome.
         """
-        request_id = f"{self._name}-{next(self._numbers):x}"
         began = self._clock()
         encoding = self._packing.choose(self.link.bytes_per_s(began), timeout_s, began, exact) if self._ours else RAW
         if encoding != RAW and not self.breaker.allows(began):
             raise Unreachable("the cloud is not being asked")
-        request = await self._request(sample, request_id, encoding)
-        timeout_s -= self._clock() - began
-        size = request.ByteSize() + CALL_OVERHEAD_BYTES
+        row = Row(await self._request(sample, encoding), began + timeout_s)
+        # Exact for a call of its own; as a row of a larger one it is less, and still paid like this.
+        size = row.request.ByteSize() + CALL_OVERHEAD_BYTES
         self.request_bytes = size
         started = self._clock()
         call = self._claim(size, started)
@@ -202,8 +220,10 @@ class CloudExecutor:
         slow_s = self.breaker.slow_s
         overdue = asyncio.get_running_loop().call_later(slow_s, self.breaker.failed, call, started + slow_s)
         try:
-            response = await self._stub.ModelInfer(request, timeout=max(0.001, timeout_s))
-            prediction = self._read(route, response, request_id)
+            reply = await self._together.ask(row)
+            prediction = self._read(route, reply)
+        except TimeoutError as error:
+            raise self._failed(call, DeadlineExceeded("the cloud took too long"), size, started, None) from error
         except grpc.aio.AioRpcError as error:
             cause = self._cause(error)
             if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
@@ -223,11 +243,11 @@ class CloudExecutor:
         self._counted(None)
         self._incompatible = 0
         self.breaker.succeeded(call, elapsed, self._clock())
-        self._learn(response, size, elapsed)
+        self._learn(reply.response, reply.size, elapsed)
         self._metrics.stage("cloud", elapsed)
         return prediction
 
-    async def _request(self, sample: Sample, request_id: str, encoding: str) -> Any:
+    async def _request(self, sample: Sample, encoding: str) -> Any:
         """The message with the input in the given form, which may take this device a while to make."""
         inputs: Mapping[str, Any] = sample.tensors
         if encoding != RAW:
@@ -240,7 +260,7 @@ class CloudExecutor:
             inputs = {name: packed}
             now = self._clock()
             self._packing.encoded(encoding, now - began, now)
-        request = make_request(self._peer.model, inputs, request_id=request_id)
+        request = make_request(self._peer.model, inputs, request_id=f"{self._name}-{next(self._numbers):x}")
         if encoding != RAW:
             mark(request.inputs[0], encoding)
         request.outputs.add(name=self._peer.output.name)
@@ -258,14 +278,24 @@ class CloudExecutor:
         assert call is not None
         return call
 
-    def _read(self, route: Route, response: Any, request_id: str) -> Prediction:
-        """Raises BadAnswer, and Incompatible where another model has answered."""
-        row = self._peer.rows(response, request_id, 1)[0]
-        self.foreign = self._peer.is_other(response)
+    async def _call(self, rows: Sequence[Row]) -> list[Reply]:
+        """One call with the inputs of all rows. Raises AioRpcError, BadAnswer."""
+        request = rows[0].request if len(rows) == 1 else merged(rows)
+        left_s = max(row.deadline_s for row in rows) - self._clock()
+        response = await self._stub.ModelInfer(request, timeout=max(0.001, left_s))
+        answers = self._peer.rows(response, request.id, len(rows))
+        self._metrics.sent_together(len(rows))
+        size = request.ByteSize() + CALL_OVERHEAD_BYTES
+        return [Reply(response, answer, size) for answer in answers]
+
+    def _read(self, route: Route, reply: Reply) -> Prediction:
+        """Raises Incompatible where another model has answered."""
+        self.foreign = self._peer.is_other(reply.response)
         if self.foreign:
             self._metrics.other_model.inc()
             if not self._peer.accept_others:
                 raise Incompatible("the cloud runs another model than the bundle names")
+        row = reply.row
         label = int(row.argmax())
         return Prediction(route, label, row, float(row[label]), self.index)
 
@@ -276,7 +306,7 @@ class CloudExecutor:
         return cause if trouble is None else Untrusted(f"our own certificate {trouble}")
 
     def _failed(
-        self, call: Call, error: ExecutionError, size: int, started: float, cause: grpc.aio.AioRpcError
+        self, call: Call, error: ExecutionError, size: int, started: float, cause: grpc.aio.AioRpcError | None
     ) -> ExecutionError:
         now = self._clock()
         self.lost.observe(isinstance(error, DeadlineExceeded | Unreachable), now)
@@ -369,9 +399,9 @@ class CloudExecutor:
             self._incompatible = 0
 
 
-def _pushback_s(error: grpc.aio.AioRpcError) -> float:
+def _pushback_s(error: grpc.aio.AioRpcError | None) -> float:
     """When the cloud wants to be asked again: its word, between 0 and 60 s, or half a second."""
-    for key, value in error.trailing_metadata() or ():
+    for key, value in (error.trailing_metadata() if error is not None else None) or ():
         if key == "grpc-retry-pushback-ms":
             try:
                 return min(60.0, max(0.0, float(value) / 1000))

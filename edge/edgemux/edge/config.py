@@ -29,6 +29,7 @@ MAX_TIMEOUT_S = 86400.0
 MAX_WEIGHT = 1e6
 MAX_APPLICATIONS = 32
 MAX_CLOUDS = 16
+MAX_TOGETHER = 256
 # They are held in memory, some numbers each, until they are enough.
 MAX_REFERENCE_INPUTS = 100_000
 _HOST = re.compile(r"[A-Za-z0-9._-]+")
@@ -75,6 +76,7 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output: what a cloud of other make calls the model's answer, None for "probabilities". output_kind: what it is.
     payload_max_loss: an input is sent in whichever form is answered soonest, of those that cost at most so much of the
     cloud's accuracy, as the bundle has measured; 0: only forms that lose nothing.
+    most_together: inputs that one call may carry, of those that want the cloud at the same moment; 1: each has its own.
     keepalive_s: between looks at a quiet connection; None: 10 towards our own servers, else none but while a call is
     under way, every 5 minutes: servers of other make hang up on whoever asks more often.
     probe_interval_s: the longest the link goes unmeasured while requests come in. accept_other_models: whether answers
@@ -88,6 +90,7 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output: str | None = None
     output_kind: OutputKind = "probabilities"
     payload_max_loss: float = 0.002
+    most_together: int = 1
     keepalive_s: float | None = None
     probe_interval_s: float = 0.5
     accept_other_models: bool = False
@@ -108,6 +111,7 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"{name} must not be empty")
         if not 0 <= self.payload_max_loss <= 1:
             raise ValueError("payload_max_loss must be in [0, 1]")
+        _positive(self, "most_together", most=MAX_TOGETHER)
         if self.keepalive_s is not None:
             _positive(self, "keepalive_s", most=MAX_TIMEOUT_S)
         _positive(self, "probe_interval_s", most=MAX_INTERVAL_S)

@@ -23,6 +23,7 @@ from edgemux.multiplexer.errors import (
 )
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64)
 _SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 STAGES = ("validate", "pre_gate", "device", "post_gate", "cloud")
 # How calls to a cloud end.
@@ -83,6 +84,7 @@ class EdgeMetrics:
         self._bytes = self._counter("edgemux_offload_bytes", "Bytes sent to the cloud.")
         self._attempts = self._counter("edgemux_offload_attempts", "Inputs sent to the cloud, answered or not.")
         self._calls = self._counter("edgemux_cloud_calls", "Inputs sent, by cloud and outcome.", "peer", "outcome")
+        self._together = self._histogram("edgemux_offload_rows", "Inputs in a call to the cloud.", _ROWS)
         self._forms = self._counter("edgemux_offload_payloads", "Inputs sent to the cloud, by form.", "payload")
         self.other_model = self._counter("edgemux_other_model", "Answers of another cloud model than the bundle's.")
         self._score = self._histogram("edgemux_score", "P(correct) of the answer given.", _SCORES, "model").labels(
@@ -180,6 +182,10 @@ class EdgeMetrics:
         self._attempts.inc()
         self._bytes.inc(sent_bytes)
         self._joules[Placement.CLOUD].inc(sent_bytes * self._energy.joules_per_byte)
+
+    def sent_together(self, rows: int) -> None:
+        """A call with so many inputs was answered."""
+        self._together.observe(rows)
 
     def packed(self, encoding: str) -> None:
         """An input is about to be sent in this form, one of wire/payload.py's."""

@@ -217,7 +217,14 @@ def _cloud(
     several = len(channels) > 1
     peers = [
         CloudExecutor(
-            channel, peer, Breaker(config.breaker), purse, metrics, time.monotonic, index if several else None
+            channel,
+            peer,
+            Breaker(config.breaker),
+            purse,
+            metrics,
+            time.monotonic,
+            index if several else None,
+            config.cloud.most_together,
         )
         for index, channel in enumerate(channels)
     ]

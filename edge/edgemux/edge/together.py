@@ -108,7 +108,7 @@ class Together:
 
     async def _settle(self, waiting: Sequence[tuple[Row, asyncio.Future[Any]]]) -> None:
         """Make one call, and give each row its answer, or the error of all."""
-        call: asyncio.Future[Sequence[Any]] = asyncio.ensure_future(self._counted([row for row, _ in waiting]))
+        call: asyncio.Future[Sequence[Any]] = asyncio.ensure_future(self._counted([row for row, _ in waiting]))  # noqa: RUF006 - awaited below
         left = len(waiting)
 
         def gone(_: object) -> None:

@@ -15,6 +15,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -24,9 +25,11 @@ from typing import Any
 import grpc.aio
 import msgspec
 
+from edgemux.cli.link import Conditions, Link
 from edgemux.compression.hardware import hardware
 from edgemux.edge import Agent, EdgeConfig, open_agent
-from edgemux.edge.config import CloudSettings
+from edgemux.edge.config import CloudSettings, RequestSettings
+from edgemux.edge.packing import Packing
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.channel import client_options
@@ -196,6 +199,63 @@ async def agents(rounds: int) -> None:
     print(f"{'load':14} {'most':>4} {'p50 ms':>8} {'cpu ms':>8} {'all ms':>8}   ratios to 1, same round")
     for (load, most), each in costs.items():
         told(f"{load:14} {most:4}", each, costs[load, 1])
+
+
+# --- the form of large pictures -------------------------------------------------------------------------------------
+LINKS = (Conditions(0.04, 1e6), Conditions(0.04, 5e6), Conditions(0.02, 20e6), Conditions(0.005, 100e6))
+PICTURES = 30
+
+
+async def payloads() -> None:
+    """What the build measured, and what an input takes over each link: the tensor, and what the agent chooses."""
+    sys.path.insert(0, str(ROOT))  # the tests import each other from there
+    from tests import large_pictures
+
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = large_pictures.build(Path(folder))
+        manifest = Bundle.open(bundle).manifest
+        assert manifest.payloads is not msgspec.UNSET
+        print(f"{'form':14} {'bytes':>8} {'accuracy':>8} {'changed':>8} {'encode ms':>9} {'decode ms':>9}   n")
+        for each in manifest.payloads:
+            shares = f"{each.accuracy:8.4f} {each.changed:8.4f}"
+            times = f"{each.encode_ms:9.3f} {each.decode_ms:9.3f}"
+            print(f"{each.encoding:14} {each.bytes:8.0f} {shares} {times}   {each.n}")
+                f"{each.encoding:14} {each.bytes:8.0f} {shares} {each.encode_ms:9.3f} {each.decode_ms:9.3f}   {each.n}"
+            )
+        images, _ = large_pictures.pictures(PICTURES, seed=9)
+        with cloud(bundle) as address:
+            for conditions in LINKS:
+                await over_link(conditions, bundle, address, images)
+
+
+async def over_link(conditions: Conditions, bundle: Path, address: str, images: Any) -> None:
+    """A line: median ms an input with the tensor alone, with what loses nothing, with the default."""
+    taken: dict[str, list[float]] = {}
+    chosen: dict[str, str] = {}
+    async with contextlib.AsyncExitStack() as stack:
+        link = await stack.enter_async_context(Link(conditions))
+        link.lead_to(address)
+        opened: dict[str, Agent] = {}
+        for name, loss in (("tensor", None), ("lossless", 0.0), ("default", 0.002)):
+            there = CloudSettings(address=link.address, payload_max_loss=loss or 0.0, probe_interval_s=0.2)
+            request = RequestSettings(default_timeout_s=20.0)
+            config = EdgeConfig(bundle=bundle, cloud=there, policy="cloud-only", audit_share=0.0, request=request)
+            opened[name] = await stack.enter_async_context(open_agent(config))
+        assert opened["tensor"].cloud is not None
+        opened["tensor"].cloud.peers[0]._packing = Packing(())
+        for at, image in enumerate(images):
+            for name, agent in opened.items():
+                began = time.perf_counter()
+                await agent.infer({"image": image[None]}, 20.0)
+                if at >= PICTURES // 3:  # the first ones measure the link
+                    taken.setdefault(name, []).append(time.perf_counter() - began)
+                assert agent.cloud is not None
+                chosen[name] = agent.cloud.peers[0].encoding
+    medians = {name: 1000 * statistics.median(each) for name, each in taken.items()}
+    figures = ", ".join(
+        f"{name} {ms:.1f} ms ({chosen[name]}, x{ms / medians['tensor']:.2f})" for name, ms in medians.items()
+    )
+    print(f"{conditions}: {figures}")
 
 
 def told(name: str, each: list[Cost], plain: list[Cost]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,17 @@ async def test_a_quick_model_runs_inline_and_a_slow_one_in_a_thread(make_engine:
         assert answer.outputs["probabilities"].argmax() == 3
         assert answer.batch_rows == 1
         assert answer.compute_s >= 0
+
+
+async def test_a_model_that_turns_out_to_be_slow_goes_over_to_a_thread(make_engine: Make, backend: Any) -> None:
+    engine = make_engine(row_s=1e-5)
+    threading.Timer(0.5, backend.permit).start()
+    await ask(engine, 3)
+    assert not engine.inline
+    second = ask(engine, 4)
+    await until(lambda: engine.batcher.busy)  # and the loop runs on
+    backend.permit()
+    assert (await second).outputs["probabilities"].argmax() == 4
 
 
 async def test_requests_that_come_while_one_runs_share_the_next_batch(make_engine: Make, backend: Any) -> None:

@@ -25,6 +25,9 @@ from edgemux.wire.worker import Worker
 INLINE_ROW_S = 1e-3
 # ... unless a full batch would keep the loop from reading and writing for longer than this.
 INLINE_FULL_S = 10e-3
+# What the running mean of inline runs takes from each: a model that turns out to take longer goes over to a thread,
+# one that was held up by something else does not.
+INLINE_FADE = 0.05
 
 # Where batches are hardly ever more than one request, the queue only costs time; but for one in LOOKED.
 COMPANY = 1.3
@@ -106,6 +109,7 @@ class Engine:
         self._shapeless = all(-1 not in tensor.shape[1:] for tensor in backend.inputs) and self.batched
         self.inline = timing.expected_s(1) < INLINE_ROW_S and timing.expected_s(max_batch) < INLINE_FULL_S
         self._worker = None if self.inline else Worker("edgemux-model", self._loop)
+        self._inline_s = 0.0  # a run, a running mean
 
     async def infer(self, inputs: Arrays, outputs: Sequence[str], deadline_s: float, priority: int = 0) -> Answer:
         """The named outputs for ``inputs``, [N, ...], by ``deadline_s`` on the event loop's clock.
@@ -146,6 +150,7 @@ class Engine:
         """What the way through the queue gives, in less time."""
         self._started_s = now_s
         ran = self._run([_Asked(inputs, outputs, None)], rows)
+        self._ran_inline(_now_s() - now_s)
         if ran is None:
             raise ExecutionError("the model failed")
         if self._turns % LEARNED == 0:
@@ -153,6 +158,14 @@ class Engine:
         self._tally.queue.observe(0.0)
         self._tally.ran(rows, 1, ran.input_s, ran.infer_s, 0.0)
         return Answer(ran.answer, 0.0, ran.infer_s, rows)
+
+    def _ran_inline(self, seconds: float) -> None:
+        """What was quick when it was measured may be slow with other inputs, and then keep the loop from its work."""
+        self._inline_s += INLINE_FADE * (seconds - self._inline_s)
+        if self._inline_s > INLINE_FULL_S:
+            _log.warning("a model takes longer than when it was measured: it goes over to a thread of its own")
+            self.inline = False
+            self._worker = Worker("edgemux-model", self._loop)
 
     def _key(self, inputs: Arrays, outputs: Sequence[str]) -> Hashable:
         wanted = tuple(outputs)
@@ -285,6 +298,7 @@ class Engine:
         self._started_s = _now_s()
         if self._worker is None:
             self._finish(batch, self._compute(batch))
+            self._ran_inline(_now_s() - self._started_s)
         else:
             self._running = batch
             self._running_until_s = min(item.deadline_s for item in batch.items)

@@ -27,13 +27,14 @@ AgentFactory = Callable[..., contextlib.AbstractAsyncContextManager[Agent]]
 
 @pytest.fixture
 def agent_of(tiny_bundle: Path) -> AgentFactory:
-    """``agent_of(address, **settings)``: a running agent on the tiny bundle."""
+    """``agent_of(address, **settings)``: a running agent on the tiny bundle; ``there``: more of the cloud."""
 
     def make(address: str | None, **settings: Any) -> contextlib.AbstractAsyncContextManager[Agent]:
         settings.setdefault("audit_share", 0.0)
         # How busy the machine is that runs the tests must not choose their levels.
         settings.setdefault("scheduler", SchedulerSettings(scheme="off"))
-        cloud = CloudSettings(address=address, accept_other_models=settings.pop("accept_other_models", False))
+        there = {"accept_other_models": settings.pop("accept_other_models", False)} | settings.pop("there", {})
+        cloud = CloudSettings(address=address, **there)
         config = EdgeConfig(bundle=tiny_bundle, cloud=cloud, **settings)
         return open_agent(config)
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgemux.multiplexer.bundle import DATATYPES, MANIFEST, Bundle, Manifest, Tensor, digest_of, seal
+from edgemux.multiplexer.bundle import DATATYPES, MANIFEST, Bundle, Manifest, Payload, Tensor, digest_of, seal
 from edgemux.multiplexer.errors import ArtifactError
 from edgemux.multiplexer.usual import add_references
 from edgemux.wire.codec import DTYPES
@@ -329,3 +329,22 @@ def test_references_for_other_levels_than_there_are_are_refused(copy: Path, pict
     seal(copy, msgspec.structs.replace(sealed, references=fewer))
     with pytest.raises(ArtifactError, match="one reference per level"):
         Bundle.open(copy)
+
+
+def test_payloads_come_back_as_they_were_sealed_and_those_that_cannot_be_are_refused(copy: Path) -> None:
+    plain = manifest_of(copy)
+    assert b"payloads" not in (copy / MANIFEST).read_bytes()
+    assert plain.payloads is msgspec.UNSET
+    raw = Payload("raw", 784.0, 0.9, (0.8, 0.95), 0.0, 0.0, 0.0, 500)
+    small = msgspec.structs.replace(raw, encoding="jpeg-85", bytes=400.0, changed=0.01)
+    sealed = seal(copy, msgspec.structs.replace(plain, payloads=(raw, small)))
+    assert manifest_of(copy) == sealed
+    for wrong, told in (
+        ((small,), "payloads are raw, and others"),
+        ((raw, small, small), "each once"),
+        ((raw, msgspec.structs.replace(small, changed=1.5)), "shares"),
+        ((raw, msgspec.structs.replace(small, bytes=0.0)), "less than none"),
+    ):
+        seal(copy, msgspec.structs.replace(plain, payloads=wrong))
+        with pytest.raises(ArtifactError, match=told):
+            Bundle.open(copy)

@@ -15,7 +15,7 @@ async def test_a_name_that_is_not_known_is_looked_up_by_a_new_channel_once_in_a_
     made: list[grpc.aio.Channel] = []
     now_s = [100.0]
 
-    def make() -> grpc.aio.Channel:
+    def make(ours: bool) -> grpc.aio.Channel:
         made.append(grpc.aio.insecure_channel("edgemux-cloud.invalid:9", options=client_options()))
         return made[-1]
 

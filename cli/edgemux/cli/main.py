@@ -119,7 +119,9 @@ def cloud(
 @app.command(epilog="Example: edgemux edge --bundle deploy/bundles/fashion-mnist --cloud 192.0.2.7:8001")
 def edge(
     bundle: BundleOption = None,
-    cloud: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The cloud; none: all stays here.")] = None,
+    cloud: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT[,...]", help="The cloud, or several; none: all stays here.")
+    ] = None,
     config: ConfigOption = None,
     host: HostOption = None,
     grpc_port: GrpcPortOption = None,
@@ -144,7 +146,8 @@ def edge(
     overrides = {
         **listening(bundle, host, grpc_port, http_port, metrics_port),
         **protected(tls_cert, tls_key, tls_client_ca, token_file, insecure),
-        "cloud.address": cloud,
+        "cloud.address": None if cloud is None else cloud.split(",")[0],
+        "cloud.addresses": None if cloud is None else cloud.split(","),
         "request.default_timeout_s": timeout,
         "limits.offloads_per_s": offloads_per_second,
         "limits.bytes_per_s": bytes_per_second,

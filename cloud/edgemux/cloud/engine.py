@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemux.cloud.admission import Admission, AdmissionSettings, BatchTime, Refusal, Refused
-from edgemux.cloud.backend import Arrays, Backend, batched
+from edgemux.cloud.backend import Arrays, Backend, Room, batched
 from edgemux.cloud.batcher import Batch, Batcher, BatchingSettings, Expired, Item, Wait
 from edgemux.cloud.statistics import Tally
 from edgemux.multiplexer.errors import BadAnswer, DeadlineExceeded, ExecutionError, Overloaded, TooLarge, Unreachable
@@ -89,6 +89,7 @@ class Engine:
         self.admission = Admission(admission, timing, max_batch)
         self.draining = False
         self._backend = backend
+        self._room: Room | None = getattr(backend, "room", None)
         self._tally = tally
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -302,7 +303,7 @@ class Engine:
         """All outputs together, and the seconds it took; None when the model failed."""
         started_s = _now_s()
         try:
-            inputs, outputs = _together(asked)
+            inputs, outputs = _together(asked, self._room)
             gathered_s = _now_s()
             answer = self._backend.run(inputs, outputs)
             for name in outputs:
@@ -347,12 +348,17 @@ class _Ran(msgspec.Struct, frozen=True):
     infer_s: float
 
 
-def _together(asked: Sequence[_Asked]) -> tuple[Arrays, Sequence[str]]:
-    """The inputs of all, one after the other, and the outputs that all of them want."""
+def _together(asked: Sequence[_Asked], room: Room | None) -> tuple[Arrays, Sequence[str]]:
+    """The inputs of all, one after the other, where the backend wants them, and the outputs that all of them want."""
     first = asked[0]
     if len(asked) == 1:
         return first.inputs, first.outputs
-    return {name: np.concatenate([each.inputs[name] for each in asked]) for name in first.inputs}, first.outputs
+    inputs = {}
+    for name, array in first.inputs.items():
+        parts = [each.inputs[name] for each in asked]
+        there = None if room is None else room(name, (sum(map(len, parts)), *array.shape[1:]))
+        inputs[name] = np.concatenate(parts, out=there)
+    return inputs, first.outputs
 
 
 def _refuse(item: Item, error: Exception) -> None:

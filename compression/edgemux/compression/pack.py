@@ -23,6 +23,7 @@ from edgemux.compression.hardware import hardware
 from edgemux.compression.measure import Figures
 from edgemux.compression.models import CLOUD, Exported, level_file
 from edgemux.compression.multiplex import POST_GATE, PRE_GATE, Prices
+from edgemux.compression.payloads import add_payloads
 from edgemux.compression.places import check_place, replacing
 from edgemux.compression.recipe import Recipe
 from edgemux.multiplexer import bundle
@@ -85,6 +86,8 @@ def write(
         what = plan.name, plan.pack.version, PICTURE, CLASSES, PREPROCESSING
         bundle.seal(part, manifest_of(*what, parts.figures, parts.prices, listed, made))
         add_references(part, {"image": images.gate.images}, {"image": images.certify.images})
+        test = images.test
+        add_payloads(part, lambda index: test.images[index], np.arange(len(test.labels)), test.labels)
         Bundle.open(part).verify()
     return out
 

@@ -13,7 +13,8 @@ import msgspec
 from numpy.typing import NDArray
 
 from edgemux.edge.budget import Allowance, Demand, Readings, budget_for
-from edgemux.edge.cloud_executor import Clock, CloudExecutor
+from edgemux.edge.cloud_executor import Clock
+from edgemux.edge.clouds import Cloud
 from edgemux.edge.config import DriftSettings, EdgeConfig, RequestSettings
 from edgemux.edge.device_executor import DeviceExecutor
 from edgemux.edge.loading import CloudGates, Fallback
@@ -81,7 +82,7 @@ class Agent:
         gates: Gates | CloudGates,
         policy: Policy,
         device: DeviceExecutor,
-        cloud: CloudExecutor | None,
+        cloud: Cloud | None,
         purse: Purse,
         sampler: Sampler,
         metrics: EdgeMetrics,
@@ -216,6 +217,8 @@ class Agent:
                         self.vigil.met_another_model()
                     else:
                         self.vigil.compared(sample, prediction, kept=False, drawn=drawn)
+                    if prediction.peer is not None:  # another of the clouds may wait to be found well again
+                        self._ask_again(sample, reason)
                     return Answer(prediction, reason, degraded, elapsed)
                 case Shed(reason):
                     self._ask_again(sample, reason)
@@ -349,18 +352,22 @@ class Agent:
         if self.cloud is None or self._background:
             return
         if audited is not None or self.cloud.wants_shadow(self._clock(), reason):
-            task = asyncio.create_task(self._compare(sample, audited, degraded))
+            task = asyncio.create_task(self._compare(sample, reason, audited, degraded))
             self._background.add(task)
             task.add_done_callback(self._background.discard)
 
-    async def _compare(self, sample: Sample, kept: Prediction | None, degraded: bool) -> None:
+    async def _compare(self, sample: Sample, reason: Reason, kept: Prediction | None, degraded: bool) -> None:
         """Only audits are counted: they are a random sample of what is kept, shadows are not."""
         assert self.cloud is not None
         # What takes longer counts as failed in any case, and would hold the only place for finding out.
-        timeout_s = min(self._config.request.default_timeout_s, self.cloud.breaker.slow_s)
+        timeout_s = min(self._config.request.default_timeout_s, self.cloud.slow_s)
         second: Prediction | None = None
         with contextlib.suppress(ExecutionError):
-            second = await self.cloud.run(self._cloud_route, sample, timeout_s)
+            if kept is None:
+                second = await self.cloud.shadow(self._cloud_route, sample, timeout_s, reason)
+            else:
+                # The certificate is about what the cloud says of the input itself.
+                second = await self.cloud.run(self._cloud_route, sample, timeout_s, exact=True)
         if kept is not None:
             self.metrics.audited("failed" if second is None else "agree" if second.label == kept.label else "differ")
         if kept is not None and second is not None:

@@ -8,19 +8,21 @@ import itertools
 import logging
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
 import msgspec
+from numpy.typing import NDArray
 
 from edgemux.edge.breaker import Breaker, Call, State
 from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.packing import Packing
+from edgemux.edge.peer import CALL_OVERHEAD_BYTES, Peer, digest_in
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
-from edgemux.multiplexer.bundle import Manifest, Tensor
-from edgemux.multiplexer.chain import PROBABILITIES
+from edgemux.edge.together import Row, Together, merged
 from edgemux.multiplexer.domain import Prediction, Reason, Route
 from edgemux.multiplexer.errors import (
     BadAnswer,
@@ -35,7 +37,8 @@ from edgemux.multiplexer.errors import (
 )
 from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, LinkEstimate, RecentMean, RecentShare
 from edgemux.wire import oip_pb2 as oip
-from edgemux.wire.codec import DTYPES, MODEL_DIGEST, add_checksum, get_parameters, make_request, read_outputs
+from edgemux.wire.codec import add_checksum, get_parameters, make_request
+from edgemux.wire.payload import RAW, encode, mark
 from edgemux.wire.renewed import RenewedChannel
 from edgemux.wire.service import Stub
 from edgemux.wire.status import from_peer
@@ -44,36 +47,22 @@ _log = logging.getLogger("edgemux.edge")
 
 Clock = Callable[[], float]
 
-# HTTP/2 and gRPC framing around a message, both ways, once headers are compressed; measured 90-130 on loopback.
-CALL_OVERHEAD_BYTES = 120
-# Names, shapes and ids of a request beside its pixels; only until the first real request tells.
-MESSAGE_BYTES = 80
 # The longest that nothing is known about a cloud which is not asked because it was slow.
 SHADOW_S = 1.0
 # A cloud that does not serve what is wanted is asked whether it does by now when it was restarted, or this much later.
 RECHECK_S = 30.0
 # One such answer can be a damaged one; so many in a row are not.
 INCOMPATIBLE_IN_A_ROW = 2
+# An encoding that takes longer does not keep the event loop from everybody else.
+THREAD_S = 0.002
 
 
-class Peer(msgspec.Struct, frozen=True):
-    """The cloud as the agent expects it: model name, output, digest of the model (None: any), bytes a call.
+class Reply(msgspec.Struct, frozen=True):
+    """What came back for one input: its probabilities FP32 [classes], the whole answer, the bytes of the call."""
 
-    accept_others: whether answers of a model with another digest count.
-    """
-
-    model: str
-    output: Tensor
-    digest: str | None
-    call_bytes: int
-    accept_others: bool = False
-
-    @classmethod
-    def of(cls, manifest: Manifest, digest: str | None, model: str | None = None, accept_others: bool = False) -> Peer:
-        """The peer that serves a bundle's cloud model."""
-        output = next(tensor for tensor in manifest.outputs if tensor.name == PROBABILITIES)
-        payload = sum(math.prod(t.shape[1:]) * DTYPES[t.datatype].itemsize for t in manifest.inputs)
-        return cls(model or manifest.name, output, digest, payload + MESSAGE_BYTES + CALL_OVERHEAD_BYTES, accept_others)
+    response: Any
+    row: NDArray[Any]
+    size: int
 
 
 class CloudExecutor:
@@ -90,7 +79,11 @@ class CloudExecutor:
         purse: Purse,
         metrics: EdgeMetrics,
         clock: Clock,
+        index: int | None = None,
+        most_together: int = 1,
     ) -> None:
+        """index: which of several clouds this is, None for the only one. most_together: inputs in one call."""
+        self.index = index
         self._channel = channel
         self._secured = channel if isinstance(channel, RenewedChannel) else None
         self._stub = Stub(channel)
@@ -108,6 +101,11 @@ class CloudExecutor:
         self.queue = RecentMean(stale_s=OFFLOAD_STALE_S)
         self.lost = RecentShare()
         self.request_bytes = peer.call_bytes
+        self._packing = Packing(peer.payloads)
+        self._most_together = most_together
+        self._together = Together(self._call, self._most, clock)
+        # Whether its answers say that it is one of our own servers: others are sent the tensor alone.
+        self._ours = False
         self.refused_until_s = float("-inf")
         # Whether the latest answer came from another model than the bundle's.
         self.foreign = False
@@ -122,6 +120,8 @@ class CloudExecutor:
         other._peer, other._metrics = peer, metrics
         other.request_bytes = peer.call_bytes
         other.server = RecentMean(stale_s=OFFLOAD_STALE_S)
+        other._packing = Packing(peer.payloads)
+        other._together = Together(other._call, other._most, self._clock)
         return other
 
     def blocked(self, now_s: float, lot: float) -> Reason | None:
@@ -148,6 +148,43 @@ class CloudExecutor:
         """Whether the cloud has said, more than once, that it does not serve what is wanted, or not to us."""
         return self._incompatible >= INCOMPATIBLE_IN_A_ROW
 
+    def _most(self) -> int:
+        """Inputs in one call: servers of other make may not take several."""
+        return self._most_together if self._ours else 1
+
+    @property
+    def peers(self) -> tuple[CloudExecutor, ...]:
+        """All clouds that are asked: this one."""
+        return (self,)
+
+    @property
+    def slow_s(self) -> float:
+        """From when on a call that is not answered yet has failed."""
+        return self.breaker.slow_s
+
+    def state(self, now_s: float) -> State:
+        """Where the breaker stands now."""
+        return self.breaker.state(now_s)
+
+    def readings(self, now_s: float) -> dict[str, float | None]:
+        """What is known of the link and the cloud now, by the names of the metrics; None where nothing is."""
+        return {
+            "link_rtt_seconds": self.link.rtt_s(now_s),
+            "link_bytes_per_second": self.link.bytes_per_s(now_s),
+            "link_lost_share": self.lost.share(now_s),
+            "cloud_queue_seconds": self.queue.mean(now_s),
+        }
+
+    @property
+    def unserved(self) -> str | None:
+        """Why the cloud is not asked at all, None while it serves what is wanted."""
+        return self._unserved.value if self.incompatible else None
+
+    @property
+    def encoding(self) -> str:
+        """In which form inputs are sent now."""
+        return self._packing.chosen if self._ours else RAW
+
     def security(self) -> dict[str, Any]:
         """Whether the cloud is spoken to with TLS and a token, and what is wrong with that now."""
         return {"tls": False, "token": False} if self._secured is None else self._secured.describe()
@@ -155,15 +192,26 @@ class CloudExecutor:
     def predict_s(self, now_s: float) -> float:
         """Seconds an offload is expected to take; 0 when nothing is known, so that somebody finds out."""
         network = self.link.predict_s(now_s)
-        return 0.0 if network is None else network + (self.server.mean(now_s) or 0.0)
+        if network is None:
+            return 0.0
+        return network + (self.server.mean(now_s) or 0.0) + self._packing.encode_s(now_s)
 
-    async def run(self, route: Route, sample: Sample, timeout_s: float) -> Prediction:
-        """Answer in the cloud. Raises ExecutionError; the breaker and the estimates learn from every outcome."""
-        request_id = f"{self._name}-{next(self._numbers):x}"
-        request = make_request(self._peer.model, sample.tensors, request_id=request_id)
-        request.outputs.add(name=self._peer.output.name)
-        add_checksum(request)
-        size = request.ByteSize() + CALL_OVERHEAD_BYTES
+    async def shadow(self, route: Route, sample: Sample, timeout_s: float, kept_for: Reason) -> Prediction:
+        """Send what ``wants_shadow`` wants. Raises like ``run``."""
+        return await self.run(route, sample, timeout_s)
+
+    async def run(self, route: Route, sample: Sample, timeout_s: float, exact: bool = False) -> Prediction:
+        """Answer in the cloud; ``exact``: the input is sent in a form that loses nothing of it.
+
+        Raises ExecutionError; the breaker and the estimates learn from every outcome.
+        """
+        began = self._clock()
+        encoding = self._packing.choose(self.link.bytes_per_s(began), timeout_s, began, exact) if self._ours else RAW
+        if encoding != RAW and not self.breaker.allows(began):
+            raise Unreachable("the cloud is not being asked")
+        row = Row(await self._request(sample, encoding), began + timeout_s)
+        # Exact for a call of its own; as a row of a larger one it is less, and still paid like this.
+        size = row.request.ByteSize() + CALL_OVERHEAD_BYTES
         self.request_bytes = size
         started = self._clock()
         call = self._claim(size, started)
@@ -172,11 +220,17 @@ class CloudExecutor:
         slow_s = self.breaker.slow_s
         overdue = asyncio.get_running_loop().call_later(slow_s, self.breaker.failed, call, started + slow_s)
         try:
-            response = await self._stub.ModelInfer(request, timeout=max(0.001, timeout_s))
-            prediction = self._read(route, response, request_id)
+            reply = await self._together.ask(row)
+            prediction = self._read(route, reply)
+        except TimeoutError as error:
+            raise self._failed(call, DeadlineExceeded("the cloud took too long"), size, started, None) from error
         except grpc.aio.AioRpcError as error:
-            raise self._failed(call, self._cause(error), size, started, error) from error
+            cause = self._cause(error)
+            if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                self._packing.refused(encoding)
+            raise self._failed(call, cause, size, started, error) from error
         except (BadAnswer, Incompatible) as error:
+            self._counted(error)
             self._differs(error)
             self.breaker.failed(call, self._clock())
             raise
@@ -186,11 +240,33 @@ class CloudExecutor:
         finally:
             overdue.cancel()
         elapsed = self._clock() - started
+        self._counted(None)
         self._incompatible = 0
         self.breaker.succeeded(call, elapsed, self._clock())
-        self._learn(response, size, elapsed)
+        self._learn(reply.response, reply.size, elapsed)
         self._metrics.stage("cloud", elapsed)
         return prediction
+
+    async def _request(self, sample: Sample, encoding: str) -> Any:
+        """The message with the input in the given form, which may take this device a while to make."""
+        inputs: Mapping[str, Any] = sample.tensors
+        if encoding != RAW:
+            ((name, rows),) = inputs.items()
+            began = self._clock()
+            if self._packing.encode_s(began, encoding) > THREAD_S:
+                packed = await asyncio.to_thread(encode, encoding, rows, self._peer.preprocessing)
+            else:
+                packed = encode(encoding, rows, self._peer.preprocessing)
+            inputs = {name: packed}
+            now = self._clock()
+            self._packing.encoded(encoding, now - began, now)
+        request = make_request(self._peer.model, inputs, request_id=f"{self._name}-{next(self._numbers):x}")
+        if encoding != RAW:
+            mark(request.inputs[0], encoding)
+        request.outputs.add(name=self._peer.output.name)
+        add_checksum(request)
+        self._metrics.packed(encoding)
+        return request
 
     def _claim(self, size: int, now_s: float) -> Call:
         """Take the tokens and the breaker's leave, or nothing. The policy has looked at both just before."""
@@ -202,23 +278,26 @@ class CloudExecutor:
         assert call is not None
         return call
 
-    def _read(self, route: Route, response: Any, request_id: str) -> Prediction:
-        """Trust nothing: identity, datatype, shape, finite values, a distribution."""
-        if response is None:  # a corrupted stream can end like this, with status OK
-            raise BadAnswer("no answer")
-        if response.id != request_id:
-            raise BadAnswer("the answer is to another request")
-        row = read_outputs(response, (self._peer.output,), rows=1)[self._peer.output.name][0]
-        digest = response.parameters[MODEL_DIGEST].string_param if MODEL_DIGEST in response.parameters else ""
-        self.foreign = self._peer.digest is not None and digest not in ("", self._peer.digest)
+    async def _call(self, rows: Sequence[Row]) -> list[Reply]:
+        """One call with the inputs of all rows. Raises AioRpcError, BadAnswer."""
+        request = rows[0].request if len(rows) == 1 else merged(rows)
+        left_s = max(row.deadline_s for row in rows) - self._clock()
+        response = await self._stub.ModelInfer(request, timeout=max(0.001, left_s))
+        answers = self._peer.rows(response, request.id, len(rows))
+        self._metrics.sent_together(len(rows))
+        size = request.ByteSize() + CALL_OVERHEAD_BYTES
+        return [Reply(response, answer, size) for answer in answers]
+
+    def _read(self, route: Route, reply: Reply) -> Prediction:
+        """Raises Incompatible where another model has answered."""
+        self.foreign = self._peer.is_other(reply.response)
         if self.foreign:
             self._metrics.other_model.inc()
             if not self._peer.accept_others:
                 raise Incompatible("the cloud runs another model than the bundle names")
-        if row.min() < -1e-4 or abs(float(row.sum()) - 1.0) > 1e-2:
-            raise BadAnswer("the answer is not a distribution")
+        row = reply.row
         label = int(row.argmax())
-        return Prediction(route, label, row, float(row[label]))
+        return Prediction(route, label, row, float(row[label]), self.index)
 
     def _cause(self, error: grpc.aio.AioRpcError) -> ExecutionError:
         cause = from_peer(error.code(), error.details())
@@ -227,10 +306,11 @@ class CloudExecutor:
         return cause if trouble is None else Untrusted(f"our own certificate {trouble}")
 
     def _failed(
-        self, call: Call, error: ExecutionError, size: int, started: float, cause: grpc.aio.AioRpcError
+        self, call: Call, error: ExecutionError, size: int, started: float, cause: grpc.aio.AioRpcError | None
     ) -> ExecutionError:
         now = self._clock()
         self.lost.observe(isinstance(error, DeadlineExceeded | Unreachable), now)
+        self._counted(error)
         self._differs(error)
         if isinstance(error, Overloaded):
             # The cloud is well, and says when to come back.
@@ -244,6 +324,9 @@ class CloudExecutor:
             self.link.forget()
         self.breaker.failed(call, now)
         return error
+
+    def _counted(self, error: ExecutionError | None) -> None:
+        self._metrics.called(self.index or 0, error)
 
     def _differs(self, error: ExecutionError) -> None:
         """Count what says that the cloud does not serve what is wanted; said once in the log, until it does."""
@@ -263,6 +346,10 @@ class CloudExecutor:
         spent_s = [value / 1000 for value in spent if isinstance(value, int | float)]
         server_s = min(max(0.0, sum(spent_s)), elapsed)
         now = self._clock()
+        ours = bool(spent_s or digest_in(response))
+        self._ours = ours and not self.foreign
+        if self._secured is not None and ours:
+            self._secured.is_ours()
         self.lost.observe(False, now)
         if isinstance(spent[0], int | float):
             self.queue.observe(min(max(0.0, spent_s[0]), elapsed), now)
@@ -312,9 +399,9 @@ class CloudExecutor:
             self._incompatible = 0
 
 
-def _pushback_s(error: grpc.aio.AioRpcError) -> float:
+def _pushback_s(error: grpc.aio.AioRpcError | None) -> float:
     """When the cloud wants to be asked again: its word, between 0 and 60 s, or half a second."""
-    for key, value in error.trailing_metadata() or ():
+    for key, value in (error.trailing_metadata() if error is not None else None) or ():
         if key == "grpc-retry-pushback-ms":
             try:
                 return min(60.0, max(0.0, float(value) / 1000))

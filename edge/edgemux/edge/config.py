@@ -14,6 +14,7 @@ import msgspec
 from edgemux.edge.admission import AdmissionSettings
 from edgemux.edge.breaker import BreakerSettings
 from edgemux.edge.metrics import EnergyProxy
+from edgemux.edge.peer import OutputKind
 from edgemux.edge.purse import BudgetSettings, PriceSettings
 from edgemux.edge.scheduler import SchedulerSettings
 from edgemux.multiplexer.limits import TokenBucket, allowed_s
@@ -27,6 +28,8 @@ MAX_TIMEOUT_S = 86400.0
 # A weight is a ratio; and planning for more applications than this takes too long for a device.
 MAX_WEIGHT = 1e6
 MAX_APPLICATIONS = 32
+MAX_CLOUDS = 16
+MAX_TOGETHER = 256
 # They are held in memory, some numbers each, until they are enough.
 MAX_REFERENCE_INPUTS = 100_000
 _HOST = re.compile(r"[A-Za-z0-9._-]+")
@@ -61,29 +64,61 @@ def _is_host(text: str) -> bool:
     return True
 
 
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return _is_host(host) and re.fullmatch("[0-9]{1,5}", port) is not None and 0 < int(port) < 65536
+
+
 class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The cloud: ``address`` HOST:PORT, None for none; ``model`` its name there, None for the bundle's.
 
+    addresses: several that serve the same, asked in turn; ``address`` may then be left out, or is one of them.
+    output: what a cloud of other make calls the model's answer, None for "probabilities". output_kind: what it is.
+    payload_max_loss: an input is sent in whichever form is answered soonest, of those that cost at most so much of the
+    cloud's accuracy, as the bundle has measured; 0: only forms that lose nothing.
+    most_together: inputs that one call may carry, of those that want the cloud at the same moment; 1: each has its own.
+    keepalive_s: between looks at a quiet connection; None: 10 towards our own servers, else none but while a call is
+    under way, every 5 minutes: servers of other make hang up on whoever asks more often.
     probe_interval_s: the longest the link goes unmeasured while requests come in. accept_other_models: whether answers
     of another model than the bundle's count as answers; the certificate is then withdrawn, for it is about that one.
     tls, token_file: how the agent knows the cloud, and the cloud the agent.
     """
 
     address: str | None = None
+    addresses: tuple[str, ...] = ()
     model: str | None = None
+    output: str | None = None
+    output_kind: OutputKind = "probabilities"
+    payload_max_loss: float = 0.002
+    most_together: int = 1
+    keepalive_s: float | None = None
     probe_interval_s: float = 0.5
     accept_other_models: bool = False
     tls: ClientTls = ClientTls()
     token_file: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.address is not None:
-            host, _, port = self.address.rpartition(":")
-            if not _is_host(host) or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
-                raise ValueError("address must be HOST:PORT, an IPv6 address in brackets")
-        if self.model == "":
-            raise ValueError("model must not be empty")
+        if self.address is not None and not _is_address(self.address):
+            raise ValueError("address must be HOST:PORT, an IPv6 address in brackets")
+        if not all(map(_is_address, self.addresses)):
+            raise ValueError("addresses must each be HOST:PORT, an IPv6 address in brackets")
+        if len(set(self.addresses)) < len(self.addresses) or len(self.addresses) > MAX_CLOUDS:
+            raise ValueError(f"addresses must be at most {MAX_CLOUDS}, each another")
+        if self.addresses and self.address not in (None, *self.addresses):
+            raise ValueError("address must be one of addresses, where both are given")
+        for name in ("model", "output"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} must not be empty")
+        if not 0 <= self.payload_max_loss <= 1:
+            raise ValueError("payload_max_loss must be in [0, 1]")
+        _positive(self, "most_together", most=MAX_TOGETHER)
+        if self.keepalive_s is not None:
+            _positive(self, "keepalive_s", most=MAX_TIMEOUT_S)
         _positive(self, "probe_interval_s", most=MAX_INTERVAL_S)
+
+    def every_address(self) -> tuple[str, ...]:
+        """All clouds, none where there is none."""
+        return self.addresses or (() if self.address is None else (self.address,))
 
 
 class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

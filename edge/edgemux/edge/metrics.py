@@ -12,10 +12,30 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from edgemux.edge.loading import Fallback
 from edgemux.multiplexer.domain import Placement, Reason
+from edgemux.multiplexer.errors import (
+    DeadlineExceeded,
+    ExecutionError,
+    Forbidden,
+    Incompatible,
+    Overloaded,
+    Unauthenticated,
+    Unreachable,
+)
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64)
 _SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 STAGES = ("validate", "pre_gate", "device", "post_gate", "cloud")
+# How calls to a cloud end.
+CALLS: tuple[tuple[type[ExecutionError], str], ...] = (
+    (DeadlineExceeded, "timeout"),
+    (Overloaded, "overloaded"),
+    (Unreachable, "unreachable"),
+    (Unauthenticated, "denied"),
+    (Forbidden, "denied"),
+    (Incompatible, "incompatible"),
+    (ExecutionError, "bad_answer"),
+)
 REFUSALS = ("input", "unknown_model", "too_large", "expired", "overloaded", "failed", "cancelled")
 
 
@@ -63,6 +83,9 @@ class EdgeMetrics:
         stage = self._histogram("edgemux_stage_duration_seconds", "Time in each stage.", _SECONDS, "stage")
         self._bytes = self._counter("edgemux_offload_bytes", "Bytes sent to the cloud.")
         self._attempts = self._counter("edgemux_offload_attempts", "Inputs sent to the cloud, answered or not.")
+        self._calls = self._counter("edgemux_cloud_calls", "Inputs sent, by cloud and outcome.", "peer", "outcome")
+        self._together = self._histogram("edgemux_offload_rows", "Inputs in a call to the cloud.", _ROWS)
+        self._forms = self._counter("edgemux_offload_payloads", "Inputs sent to the cloud, by form.", "payload")
         self.other_model = self._counter("edgemux_other_model", "Answers of another cloud model than the bundle's.")
         self._score = self._histogram("edgemux_score", "P(correct) of the answer given.", _SCORES, "model").labels(
             model
@@ -88,7 +111,8 @@ class EdgeMetrics:
         ).labels(model)
         self._paged = self._counter("edgemux_paged_bytes", "Bytes of deltas that were loaded.", "model").labels(model)
         self.level_switch = self._histogram("edgemux_level_switch_seconds", "Loading the delta of a level.", _SECONDS)
-        self.breaker = self._gauge("edgemux_breaker_state", "0 closed, 1 half-open, 2 open.")
+        self.breaker = self._gauge("edgemux_breaker_state", "0 closed, 1 half-open, 2 open; the best of several.")
+        self.peer_breaker = self._gauge("edgemux_peer_breaker_state", "The same of each cloud.", "peer")
         self.bound = self._gauge(
             "edgemux_disagreement_upper_bound", "Bound on the share of inputs kept and different.", "model"
         ).labels(model)
@@ -158,6 +182,19 @@ class EdgeMetrics:
         self._attempts.inc()
         self._bytes.inc(sent_bytes)
         self._joules[Placement.CLOUD].inc(sent_bytes * self._energy.joules_per_byte)
+
+    def sent_together(self, rows: int) -> None:
+        """A call with so many inputs was answered."""
+        self._together.observe(rows)
+
+    def packed(self, encoding: str) -> None:
+        """An input is about to be sent in this form, one of wire/payload.py's."""
+        self._forms.labels(encoding).inc()
+
+    def called(self, peer: int, error: ExecutionError | None) -> None:
+        """A call to a cloud, by its place in the configuration, has ended: well, or with an error."""
+        outcome = "answered" if error is None else next(name for kind, name in CALLS if isinstance(error, kind))
+        self._calls.labels(str(peer), outcome).inc()
 
     def spent_cpu(self, place: Placement, cpu_s: float) -> None:
         """A model used this much CPU time on the device."""

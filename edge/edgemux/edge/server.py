@@ -12,12 +12,14 @@ import msgspec
 
 from edgemux.edge.agent import Agent
 from edgemux.edge.breaker import Breaker
-from edgemux.edge.cloud_executor import CloudExecutor, Peer
+from edgemux.edge.cloud_executor import CloudExecutor
+from edgemux.edge.clouds import Cloud, Clouds
 from edgemux.edge.config import ApplicationSettings, CloudSettings, EdgeConfig
 from edgemux.edge.device_executor import DeviceExecutor
 from edgemux.edge.loading import Loaded, load
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.pager import Pager
+from edgemux.edge.peer import Peer
 from edgemux.edge.purse import Kind, Purse, Tariff, fill
 from edgemux.edge.request_log import RequestLog
 from edgemux.edge.sampler import Sampler
@@ -69,7 +71,7 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
     sampler = Sampler(
         {name: plugins.load("edgemux.sensors", name)() for name in config.sensors}, config.sensor_interval_s
     )
-    channel = _channel(config.cloud)
+    channels = _channels(config.cloud)
     store = Store(config.state_dir)
     call_bytes = max(Peer.of(each.bundle.manifest, None).call_bytes for each in loaded)
     purse = _purse(config, call_bytes, store.begin() if config.budgets else None)
@@ -78,7 +80,7 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
     try:
         for application, policy, each in zip(applications, policies, loaded, strict=True):
             first = next(iter(agents.values()), None)
-            agent = _agent(config, application, policy, each, sampler, channel, purse, first)
+            agent = _agent(config, application, policy, each, sampler, channels, purse, first)
             agents[each.bundle.manifest.name] = agent
             agent.metrics.forgets(forgetful)
             if _is_tight(config):
@@ -93,7 +95,7 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
         if config.budgets:
             store.end(purse.tokens(time.monotonic()))
         sampler.stop()
-        if channel is not None:
+        for channel in channels:
             await channel.close()
 
 
@@ -123,7 +125,7 @@ def _loaded(config: EdgeConfig) -> list[Loaded]:
     loaded: list[Loaded] = []
     for each in config.every_application():
         room = memory_bytes - sum(other.family.resident_bytes for other in loaded)
-        loaded.append(load(each.bundle, each.previous_bundle, each.name, config.cloud.address is not None, room))
+        loaded.append(load(each.bundle, each.previous_bundle, each.name, bool(config.cloud.every_address()), room))
         if _is_tight(config):
             loaded[-1].family.lower_to(1)
     smallest = [each.family.bytes_of.get(1, 0) for each in loaded]
@@ -138,7 +140,7 @@ def _agent(
     policy: Policy,
     loaded: Loaded,
     sampler: Sampler,
-    channel: RenewedChannel | None,
+    channels: Sequence[RenewedChannel],
     purse: Purse,
     first: Agent | None,
 ) -> Agent:
@@ -163,11 +165,14 @@ def _agent(
     priors_s = tuple(manifest.levels[route.level - 1].median_ms / 1000 for route in family.routes)
     device = DeviceExecutor(family, priors_s, metrics, spent)
     digest = bundle.sha256(manifest.cloud.files[0])
-    peer = Peer.of(manifest, digest, application.cloud_model or bundle.own_name, config.cloud.accept_other_models)
+    there = config.cloud
+    model = application.cloud_model or bundle.own_name
+    about = there.accept_other_models, there.output, there.output_kind, there.payload_max_loss
+    peer = Peer.of(manifest, digest, model, *about)
     if first is not None and first.cloud is not None:
-        cloud: CloudExecutor | None = first.cloud.beside(peer, metrics)
+        cloud: Cloud | None = first.cloud.beside(peer, metrics)
     else:
-        cloud = None if channel is None else _cloud(config, peer, channel, purse, metrics)
+        cloud = _cloud(config, peer, channels, purse, metrics) if channels else None
     # Where no level runs there is nothing to keep, and nothing to watch over.
     drift = config.drift if family.routes else msgspec.structs.replace(config.drift, enabled=False)
     vigil = Vigil(manifest, drift, config.audit_share if family.routes else 0.0)
@@ -199,16 +204,31 @@ def _purse(config: EdgeConfig, call_bytes: float, kept: dict[str, float] | None)
     return purse
 
 
-def _channel(cloud: CloudSettings) -> RenewedChannel | None:
-    if cloud.address is None:
-        return None
-    return open_renewed_channel(cloud.address, MAX_ANSWER_BYTES, cloud.tls, cloud.token_file)
+def _channels(cloud: CloudSettings) -> list[RenewedChannel]:
+    return [
+        open_renewed_channel(address, MAX_ANSWER_BYTES, cloud.tls, cloud.token_file, keepalive_s=cloud.keepalive_s)
+        for address in cloud.every_address()
+    ]
 
 
 def _cloud(
-    config: EdgeConfig, peer: Peer, channel: RenewedChannel, purse: Purse, metrics: EdgeMetrics
-) -> CloudExecutor:
-    return CloudExecutor(channel, peer, Breaker(config.breaker), purse, metrics, time.monotonic)
+    config: EdgeConfig, peer: Peer, channels: Sequence[RenewedChannel], purse: Purse, metrics: EdgeMetrics
+) -> Cloud:
+    several = len(channels) > 1
+    peers = [
+        CloudExecutor(
+            channel,
+            peer,
+            Breaker(config.breaker),
+            purse,
+            metrics,
+            time.monotonic,
+            index if several else None,
+            config.cloud.most_together,
+        )
+        for index, channel in enumerate(channels)
+    ]
+    return Clouds(peers, time.monotonic) if several else peers[0]
 
 
 def _request_log(config: EdgeConfig, metrics: EdgeMetrics) -> RequestLog | None:

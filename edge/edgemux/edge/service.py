@@ -137,7 +137,10 @@ def _line(request: Any, outcome: str, elapsed_s: float, answers: Sequence[Answer
 
 
 def said(answers: Sequence[Answer]) -> dict[str, Parameter]:
-    """What happened, as reply parameters: plain values for one input, comma-separated in row order for several."""
+    """What happened, as reply parameters: plain values for one input, comma-separated in row order for several.
+
+    edgemux_peer: which of several clouds has answered, by its place in the configuration; empty for the device.
+    """
     columns: dict[str, list[Parameter]] = {
         "edgemux_route": [answer.prediction.route.placement.value for answer in answers],
         "edgemux_variant": [answer.prediction.route.variant for answer in answers],
@@ -145,6 +148,9 @@ def said(answers: Sequence[Answer]) -> dict[str, Parameter]:
         "edgemux_score": [answer.prediction.confidence for answer in answers],
         "edgemux_degraded": [answer.degraded for answer in answers],
     }
+    peers = [answer.prediction.peer for answer in answers]
+    if any(peer is not None for peer in peers):
+        columns["edgemux_peer"] = ["" if peer is None else peer for peer in peers]
     if len(answers) == 1:
         return {name: column[0] for name, column in columns.items()}
     return {name: ",".join(_word(value) for value in column) for name, column in columns.items()}

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from edgemux.edge.agent import Agent
+from edgemux.edge.clouds import Cloud
 
 
 def status_of_all(agents: Mapping[str, Agent]) -> dict[str, Any]:
@@ -31,17 +32,35 @@ def device_status(agent: Agent) -> dict[str, Any]:
         "reading_ages_seconds": agent.sampler.ages_s(now),
         "budgets": {kind: _number(left) for kind, left in agent.purse.left(now).items()},
         "budget_prices": {kind: round(price, 6) for kind, price in agent.purse.prices(now).items()},
-        "cloud": None
-        if cloud is None
-        else {
-            "breaker": cloud.breaker.state(now).name.lower(),
-            "rtt_seconds": cloud.link.rtt_s(now),
-            "bytes_per_second": cloud.link.bytes_per_s(now),
-            "queue_seconds": cloud.queue.mean(now),
-            "lost_share": cloud.lost.share(now),
-            "security": cloud.security(),
-            "server_seconds": cloud.server.mean(now),
-        },
+        "cloud": None if cloud is None else _cloud(cloud, now),
+    }
+
+
+def _cloud(cloud: Cloud, now_s: float) -> dict[str, Any]:
+    """The only cloud; of several what holds for them together, and each by its place in the configuration."""
+    together = {"breaker": cloud.state(now_s).name.lower(), **_readings(cloud, now_s)}
+    each = [
+        {
+            "breaker": peer.state(now_s).name.lower(),
+            **_readings(peer, now_s),
+            "server_seconds": peer.server.mean(now_s),
+            "security": peer.security(),
+            "refuses_for_seconds": max(0.0, round(peer.refused_until_s - now_s, 3)),
+            "unserved": peer.unserved,
+            "payload": peer.encoding,
+        }
+        for peer in cloud.peers
+    ]
+    return (each[0] if len(each) == 1 else together) | {"peers": each}
+
+
+def _readings(cloud: Cloud, now_s: float) -> dict[str, float | None]:
+    readings = cloud.readings(now_s)
+    return {
+        "rtt_seconds": readings["link_rtt_seconds"],
+        "bytes_per_second": readings["link_bytes_per_second"],
+        "queue_seconds": readings["cloud_queue_seconds"],
+        "lost_share": readings["link_lost_share"],
     }
 
 

@@ -37,7 +37,7 @@ async def watch(agents: Sequence[Agent], pager: Pager, probe_interval_s: float) 
             sense(agents, now)
             pager.tick(now)
             if (probe is None or probe.done()) and _due(agents, probe_interval_s, now):
-                probe = asyncio.create_task(_probe(agents))
+                probe = asyncio.create_task(_probe(agents, probe_interval_s))
             if (step is None or step.done()) and any(agent.vigil.due for agent in agents):
                 step = asyncio.create_task(_step([agent.vigil for agent in agents if agent.vigil.due]))
     finally:
@@ -58,16 +58,21 @@ async def _step(vigils: Sequence[Vigil]) -> None:
 
 def _due(agents: Sequence[Agent], interval_s: float, now_s: float) -> bool:
     cloud = agents[0].cloud
-    if cloud is None or cloud.link.age_s(now_s) < interval_s:
+    if cloud is None or all(peer.link.age_s(now_s) < interval_s for peer in cloud.peers):
         return False
     return sum(agent.rate.per_s(now_s) for agent in agents) > QUIET_INPUTS_PER_S
 
 
-async def _probe(agents: Sequence[Agent]) -> None:
-    """Measure the one link, and ask about every model that the cloud did not serve as it should."""
+async def _probe(agents: Sequence[Agent], interval_s: float) -> None:
+    """Measure the links, and ask about every model that a cloud did not serve as it should."""
+    now_s = time.monotonic()
     for agent in agents:
-        if agent.cloud is not None and (agent is agents[0] or agent.cloud.incompatible):
-            await agent.cloud.ping(timeout_s=1.0)
+        asked = [
+            peer
+            for peer in (() if agent.cloud is None else agent.cloud.peers)
+            if peer.incompatible or (agent is agents[0] and peer.link.age_s(now_s) >= interval_s)
+        ]
+        await asyncio.gather(*(peer.ping(timeout_s=1.0) for peer in asked))
     await asyncio.sleep(TICK_S)
 
 
@@ -79,10 +84,7 @@ def sense(agents: Sequence[Agent], now_s: float) -> None:
     values["loop_lag_seconds"] = first.loop_lag_s
     values["inputs_per_second"] = sum(agent.rate.per_s(now_s) for agent in agents)
     if first.cloud is not None:
-        values["link_rtt_seconds"] = first.cloud.link.rtt_s(now_s)
-        values["link_bytes_per_second"] = first.cloud.link.bytes_per_s(now_s)
-        values["link_lost_share"] = first.cloud.lost.share(now_s)
-        values["cloud_queue_seconds"] = first.cloud.queue.mean(now_s)
+        values |= first.cloud.readings(now_s)
     first.metrics.sensed(values)
     first.metrics.aged(first.sampler.ages_s(now_s))
     for agent in agents:
@@ -93,7 +95,9 @@ def export(agent: Agent, now_s: float) -> None:
     """Bring an application's gauges up to date, and those of the budgets and the breaker."""
     metrics = agent.metrics
     if agent.cloud is not None:
-        metrics.breaker.set(agent.cloud.breaker.state(now_s))
+        metrics.breaker.set(agent.cloud.state(now_s))
+        for number, peer in enumerate(agent.cloud.peers):
+            metrics.peer_breaker.labels(str(number)).set(peer.state(now_s))
     for kind, left in agent.purse.left(now_s).items():
         metrics.budget.labels(kind).set(left)
     for kind, price in agent.purse.prices(now_s).items():

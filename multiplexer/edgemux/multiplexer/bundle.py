@@ -136,6 +136,24 @@ class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     levels: tuple[Certified, ...]
 
 
+class Payload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A form in which inputs may be sent to the cloud, and what it was measured to be on ``n`` inputs.
+
+    encoding: "raw" for the tensor itself; the names are in wire/payload.py, and one that is not known is not used.
+    bytes: mean size. accuracy: of the cloud model through it, with its 95 % interval. changed: the share of inputs that
+    it gives another label than through the tensor. encode_ms, decode_ms: medians, one input on one thread.
+    """
+
+    encoding: str
+    bytes: float
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    changed: float
+    encode_ms: float
+    decode_ms: float
+    n: int
+
+
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the bundle comes from; ``verdicts`` are the measured reasons for and against each compression pass."""
 
@@ -155,8 +173,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     """The whole manifest; ``digest`` is the sha256 of the others, see ``seal``.
 
     preprocessing: None where the input is no picture; such a bundle takes tensors only.
-    references: what inputs and scores usually are. A manifest without them has no such key, not even in what is
-    digested: those sealed before there were any still open.
+    references: what inputs and scores usually are. payloads: the forms in which inputs may be sent, "raw" first. A
+    manifest without them has no such key, not even in what is digested: those sealed before there were any still open.
     """
 
     format: int
@@ -175,6 +193,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     files: tuple[File, ...]
     provenance: Provenance
     references: References | msgspec.UnsetType = msgspec.UNSET
+    payloads: tuple[Payload, ...] | msgspec.UnsetType = msgspec.UNSET
     digest: str = ""
 
 
@@ -293,6 +312,8 @@ def _check_consistency(manifest: Manifest) -> None:
         _check_certificate(manifest, manifest.certificate)
     if manifest.references is not msgspec.UNSET:
         _require(len(manifest.references.levels) == len(manifest.levels), "one reference per level is needed")
+    if manifest.payloads is not msgspec.UNSET:
+        _check_payloads(manifest.payloads)
 
 
 def _require(holds: bool, otherwise: str) -> None:
@@ -387,6 +408,15 @@ def _check_certificate(manifest: Manifest, certificate: Certificate) -> None:
     )
     seen = [share for level in certificate.levels for share in (level.kept, level.disagreement, level.upper_bound)]
     _require(all(0 <= share <= 1 for share in seen), "the certificate's shares must be in [0, 1]")
+
+
+def _check_payloads(payloads: tuple[Payload, ...]) -> None:
+    """The tensor itself first, each form once, no times and shares that cannot be."""
+    names = [each.encoding for each in payloads]
+    _require(names[:1] == ["raw"] and len(set(names)) == len(names), "payloads are raw, and others, each once")
+    for each in payloads:
+        _require(0 <= each.accuracy <= 1 and 0 <= each.changed <= 1, "a payload's shares must be in [0, 1]")
+        _require(each.bytes > 0 and each.encode_ms >= 0 and each.decode_ms >= 0, "a payload cannot take less than none")
 
 
 def _read(path: Path, name: str, limit: int) -> bytes:

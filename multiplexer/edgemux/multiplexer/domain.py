@@ -103,12 +103,16 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class Prediction(msgspec.Struct, frozen=True):
-    """An answer: ``probabilities`` FP32 [classes], and P(it is right) as far as is known."""
+    """An answer: ``probabilities`` FP32 [classes], and P(it is right) as far as is known.
+
+    peer: which of several clouds gave it, None where there is but one, or none.
+    """
 
     route: Route
     label: int
     probabilities: NDArray[Any]
     confidence: float
+    peer: int | None = None
 
 
 class Run(msgspec.Struct, frozen=True):

@@ -37,17 +37,24 @@ MAX_REQUEST_BYTES = 4 * 2**20
 MAX_METADATA_BYTES = 16 * 2**10
 KEEPALIVE_S = 10
 KEEPALIVE_TIMEOUT_S = 3
+# Other servers, if nobody has set them up, hang up on whoever pings more often than every five minutes, or with no call
+# under way (GOAWAY, "too_many_pings"); a little more, since clocks differ.
+FOREIGN_KEEPALIVE_S = 310
 
 
-def client_options(max_answer_bytes: int = MAX_MESSAGE_BYTES) -> Options:
-    """Options of a channel to one of our servers, or to one that allows a ping every KEEPALIVE_S seconds."""
+def client_options(max_answer_bytes: int = MAX_MESSAGE_BYTES, keepalive_s: float = KEEPALIVE_S) -> Options:
+    """Options of a channel to one of our servers, or to one that allows a ping every ``keepalive_s`` seconds.
+
+    With FOREIGN_KEEPALIVE_S or more only while a call is under way. That a peer's host is gone is found all the same
+    when something is sent to it: after KEEPALIVE_TIMEOUT_S without an acknowledgement.
+    """
     return [
-        ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
+        ("grpc.keepalive_time_ms", round(keepalive_s * 1000)),
         # The library makes the first a matter of unacknowledged TCP data alone; without the second, a peer whose
         # kernel still acknowledges (hung, or behind a relay that lost it) is taken to be alive for 60 s: measured.
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
         ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
-        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_permit_without_calls", int(keepalive_s < FOREIGN_KEEPALIVE_S)),
         # Without this the library stops pinging a quiet connection and needs 25 s to see it dead.
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),
@@ -98,25 +105,28 @@ def open_renewed_channel(
     token_file: Path | None = None,
     section: str = "cloud",
     clock: Callable[[], float] = time.monotonic,
+    keepalive_s: float | None = None,
 ) -> RenewedChannel:
     """A channel to ``HOST:PORT``; nothing is connected until the first call. ``section`` is what errors call it.
 
+    keepalive_s: None for FOREIGN_KEEPALIVE_S until ``RenewedChannel.is_ours`` is called, and KEEPALIVE_S from then on.
     With ``tls`` it is never plaintext; without it, beyond this machine, the log says so. Raises ConfigError when a file
     cannot be used, or a token would be readable.
     """
-    options = [*client_options(max_answer_bytes), *_name_options(tls)]
     certificates, tokens = client_files(address, tls, token_file, section, clock)
     if certificates is None and not is_loopback(address.rpartition(":")[0]):
         _log.warning(
             "%s.address: others can read what is sent to it, and answer in its place; see %s.tls", section, section
         )
 
-    def make() -> grpc.aio.Channel:
+    def make(ours: bool) -> grpc.aio.Channel:
+        seconds = keepalive_s or (KEEPALIVE_S if ours else FOREIGN_KEEPALIVE_S)
+        options = [*client_options(max_answer_bytes, seconds), *_name_options(tls)]
         if certificates is None:
             return grpc.aio.insecure_channel(address, options=options)
         return grpc.aio.secure_channel(address, credentials(certificates), options=options)
 
-    return RenewedChannel(make, certificates, tokens, clock)
+    return RenewedChannel(make, certificates, tokens, clock, told=keepalive_s is not None)
 
 
 def open_blocking_channel(

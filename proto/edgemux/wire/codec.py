@@ -18,6 +18,7 @@ from edgemux.multiplexer.bundle import DATATYPES, Preprocessing, Tensor
 from edgemux.multiplexer.errors import BadAnswer, InputError, TooLarge
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.image import decode_images
+from edgemux.wire.payload import marked, unscaled
 
 Array = NDArray[Any]
 Parameter = bool | int | float | str
@@ -91,16 +92,9 @@ def _check_each(
             raise InputError(_quoted(message.name), f"no such input, the model has {', '.join(wanted)}")
         if tensor.name in checked:
             raise InputError(tensor.name, "given twice")
-        pictures = message.datatype == "BYTES" and tensor.datatype == "UINT8" and preprocessing is not None
-        if message.datatype == "BYTES" and not pictures:  # before its shape is, which an encoded picture has but one of
-            raise InputError(tensor.name, f"encoded pictures are not taken here, expected {tensor.datatype}")
-        shape = _checked_shape(message, tensor.shape[:1] if pictures else tensor.shape, max_batch)
-        if pictures:
-            checked[tensor.name] = _pictures(tensor.name, message, raw[index] if raw else None, shape[0])
-        else:
-            if message.datatype != tensor.datatype:
-                raise InputError(tensor.name, f"datatype {_quoted(message.datatype)}, expected {tensor.datatype}")
-            checked[tensor.name] = _dense(tensor.name, message, raw[index] if raw else None, shape)
+        checked[tensor.name], shape = _checked_input(
+            message, tensor, raw[index] if raw else None, preprocessing, max_batch
+        )
         rows.add(shape[0] if max_batch else 1)
     for name in wanted:
         if name not in checked:
@@ -128,6 +122,39 @@ def _plain(request: Any, tensor: Tensor, max_batch: int) -> Array | None:
     if dtype.kind == "f" and np.count_nonzero(np.isfinite(array)) != array.size:
         return None
     return array
+
+
+def _checked_input(
+    message: Any, tensor: Tensor, raw: bytes | None, preprocessing: Preprocessing | None, max_batch: int
+) -> tuple[Array | Pictures, tuple[int, ...]]:
+    """One input, and its shape as it is in the message."""
+    encoding = marked(message, tensor)
+    if encoding:
+        return _packed(message, tensor, encoding, raw, max_batch)
+    pictures = message.datatype == "BYTES" and tensor.datatype == "UINT8" and preprocessing is not None
+    if message.datatype == "BYTES" and not pictures:  # before its shape is, which an encoded picture has but one of
+        raise InputError(tensor.name, f"encoded pictures are not taken here, expected {tensor.datatype}")
+    shape = _checked_shape(message, tensor.shape[:1] if pictures else tensor.shape, max_batch)
+    if pictures:
+        return _pictures(tensor.name, message, raw, shape[0]), shape
+    if message.datatype != tensor.datatype:
+        raise InputError(tensor.name, f"datatype {_quoted(message.datatype)}, expected {tensor.datatype}")
+    return _dense(tensor.name, message, raw, shape), shape
+
+
+def _packed(
+    message: Any, tensor: Tensor, encoding: str, raw: bytes | None, max_batch: int
+) -> tuple[Array, tuple[int, ...]]:
+    """An FP32 input that came as FP16, or with 8 bits a value."""
+    wanted = {"fp16": "FP16", "u8": "BYTES"}[encoding]
+    if message.datatype != wanted or raw is None:
+        raise InputError(tensor.name, f"{encoding} travels as raw {wanted}")
+    if encoding == "fp16":
+        shape = _checked_shape(message, tensor.shape, max_batch)
+        return _dense(tensor.name, message, raw, shape).astype(np.float32), shape
+    shape = _checked_shape(message, tensor.shape[:1], max_batch)
+    elements = _pictures(tensor.name, message, raw, shape[0]).elements
+    return unscaled(tensor.name, elements, tensor.shape[1:]), shape
 
 
 def decode_inputs(

@@ -19,6 +19,8 @@ from edgemux.wire.status import from_peer
 
 # Calls that are under way when the channel is exchanged have so long to end.
 GRACE_S = 30.0
+# For a connection beside the one in use.
+CONNECT_S = 5.0
 # The library pauses between look-ups of a name that is not known, longer each time, up to two minutes (measured: 5 s
 # after an outage of 10 s). A new channel looks it up at once; no more than one of them is made in so long.
 LOOK_UP_S = 1.0
@@ -27,7 +29,8 @@ _NO_NAME = ("dns resolution failed", "errors resolving")
 
 _log = logging.getLogger("edgemux.wire")
 
-Open = Callable[[], grpc.aio.Channel]
+# Whether the other side is known to be one of our own servers -> a channel to it.
+Open = Callable[[bool], grpc.aio.Channel]
 
 
 class RenewedChannel:
@@ -42,16 +45,19 @@ class RenewedChannel:
         certificates: Certificates | None,
         tokens: TokenFile | None,
         clock: Callable[[], float] = time.monotonic,
+        told: bool = False,
     ) -> None:
-        """``make`` opens a channel with what ``certificates`` holds at that moment."""
+        """``make`` opens a channel with what ``certificates`` holds at that moment. told: whose it is is no matter."""
         self._make = make
+        self._ours = told
+        self._becoming: asyncio.Task[None] | None = None
         self._certificates = certificates
         self._tokens = tokens
         self._clock = clock
         self._refreshed_s = float("-inf")
         self._looked_up_s = float("-inf")
         self._with = self._credentials()
-        self._channel = make()
+        self._channel = make(self._ours)
         self._closing: set[asyncio.Task[None]] = set()
         # Why the latest call found no connection that both sides trust, None when it did.
         self.untrusted: str | None = None
@@ -79,8 +85,32 @@ class RenewedChannel:
         """The state of the connection; a renewed one begins as IDLE."""
         return self._current().get_state(try_to_connect=try_to_connect)
 
+    def is_ours(self) -> None:
+        """The other side has said that it is one of our own servers: looked at more often, by a connection of its own.
+
+        That one is made beside the old, which is used until then, and on where it cannot be made.
+        """
+        if not self._ours and self._becoming is None:
+            self._becoming = asyncio.ensure_future(self._become_ours())
+
+    async def _become_ours(self) -> None:
+        old, beside, taken = self._channel, self._make(True), False
+        try:
+            await asyncio.wait_for(beside.channel_ready(), CONNECT_S)
+            if self._channel is old:  # else it was exchanged meanwhile, and the next answer tells again
+                self._ours = taken = True
+                self._go_over(beside)
+        except TimeoutError:
+            pass
+        finally:
+            self._becoming = None
+            if not taken:
+                await beside.close()
+
     async def close(self) -> None:
         """Close it, and those that it was before."""
+        if self._becoming is not None:
+            self._becoming.cancel()
         for task in self._closing:
             task.cancel()
         await asyncio.gather(*self._closing, return_exceptions=True)
@@ -116,7 +146,10 @@ class RenewedChannel:
         return self._channel
 
     def _exchange(self) -> None:
-        old, self._channel = self._channel, self._make()
+        self._go_over(self._make(self._ours))
+
+    def _go_over(self, channel: grpc.aio.Channel) -> None:
+        old, self._channel = self._channel, channel
         task = asyncio.ensure_future(old.close(GRACE_S))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)

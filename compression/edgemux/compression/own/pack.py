@@ -17,6 +17,7 @@ from edgemux.compression.multiplex import POST_GATE, PRE_GATE, Prices
 from edgemux.compression.own.answers import Feed, Splits
 from edgemux.compression.own.plan import Plan, without_places
 from edgemux.compression.pack import GOLDEN, SAMPLES, check_target, golden_answers, manifest_of, provenance_of
+from edgemux.compression.payloads import add_payloads
 from edgemux.compression.places import replacing
 from edgemux.multiplexer import bundle
 from edgemux.multiplexer.bundle import Bundle, Manifest, Preprocessing, Provenance
@@ -61,6 +62,8 @@ def write(plan: Plan, recipe: str, recipe_sha256: str, parts: Parts, seconds: fl
         known = (parts.dealt.test, parts.dealt.certify)
         if min(len(rows) for rows in known) >= LEAST_REFERENCE:
             add_references(part, *(_some(parts, rows) for rows in known))
+        test = parts.dealt.test
+        add_payloads(part, parts.feed.rows, test, None if parts.labels is None else parts.labels[test])
         Bundle.open(part).verify()
     return out
 

@@ -84,9 +84,12 @@ class Packing:
             self._encode_s[encoding].observe(elapsed_s, now_s)
 
     def refused(self, encoding: str) -> None:
-        """The cloud does not take a form, or makes nonsense of it: it is not used again."""
+        """The cloud does not take a form, or makes nonsense of it: from now on it is sent the tensor.
+
+        Not only that form is given up: each that is tried costs an answer, and three in a row open the breaker.
+        """
         if encoding != RAW:
-            self._payloads.pop(encoding, None)
+            self._payloads = {}
             self.chosen = RAW
 
     def _best(self, bytes_per_s: float, now_s: float, exact: bool = False) -> str:

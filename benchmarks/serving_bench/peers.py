@@ -32,7 +32,8 @@ MODELS = Path(__file__).parent / "peer_models"
 LOOPBACK = "127.0.0.1"
 REQUIREMENTS = {
     "triton": ("nvidia-pytriton==0.7.0", "onnxruntime"),
-    "mlserver": ("mlserver==1.7.1", "onnxruntime"),
+    # msgspec: for edgemux itself beside it, in tests/wire/test_coexistence.py.
+    "mlserver": ("mlserver==1.7.1", "onnxruntime", "msgspec"),
     "litserve": ("litserve==0.2.19", "onnxruntime"),
 }
 READY_PATHS = {"triton": "/v2/health/ready", "mlserver": "/v2/health/ready", "litserve": "/health"}

@@ -220,8 +220,6 @@ async def payloads() -> None:
             shares = f"{each.accuracy:8.4f} {each.changed:8.4f}"
             times = f"{each.encode_ms:9.3f} {each.decode_ms:9.3f}"
             print(f"{each.encoding:14} {each.bytes:8.0f} {shares} {times}   {each.n}")
-                f"{each.encoding:14} {each.bytes:8.0f} {shares} {each.encode_ms:9.3f} {each.decode_ms:9.3f}   {each.n}"
-            )
         images, _ = large_pictures.pictures(PICTURES, seed=9)
         with cloud(bundle) as address:
             for conditions in LINKS:

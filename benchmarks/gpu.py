@@ -2,10 +2,11 @@
 
     python benchmarks/gpu.py [--json FILE] [--device cuda|cpu] [--quick]
 
-Columns: a whole ``run`` of the backend (pinned buffers, own stream), the same without either (``plain``), the model
+Columns: a whole ``run`` of the backend (pinned buffers, own stream, recorded runs), the same kernel by kernel
+(``eager``), with ``torch.compile`` (``compiled``), kernel by kernel without buffers and stream (``plain``), the model
 alone on the device by CUDA events (``compute``), two backends side by side in two threads (``paired``, pictures a
 second), and the engine with 64 requests of one picture under way. The archive is made on the spot, with untrained
-weights.
+weights. ``off`` is the largest difference to fp32 on the CPU, as a share of the largest logit.
 """
 
 from __future__ import annotations
@@ -163,51 +164,66 @@ async def engine_per_s(backend: TorchBackend, seconds: float) -> tuple[float, fl
     return len(times) / elapsed_s, statistics.median(times) * 1e3, tally.rows / tally.batches
 
 
+def measured(
+    backends: dict[str, TorchBackend], pair: list[TorchBackend], there: nn.Module, exact: TorchBackend, batch: int,
+    dtype: str, quick: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """One row of the table."""
+    pictures = np.random.default_rng(batch).integers(0, 256, (batch, 3, SIZE, SIZE), np.uint8)
+    given, repeats = {"image": pictures}, 3 if quick else 30
+    device, reduced = pair[0].device, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(dtype)
+    cuda = device.type == "cuda"
+    right = exact.run(given, ["logits"])["logits"]
+    answer = backends["run"].run(given, ["logits"])["logits"]
+    row: dict[str, Any] = {"format": dtype, "batch": batch}
+    for name, backend in backends.items():
+        row[f"{name}_ms"] = median_ms(lambda b=backend: b.run(given, ["logits"]), repeats)
+    row["plain_ms"] = median_ms(lambda: plain(there, device, reduced)(pictures), repeats)
+    row["compute_ms"] = compute_ms(pair[0], pictures, reduced, repeats) if cuda else float("nan")
+    row["per_s"] = batch / row["run_ms"] * 1e3
+    row["paired_per_s"] = paired_per_s(pair, pictures, 0.2 if quick else 1.0)
+    row["off"] = float(np.abs(answer - right).max() / np.abs(right).max())
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    seconds, repeats = (0.5, 3) if options.quick else (3.0, 30)
     cuda = options.device == "cuda"
-    name = torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name() if cuda else f"{options.threads} threads, {platform.machine()}"
     print(f"{name}, torch {torch.__version__}, ResNet-18, UINT8 3 x {SIZE} x {SIZE}\n")
-    print("| format | batch | run ms | plain ms | compute ms | pictures/s | paired/s | off by at most |")
-    print("|---|---|---|---|---|---|---|---|")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "resnet18.pt2"
-        module = export(path)
-        device = torch.device(options.device)
-        there = module.to(device)
+        there = export(path).to(options.device)
+        exact = TorchBackend(path, "cpu", threads=options.threads)
         for dtype in ("fp32", "bf16", "fp16") if cuda else ("fp32",):
-            reduced = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(dtype)
-            pair = [TorchBackend(path, options.device, dtype) for _ in range(2)]
-            for batch in BATCHES if cuda else BATCHES[:2]:
-                pictures = np.random.default_rng(batch).integers(0, 256, (batch, 3, SIZE, SIZE), np.uint8)
-                answer = pair[0].run({"image": pictures}, ["logits"])["logits"]
-                exact = plain(there, device, None)(pictures)
-                run_ms = median_ms(lambda p=pictures, b=pair[0]: b.run({"image": p}, ["logits"]), repeats)
-                row = {
-                    "format": dtype,
-                    "batch": batch,
-                    "run_ms": run_ms,
-                    "plain_ms": median_ms(lambda p=pictures, r=reduced: plain(there, device, r)(p), repeats),
-                    "compute_ms": compute_ms(pair[0], pictures, reduced, repeats) if cuda else float("nan"),
-                    "per_s": batch / run_ms * 1e3,
-                    "paired_per_s": paired_per_s(pair, pictures, seconds / 3),
-                    "off": float(np.abs(answer - exact).max() / np.abs(exact).max()),
-                }
+            pair = [TorchBackend(path, options.device, dtype, threads=options.threads) for _ in range(2)]
+            backends = {"run": pair[0]}
+            if cuda:
+                backends["eager"] = TorchBackend(path, "cuda", dtype, graphs=False)
+                backends["compiled"] = TorchBackend(path, "cuda", dtype, compiled=True)
+            for batch in BATCHES if cuda else BATCHES[:3]:
+                row = measured(backends, pair, there, exact, batch, dtype, options.quick)
+                if not rows:
+                    print("| " + " | ".join(row) + " |")
+                    print("|---" * len(row) + "|")
                 rows.append(row)
                 print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
-            per_s, p50, size = asyncio.run(engine_per_s(pair[0], seconds))
-            rows.append({"format": dtype, "engine_per_s": per_s, "engine_p50_ms": p50, "engine_batch": size})
-            print(f"| {dtype} engine, {UNDER_WAY} under way | {size:.1f} | {p50:.4g} | | | {per_s:.4g} | | |")
-            for backend in pair:
+            for kind, backend in backends.items():
+                per_s, p50, size = asyncio.run(engine_per_s(backend, 0.5 if options.quick else 3.0))
+                rows.append({"format": dtype, "engine": kind, "per_s": per_s, "p50_ms": p50, "rows": size})
+                print(f"{dtype} engine, {kind}: {per_s:.0f} requests/s, {p50:.2f} ms, batches of {size:.1f}")
+            for backend in {*pair, *backends.values()}:
                 backend.close()
-    if options.json:
-        options.json.write_text(json.dumps({"device": name, "torch": torch.__version__, "rows": rows}, indent=1))
+            if options.json:
+                options.json.write_text(
+                    json.dumps({"device": name, "torch": torch.__version__, "rows": rows}, indent=1)
+                )
 
 
 if __name__ == "__main__":

@@ -270,3 +270,29 @@ async def test_a_higher_priority_overtakes(make_engine: Make, backend: Any) -> N
     await first
     await until(lambda: len(ended) == 3)
     assert ended == [1, 0, 3]
+
+
+async def test_requests_that_come_alone_pass_the_queue_by_and_a_crowd_is_noticed(
+    make_engine: Make, backend: Any
+) -> None:
+    engine = make_engine(row_s=1e-5)
+    backend.permit(1000)
+    for number in range(40):
+        answer = await engine.infer({"image": images(number % 10)}, OUTPUTS, soon())
+        assert answer.outputs["probabilities"].argmax() == number % 10
+    assert engine._company < 1.3
+    assert engine._tally.rows == engine._tally.batches == 40
+    backend.batches.clear()
+    for _ in range(30):
+        await asyncio.gather(*(ask(engine, number) for number in range(4)))
+    assert backend.batches[:4] == [1, 1, 1, 1]
+    assert backend.batches[-1] == 4
+
+
+async def test_a_model_that_fails_a_lone_request_fails_only_that(make_engine: Make, backend: Any) -> None:
+    engine = make_engine(row_s=1e-5, max_batch=1)
+    backend.permit(2)
+    backend.fail_next = True
+    with pytest.raises(ExecutionError, match="the model failed"):
+        await engine.infer({"image": images(1)}, OUTPUTS, soon())
+    assert (await engine.infer({"image": images(2)}, OUTPUTS, soon())).outputs["probabilities"].argmax() == 2

@@ -11,15 +11,15 @@ import grpc
 import numpy as np
 import pytest
 
-from edgemux.cloud import proxy
+from edgemux.cloud import proxy, repository
 from edgemux.cloud.config import CloudConfig, ModelSettings
 from edgemux.cloud.metrics import Metrics
-from edgemux.cloud.service import Hosted
+from edgemux.cloud.service import CloudService, Hosted
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.errors import (
     BadAnswer,
-    ConfigError,
     DeadlineExceeded,
+    Incompatible,
     Overloaded,
     TooLarge,
     Unreachable,
@@ -35,11 +35,13 @@ class Described(SimulatedCloud):
     """One that says what its model takes and gives, and keeps the latest request."""
 
     latest: Any = None
+    described = True
+    version = "7"
 
     async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
-        if request.name != "there":
+        if request.name != "there" or not self.described:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
-        described = oip.ModelMetadataResponse(name="there", versions=["7"], platform="somebody's")
+        described = oip.ModelMetadataResponse(name="there", versions=[self.version], platform="somebody's")
         described.inputs.add(name="image", datatype="UINT8", shape=[-1, 28, 28])
         described.outputs.add(name="probabilities", datatype="FP32", shape=[-1, 10])
         return described
@@ -72,13 +74,9 @@ def _soon(seconds: float = 30.0) -> float:
 
 
 async def test_the_model_is_served_as_the_other_server_describes_it(there: Described) -> None:
-    there.ready = True
     async with hosted(there) as made:
         assert (made.served.name, made.served.version, made.served.max_batch) == ("here", "7", 32)
         assert [tensor.shape for tensor in made.served.inputs] == [(-1, 28, 28)]
-        assert await made.well()
-        there.ready = False
-        assert not await made.well()
 
 
 async def test_a_request_is_passed_on_with_its_deadline_and_priority(there: Described) -> None:
@@ -135,16 +133,58 @@ async def test_what_is_too_much_is_refused_without_asking(there: Described) -> N
             await made.engine.infer(ROWS, ["probabilities"], _soon(0.0))
 
 
-async def test_a_model_that_is_not_there_is_said_at_the_start(there: Described) -> None:
-    with pytest.raises(ConfigError, match="nowhere"):
+async def test_a_model_that_is_not_described_is_said_to_be_missing(there: Described) -> None:
+    with pytest.raises(Incompatible, match="nowhere"):
         async with hosted(there, model="nowhere"):
             pass
 
 
-async def test_a_server_that_is_away_is_waited_for_and_then_named(
-    there: Described, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(proxy, "PATIENCE_S", 0.0)
+async def test_a_server_that_is_away_is_named(there: Described) -> None:
     model = ModelSettings(name="here", address="127.0.0.1:9")
     with pytest.raises(Unreachable, match=r"127\.0\.0\.1:9"):
         await proxy.open_proxy(model, CloudConfig(models=(model,)), Metrics())
+
+
+async def test_that_the_other_server_is_away_does_not_make_this_one_unwell(there: Described) -> None:
+    async with hosted(there) as made:
+        assert await made.well()
+        assert made.follows is not None
+        assert not await made.follows()
+
+
+async def test_a_model_is_ready_as_the_other_server_says_and_described_anew_when_that_is_back(
+    there: Described, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repository, "FOLLOW_S", 0.01)
+    model = ModelSettings(name="here", model="there", address=there.address)
+    config, metrics = CloudConfig(models=(model,)), Metrics()
+    service = CloudService([], config.admission, metrics, config.batching)
+    models = repository.Repository(config, service, metrics)
+    told: asyncio.Queue[tuple[str, bool]] = asyncio.Queue()
+
+    async def announce(name: str, ready: bool) -> None:
+        told.put_nowait((name, ready))
+
+    there.ready, there.described = True, False
+    await models.open()
+    try:
+        models.announced(announce)
+        assert await asyncio.wait_for(told.get(), 30.0) == ("here", False)
+        asked = oip.ModelReadyRequest(name="here")
+        assert not (await service.ModelReady(asked, None)).ready
+        assert [each[2] for each in service.index()] == ["UNAVAILABLE"]
+        with pytest.raises(Unreachable):
+            await service.ModelInfer(oip.ModelInferRequest(model_name="here"), None)
+        there.described = True
+        assert await asyncio.wait_for(told.get(), 30.0) == ("here", True)
+        assert (await service.ModelReady(asked, None)).ready
+        there.ready, there.version = False, "8"
+        assert await asyncio.wait_for(told.get(), 30.0) == ("here", False)
+        assert not (await service.ModelReady(asked, None)).ready
+        assert [each[2] for each in service.index()] == ["UNAVAILABLE"]
+        there.ready = True
+        assert await asyncio.wait_for(told.get(), 30.0) == ("here", True)
+        assert [each[1:3] for each in service.index()] == [("8", "READY")]
+    finally:
+        await models.close()
+        await service.stop()

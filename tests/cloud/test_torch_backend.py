@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 
 from edgemux.cloud.backend import batched, check, sample
 from edgemux.cloud.torch_backend import TorchBackend
+from edgemux.cloud.torch_graphs import recordable
 from edgemux.multiplexer.bundle import Tensor
 from edgemux.multiplexer.errors import ArtifactError, ConfigError, ExecutionError
 
@@ -117,6 +119,25 @@ def test_a_tuple_of_outputs_is_numbered_and_a_fixed_batch_is_not_batched(tmp_pat
     assert answer["output1"].dtype == np.float32
 
 
+def test_a_model_whose_answers_are_not_finite_is_refused_by_name(tmp_path: Path) -> None:
+    class Endless(nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"ratio": x / x.sum(1, keepdim=True), "lost": x / 0}
+
+    backend = TorchBackend(export(Endless(), tmp_path / "endless.pt2", torch.ones(2, 3)), "cpu")
+    with pytest.raises(ArtifactError, match="lost"):
+        sample(backend)
+
+
+def test_a_model_that_divides_by_what_it_is_given_is_tried_with_ones(tmp_path: Path) -> None:
+    class Ratio(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x / x.sum(1, keepdim=True)
+
+    backend = TorchBackend(export(Ratio(), tmp_path / "ratio.pt2", torch.ones(2, 3)), "cpu")
+    assert sample(backend)["x"].all()
+
+
 def test_a_module_that_fails_is_an_error_of_execution(archive: Path) -> None:
     backend = TorchBackend(archive, "cpu")
     with pytest.raises(ExecutionError):
@@ -164,6 +185,85 @@ def test_a_device_that_is_missing_is_said(archive: Path) -> None:
     assert TorchBackend(archive, "auto").device.type == "cpu"
     with pytest.raises(ConfigError, match="CUDA"):
         TorchBackend(archive, "cuda")
+
+
+@gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_recorded_runs_answer_alike_whatever_is_left_over_from_the_batch_before(
+    net: Net, archive: Path, compiled: bool
+) -> None:
+    recorded, plain = TorchBackend(archive, "cuda", compiled=compiled), TorchBackend(archive, "cuda", graphs=False)
+    for rows in (8, 5, 7, 1, 64, 33, 100, 5):
+        given = _inputs(rows)
+        answers = recorded.run(given, ["logits"]), plain.run(given, ["logits"])
+        np.testing.assert_allclose(answers[0]["logits"], answers[1]["logits"], atol=1e-3)
+        np.testing.assert_allclose(answers[1]["logits"], _expected(net, given)["logits"], atol=1e-3)
+
+
+class Asking(nn.Module):
+    """Numbers FP32 [N, 3], times N, for which it asks the device in between."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.nonzero(x.sum(1) > -1e9).shape[0]
+
+
+class Counting(nn.Module):
+    """Numbers FP32 [N, 3], and how many runs there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("runs", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.runs.add_(1)
+        return x + self.runs
+
+
+def test_what_depends_on_shapes_alone_can_be_recorded(tmp_path: Path, archive: Path) -> None:
+    asking = export(Asking(), tmp_path / "asking.pt2", torch.ones(2, 3))
+    counting = export(Counting(), tmp_path / "counting.pt2", torch.ones(2, 3))
+    assert recordable(torch.export.load(archive))
+    assert not recordable(torch.export.load(asking))
+    assert not recordable(torch.export.load(counting))
+
+
+@gpu
+def test_a_module_that_cannot_be_recorded_is_run_all_the_same(tmp_path: Path) -> None:
+    backend = TorchBackend(export(Asking(), tmp_path / "asking.pt2", torch.ones(2, 3)), "cuda")
+    for rows in (2, 3, 64):
+        given = {"x": np.ones((rows, 3), np.float32)}
+        np.testing.assert_array_equal(backend.run(given, ["output0"])["output0"], given["x"] * rows)
+
+
+@gpu
+def test_inputs_that_are_put_together_in_the_room_for_them_are_not_copied(net: Net, archive: Path) -> None:
+    backend = TorchBackend(archive, "cuda")
+    given = _inputs(6)
+    there = {name: backend.room(name, array.shape) for name, array in given.items()}
+    for name, room in there.items():
+        assert room is not None
+        room[...] = given[name]
+    answer = backend.run({name: room for name, room in there.items() if room is not None}, ["logits"])["logits"]
+    np.testing.assert_allclose(answer, _expected(net, given)["logits"], atol=1e-3)
+
+
+@gpu
+def test_two_backends_answer_side_by_side_in_two_threads(net: Net, archive: Path) -> None:
+    pair = [TorchBackend(archive, "cuda") for _ in range(2)]
+    wrong: list[int] = []
+
+    def work(backend: TorchBackend) -> None:
+        for rows in (1, 3, 17, 64, 90, 2) * 5:
+            given = _inputs(rows)
+            if not np.allclose(backend.run(given, ["logits"])["logits"], _expected(net, given)["logits"], atol=1e-3):
+                wrong.append(rows)
+
+    threads = [threading.Thread(target=work, args=(backend,)) for backend in pair]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
 
 
 @gpu

@@ -98,7 +98,11 @@ def _serve(command: list[str]) -> Iterator[Server]:
             assert popen.stdout is not None
             line = popen.stdout.readline()
             ready = READY.match(line.strip())
-            assert ready, f"no ready line but {line!r}"
+            if not ready:
+                popen.terminate()
+                popen.wait(PATIENCE_S)
+                log.seek(0)
+            assert ready, f"no ready line but {line!r}: {log.read()}"
             yield Server(popen, log, *ready.groups())
         finally:
             popen.kill()

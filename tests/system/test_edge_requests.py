@@ -274,3 +274,22 @@ def test_the_request_log_has_every_request_once_and_nothing_stays_in_flight(
     assert {line["outcome"] for line in lines[:20]} == {"answered"}
     assert lines[20]["outcome"] == "input"
     assert lines[20]["labels"] == []
+
+
+def test_a_stock_client_reads_the_agent_s_configuration_and_statistics(
+    client: Any, pictures: Callable[..., Any]
+) -> None:
+    def counted() -> tuple[int, int, int]:
+        (statistics,) = client.get_inference_statistics(MODEL).model_stats
+        stats = statistics.inference_stats
+        assert (stats.success.ns > 0) is (stats.success.count > 0)
+        return statistics.inference_count, stats.success.count, stats.fail.count
+
+    before = counted()
+    client.ask(pictures(3, 1)[0])
+    with pytest.raises(InferenceServerException):
+        client.ask(np.zeros((1, 3, 3), np.uint8))
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [3, 1, 1]
+    config = client.get_model_config(MODEL, as_json=True)["config"]
+    assert config["input"][0]["dims"] == ["28", "28"]
+    assert "dynamic_batching" not in config

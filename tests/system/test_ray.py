@@ -159,7 +159,7 @@ def test_health_pages_and_metrics_are_there(ray_cloud: Any) -> None:
 
 
 def test_rest_is_answered_too(ray_cloud: Any, samples: dict[str, NDArray[Any]]) -> None:
-    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": samples["images"][0].tolist()}
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": samples["images"][0].ravel().tolist()}
     body = json.dumps({"id": "9", "inputs": [tensor]}).encode()
     asked = urllib.request.Request(f"http://{ray_cloud.http}/v2/models/{MODEL}/infer", body)
     with urllib.request.urlopen(asked, timeout=PATIENCE_S) as response:

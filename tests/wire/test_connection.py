@@ -6,13 +6,15 @@ import asyncio
 import re
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgemux.wire.connection import Clock, Connection
 from edgemux.wire.http import Answer, App, Reply, Request
 
 LIMIT = 100
+# A busy machine is no failure.
+patient = settings(deadline=None)
 
 
 class Echo(App):
@@ -126,12 +128,14 @@ REQUESTS = [
 ]
 
 
+@patient
 @given(st.lists(st.sampled_from(REQUESTS), min_size=1, max_size=6), st.lists(st.integers(0, 600), max_size=12))
 def test_answers_do_not_depend_on_how_requests_are_cut(requests: list[bytes], at: list[int]) -> None:
     content = b"".join(requests)
     assert talk(cut(content, at)) == talk([content])
 
 
+@patient
 @given(st.lists(st.sampled_from(REQUESTS[:4]), min_size=1, max_size=20))
 def test_every_request_is_answered_once_and_in_order(requests: list[bytes]) -> None:
     answered, over = talk([b"".join(requests)])
@@ -141,6 +145,7 @@ def test_every_request_is_answered_once_and_in_order(requests: list[bytes]) -> N
     assert not over
 
 
+@patient
 @given(
     st.lists(st.one_of(st.sampled_from(REQUESTS), st.binary(max_size=30)), max_size=6),
     st.lists(st.tuples(st.integers(0, 500), st.binary(max_size=3)), max_size=4),

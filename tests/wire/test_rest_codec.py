@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -24,6 +24,8 @@ from edgemux.wire.rest_codec import MAX_JSON_ELEMENTS, Wanted, read_infer, secon
 
 NUMBERS = sorted(DTYPES)
 ALL_BINARY = Wanted(binary=True)
+# A busy machine is no failure.
+patient = settings(deadline=None)
 
 
 def read(value: Any, binary: bytes = b"") -> tuple[Any, Wanted]:
@@ -45,6 +47,7 @@ def arrays(draw: Any) -> tuple[str, Any]:
     return datatype, draw(hnp.arrays(dtype, hnp.array_shapes(max_dims=4, max_side=4), elements=elements))
 
 
+@patient
 @given(arrays(), st.booleans())
 def test_numbers_in_json_flat_or_nested_become_the_bytes_of_the_array(made: tuple[str, Any], nested: bool) -> None:
     datatype, array = made
@@ -54,6 +57,7 @@ def test_numbers_in_json_flat_or_nested_become_the_bytes_of_the_array(made: tupl
     assert list(request.inputs[0].shape) == list(array.shape)
 
 
+@patient
 @given(arrays(), st.booleans())
 def test_an_answer_in_json_or_binary_holds_the_array(made: tuple[str, Any], binary: bool) -> None:
     datatype, array = made
@@ -72,6 +76,7 @@ def test_an_answer_in_json_or_binary_holds_the_array(made: tuple[str, Any], bina
         assert np.array_equal(np.array(output["data"], array.dtype).reshape(array.shape), array)
 
 
+@patient
 @given(st.lists(st.text(), min_size=1, max_size=5))
 def test_strings_become_elements_of_utf_8(texts: list[str]) -> None:
     texts = [text.encode("utf-8", "ignore").decode() for text in texts]
@@ -79,6 +84,7 @@ def test_strings_become_elements_of_utf_8(texts: list[str]) -> None:
     assert request.raw_input_contents[0] == join_bytes([text.encode() for text in texts])
 
 
+@patient
 @given(st.lists(st.binary(), min_size=1, max_size=5))
 def test_bytes_that_are_no_text_travel_as_base64(pieces: list[bytes]) -> None:
     encoded = [base64.b64encode(piece).decode() for piece in pieces]
@@ -108,6 +114,7 @@ def test_bf16_is_the_upper_half_of_a_float_rounded_to_even() -> None:
     assert json.loads(write_infer(response, Wanted())[0])["outputs"][0]["data"] == [1.0, -2.5, 1.0, 1.015625]
 
 
+@patient
 @given(arrays(), st.binary(max_size=20))
 def test_binary_data_are_dealt_out_in_the_order_of_the_inputs(made: tuple[str, Any], other: bytes) -> None:
     datatype, array = made
@@ -244,6 +251,7 @@ def test_a_head_length_out_of_bounds_is_refused(length: int) -> None:
         read_infer(b"{}", length, "m", "")
 
 
+@patient
 @given(st.binary(max_size=200), st.one_of(st.none(), st.integers(-5, 250)))
 def test_any_bytes_are_read_or_refused(body: bytes, length: int | None) -> None:
     try:
@@ -273,6 +281,7 @@ NEARLY = st.fixed_dictionaries(
 )
 
 
+@patient
 @given(st.one_of(SHAPED, st.fixed_dictionaries({"inputs": st.lists(NEARLY, max_size=2)})), st.binary(max_size=8))
 def test_any_json_is_read_or_refused(value: Any, binary: bytes) -> None:
     head = json.dumps(value).encode("utf-8", "replace")
@@ -330,6 +339,7 @@ def test_a_folded_body_is_unfolded_up_to_a_bound(fold: Any, encoding: bytes) -> 
             unfold(damaged, encoding, 1000)
 
 
+@patient
 @given(st.binary(max_size=100), st.sampled_from([b"gzip", b"deflate"]))
 def test_any_folded_bytes_are_unfolded_or_refused(body: bytes, encoding: bytes) -> None:
     with contextlib.suppress(InputError):

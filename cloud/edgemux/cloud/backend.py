@@ -22,6 +22,8 @@ _TRIED_SIZES = (1, 16, 224)
 
 Arrays = Mapping[str, NDArray[Any]]
 Clock = Callable[[], float]
+# A backend may have a ``room``: memory for the next batch of an input, by its name and shape, or None.
+Room = Callable[[str, Sequence[int]], NDArray[Any] | None]
 
 
 class Backend(Protocol):
@@ -52,17 +54,33 @@ def batched(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
 
 
 def sample(backend: Backend) -> dict[str, NDArray[Any]]:
-    """Zeros that the model takes, one row. Raises ArtifactError when it takes none of those that are tried."""
+    """Zeros, or ones, that the model takes, one row, and that it has finite answers for.
+
+    Raises ArtifactError when it takes no zeros of the sizes that are tried, or its answers are not finite.
+    """
     together = batched(backend.inputs, backend.outputs)
     for size in _TRIED_SIZES:
         given = {tensor.name: _zeros(tensor, size, together) for tensor in backend.inputs}
         try:
-            check(backend, given)
+            endless = _endless(check(backend, given))
         except Exception as error:  # with any of a library's types
             failed = error
-        else:
+            continue
+        if endless is not None:  # some divide by what is there
+            given = {name: np.ones_like(array) for name, array in given.items()}
+            endless = _endless(check(backend, given))
+        if endless is None:
             return given
+        raise ArtifactError(f"{endless}: NaN or infinity, for zeros and for ones")
     raise ArtifactError("the model does not run on zeros") from failed
+
+
+def _endless(answer: Arrays) -> str | None:
+    """The name of an output with NaN or infinity, None when there is none."""
+    for name, array in answer.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            return name
+    return None
 
 
 def check(backend: Backend, given: Arrays) -> dict[str, NDArray[Any]]:

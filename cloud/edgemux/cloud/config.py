@@ -31,8 +31,9 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Exactly one of ``bundle``, ``onnx``, ``torch`` (a file, or a folder of versions: ``1/model.onnx``, ``2/...``) and
     ``address`` (of another server that answers for it). versions: of a folder, those that are served. version: what
-    a single one is called. max_batch: None for ``batching.max_batch``. device, dtype and compile: torch's. model: its
-    name at the other server, None for the same; tls and token_file: how that one is known, and we to it.
+    a single one is called. max_batch: None for ``batching.max_batch``. device, dtype, compile and graphs
+    (whether a CUDA device records its runs): torch's. model: its name at the other server, None for the same; tls and
+    token_file: how that one is known, and we to it.
     """
 
     name: str | None = None
@@ -46,6 +47,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: Literal["cpu", "cuda", "auto"] = "auto"
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
+    graphs: bool = True
     model: str | None = None
     tls: ClientTls = ClientTls()
     token_file: Path | None = None

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemux.cloud.admission import Admission, AdmissionSettings, BatchTime, Refusal, Refused
-from edgemux.cloud.backend import Arrays, Backend, batched
+from edgemux.cloud.backend import Arrays, Backend, Room, batched
 from edgemux.cloud.batcher import Batch, Batcher, BatchingSettings, Expired, Item, Wait
 from edgemux.cloud.statistics import Tally
 from edgemux.multiplexer.errors import BadAnswer, DeadlineExceeded, ExecutionError, Overloaded, TooLarge, Unreachable
@@ -89,6 +89,7 @@ class Engine:
         self.admission = Admission(admission, timing, max_batch)
         self.draining = False
         self._backend = backend
+        self._room: Room | None = getattr(backend, "room", None)
         self._tally = tally
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -113,10 +114,11 @@ class Engine:
         """
         now_s = _now_s()
         rows = len(next(iter(inputs.values()))) if self.batched else 1
-        priority = priority or self._default_priority
-        self._admit(rows, deadline_s, priority, now_s)
+        self._check(rows, deadline_s, now_s)
         if self._alone():
             return self._at_once(inputs, outputs, rows, now_s)
+        priority = priority or self._default_priority
+        self._admit(rows, deadline_s, priority, now_s)
         future: asyncio.Future[Answer] = self._loop.create_future()
         item = Item(rows, deadline_s, _Asked(inputs, outputs, future), self._key(inputs, outputs), priority)
         self.batcher.add(item, now_s)
@@ -208,8 +210,8 @@ class Engine:
         except Exception:  # with any of a library's types, at the end of a thread
             _log.exception("a model could not be closed")
 
-    def _admit(self, rows: int, deadline_s: float, priority: int, now_s: float) -> None:
-        """Refuse, or return."""
+    def _check(self, rows: int, deadline_s: float, now_s: float) -> None:
+        """Refuse what is refused however little there is to do, or return."""
         refused = self._tally.refused
         if rows > self.batcher.max_batch:
             raise TooLarge("inputs", f"a batch of {rows}, at most {self.batcher.max_batch}")
@@ -219,12 +221,15 @@ class Engine:
         if deadline_s <= now_s:
             refused[Refused.EXPIRED] += 1
             raise DeadlineExceeded("the deadline had passed when the request came")
+
+    def _admit(self, rows: int, deadline_s: float, priority: int, now_s: float) -> None:
+        """Refuse what would not be done in time, or return."""
         batcher = self.batcher
         refusal = self.admission.check(
             rows, deadline_s - now_s, batcher.queued_rows, self._running_left_s(now_s), batcher.rows_before(priority)
         )
         if isinstance(refusal, Refusal):
-            refused[refusal.reason] += 1
+            self._tally.refused[refusal.reason] += 1
             raise Overloaded(_MESSAGES[refusal.reason], refusal.retry_after_s)
 
     def _running_left_s(self, now_s: float) -> float | None:
@@ -298,7 +303,7 @@ class Engine:
         """All outputs together, and the seconds it took; None when the model failed."""
         started_s = _now_s()
         try:
-            inputs, outputs = _together(asked)
+            inputs, outputs = _together(asked, self._room)
             gathered_s = _now_s()
             answer = self._backend.run(inputs, outputs)
             for name in outputs:
@@ -343,12 +348,17 @@ class _Ran(msgspec.Struct, frozen=True):
     infer_s: float
 
 
-def _together(asked: Sequence[_Asked]) -> tuple[Arrays, Sequence[str]]:
-    """The inputs of all, one after the other, and the outputs that all of them want."""
+def _together(asked: Sequence[_Asked], room: Room | None) -> tuple[Arrays, Sequence[str]]:
+    """The inputs of all, one after the other, where the backend wants them, and the outputs that all of them want."""
     first = asked[0]
     if len(asked) == 1:
         return first.inputs, first.outputs
-    return {name: np.concatenate([each.inputs[name] for each in asked]) for name in first.inputs}, first.outputs
+    inputs = {}
+    for name, array in first.inputs.items():
+        parts = [each.inputs[name] for each in asked]
+        there = None if room is None else room(name, (sum(map(len, parts)), *array.shape[1:]))
+        inputs[name] = np.concatenate(parts, out=there)
+    return inputs, first.outputs
 
 
 def _refuse(item: Item, error: Exception) -> None:

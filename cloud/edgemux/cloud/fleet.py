@@ -202,12 +202,13 @@ def _events(pool: list[_Replica], sent: Times, arrived: Times, timeout_s: float)
     """What happens at the replicas, in order: ("answered", now_s, sent_s), ("refused", ...), ("expired", now_s, how
     many). A request goes to a replica with fewest under way, the next in turn where there are several."""
     heap: list[tuple[float, int, bool]] = []  # (when, replica, whether its batch ends)
+    under_way = [0] * len(pool)
     turn = at = 0
     while at < len(arrived) or heap:
         if at < len(arrived) and (not heap or arrived[at] <= heap[0][0]):
             now_s, sent_s = float(arrived[at]), float(sent[at])
             at, turn = at + 1, turn + 1
-            number = min(range(len(pool)), key=lambda n: (pool[n].outstanding, (n - turn) % len(pool)))
+            number = _next_of(under_way, turn % len(pool))
             if not pool[number].arrive(sent_s, sent_s + timeout_s, now_s):
                 yield "refused", now_s, sent_s
                 continue
@@ -217,12 +218,22 @@ def _events(pool: list[_Replica], sent: Times, arrived: Times, timeout_s: float)
                 for item in pool[number].finish(now_s):
                     yield "answered", now_s, item.payload
         ends_s, look_s, expired = pool[number].advance(now_s)
+        under_way[number] = pool[number].outstanding
         if expired:
             yield "expired", now_s, expired
         if ends_s is not None:
             heapq.heappush(heap, (ends_s, number, True))
         elif look_s < math.inf and now_s < look_s:
             heapq.heappush(heap, (look_s, number, False))
+
+
+def _next_of(under_way: list[int], turn: int) -> int:
+    """The first replica with fewest under way, from ``turn`` on."""
+    fewest = min(under_way)
+    try:
+        return under_way.index(fewest, turn)
+    except ValueError:
+        return under_way.index(fewest)
 
 
 def needed(meets: Callable[[int], bool], least: int = 1, most: int = 4096) -> int | None:
@@ -234,7 +245,7 @@ def needed(meets: Callable[[int], bool], least: int = 1, most: int = 4096) -> in
     while not meets(high):
         if high >= most:
             return None
-        low, high = high + 1, min(most, 2 * high)
+        low, high = high + 1, min(most, max(high + 1, high * 5 // 4))
     while low < high:
         middle = (low + high) // 2
         if meets(middle):

@@ -67,7 +67,7 @@ def _open(settings: ModelSettings, path: Path, threads: int) -> Backend:
         from edgemux.cloud.torch_backend import TorchBackend
     except ImportError as error:
         raise ConfigError("models: torch: the torch package is not installed") from error
-    return TorchBackend(path, settings.device, settings.dtype, settings.compile, threads)
+    return TorchBackend(path, settings.device, settings.dtype, settings.compile, threads, settings.graphs)
 
 
 def _load_bundle(settings: ModelSettings, source: Source, threads: int, max_batch: int) -> Loaded:
@@ -103,7 +103,7 @@ def host(loaded: Loaded, settings: ModelSettings, config: CloudConfig, metrics: 
 
 
 async def open_far(settings: ModelSettings, config: CloudConfig, metrics: Metrics) -> list[Hosted]:
-    """A model that another server answers for. Raises Unreachable, ConfigError."""
+    """A model that another server answers for. Raises ExecutionError when that is away, ConfigError."""
     from edgemux.cloud.proxy import open_proxy
 
     return await open_proxy(settings, config, metrics)

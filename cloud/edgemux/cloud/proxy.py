@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +24,6 @@ from edgemux.multiplexer.errors import (
     ExecutionError,
     Overloaded,
     TooLarge,
-    Unreachable,
 )
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.channel import open_renewed_channel
@@ -34,15 +32,11 @@ from edgemux.wire.model_service import Served
 from edgemux.wire.service import Stub
 from edgemux.wire.status import from_peer, pushback_s
 
-# How long a start waits for the other server, and how often it asks.
-PATIENCE_S = 30.0
-PAUSE_S = 1.0
+# How long a question to the other server may take that is not an inference.
 ASK_S = 5.0
 # Kept back from a deadline for the way home, at least and at most.
 MARGIN = 0.02
 LEAST_MARGIN_S, MOST_MARGIN_S = 0.001, 0.05
-
-_log = logging.getLogger("edgemux.cloud")
 
 
 class ProxyEngine:
@@ -104,7 +98,8 @@ class ProxyEngine:
         """Whether the other server says that it answers for the model."""
         try:
             asked = oip.ModelReadyRequest(name=self._model)
-            return bool((await self._stub.ModelReady(asked, timeout=ASK_S)).ready)
+            reply = await self._stub.ModelReady(asked, timeout=ASK_S)
+            return reply is not None and bool(reply.ready)
         except grpc.aio.AioRpcError:
             return False
 
@@ -118,9 +113,9 @@ class ProxyEngine:
 
 
 async def open_proxy(settings: ModelSettings, config: CloudConfig, metrics: Metrics) -> list[Hosted]:
-    """The model as the other server describes it, asked for up to PATIENCE_S.
+    """The model as the other server describes it now.
 
-    Raises Unreachable when there is no answer by then, ConfigError when the model is not there or is not to be served.
+    Raises ExecutionError when it does not, which may change, ConfigError when what it describes cannot be passed on.
     """
     assert settings.address is not None
     assert settings.name is not None
@@ -137,26 +132,24 @@ async def open_proxy(settings: ModelSettings, config: CloudConfig, metrics: Metr
     served = Served(settings.name, version, inputs, outputs, platform=metadata.platform, max_batch=max_batch)
     tally = metrics.of(served.name, served.version)
     engine = ProxyEngine(channel, model, served, config.admission.max_queue, tally)
-    return [Hosted(served, engine, tally, "", engine.ready)]
+    return [Hosted(served, engine, tally, "", _well, follows=engine.ready)]
+
+
+async def _well() -> bool:
+    """That another server is away is no reason to start this one again."""
+    return True
 
 
 async def _described(stub: Stub, model: str, address: str) -> Any:
-    loop = asyncio.get_running_loop()
-    over_s, told = loop.time() + PATIENCE_S, False
-    while True:
-        try:
-            return await stub.ModelMetadata(oip.ModelMetadataRequest(name=model), timeout=ASK_S)
-        except grpc.aio.AioRpcError as error:
-            failure = from_peer(error.code(), error.details())
-            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                reason = f"{error.code().name}, {error.details()}"[:200]
-                raise ConfigError(f"models: {model}: {address} does not describe it ({reason})") from error
-            if loop.time() >= over_s:
-                raise Unreachable(f"models: {model}: {address} cannot be reached") from error
-            if not told:
-                told = True
-                _log.warning("%s: waiting for %s, which answers for it (%s)", model, address, failure)
-        await asyncio.sleep(PAUSE_S)
+    try:
+        described = await stub.ModelMetadata(oip.ModelMetadataRequest(name=model), timeout=ASK_S)
+    except grpc.aio.AioRpcError as error:
+        failure = from_peer(error.code(), error.details())
+        reason = str(failure).replace("the cloud", "it")
+        raise type(failure)(f"{address} does not describe {model}: {reason}") from error
+    if described is None or not described.inputs or not described.outputs:
+        raise BadAnswer(f"{address} does not describe {model}: no inputs or outputs in its answer")
+    return described
 
 
 def _tensors(described: Sequence[Any]) -> tuple[Tensor, ...]:

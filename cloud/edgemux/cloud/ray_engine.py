@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ APPLICATION = "edgemux"
 ALL = "0.0.0.0"  # Ray's gRPC servers offer nothing else
 OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least; nothing of ours goes through it
 START_PATIENCE_S = 120.0
+STARTS = 3
 PAUSE_S = 0.1
 
 _log = logging.getLogger("edgemux.cloud")
@@ -51,13 +53,16 @@ def serve(config: CloudConfig) -> None:
     ports = _Ports.of(config)
     with tempfile.TemporaryDirectory(prefix="edgemux-ray-") as name:
         _set_environment(config, ports, Path(name))
-        with _running(config, ports, Path(name)):
+        # Ray reports troubles of its own on stdout, where the ready line is waited for.
+        ours = sys.stdout
+        with contextlib.redirect_stdout(sys.stderr), _running(config, ports, Path(name)):
             stop = _on_signals()
             _wait_until_answered(ports.grpc, config)
-            say(
-                f"edgemux cloud ready model={','.join(models)} grpc=127.0.0.1:{ports.grpc} "
-                f"http=127.0.0.1:{ports.http} metrics=127.0.0.1:{ports.metrics}"
-            )
+            with contextlib.redirect_stdout(ours):
+                say(
+                    f"edgemux cloud ready model={','.join(models)} grpc=127.0.0.1:{ports.grpc} "
+                    f"http=127.0.0.1:{ports.http} metrics=127.0.0.1:{ports.metrics}"
+                )
             stop.wait()
 
 
@@ -171,23 +176,30 @@ def _finish(folder: Path, drain_s: float) -> None:
 
 
 def _start(ray: Any, config: CloudConfig, folder: Path) -> None:
-    """Ray on this machine, or the cluster that is named. Raises ConfigError when there is none."""
+    """Ray on this machine, or the cluster that is named. Raises Unreachable.
+
+    Ray gives its processes half a minute, which a busy machine may not have: it is tried again.
+    """
     settings = config.ray
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    try:
-        if settings.address is not None:
-            ray.init(address=settings.address, namespace="serve", **quiet)
+    how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "serve"}
+    if settings.address is not None:
+        how["address"] = settings.address
+    else:
+        how |= {
+            "address": "local",
+            "include_dashboard": settings.dashboard,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_temp_dir": str(folder),
+        }
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(**how)
             return
-        ray.init(
-            address="local",
-            namespace="serve",
-            include_dashboard=settings.dashboard,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(folder),
-            **quiet,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"ray: cannot start or reach a cluster ({str(error).splitlines()[0][:200]})") from error
+        except Exception as error:  # with any type, Exception itself included
+            _log.error("%s", error)
+            ray.shutdown()
+            if not left:
+                raise Unreachable("ray: cannot start, or reach the cluster; the log says why") from error
 
 
 def _deploy(ray_serve: Any, config: CloudConfig, ports: _Ports) -> None:

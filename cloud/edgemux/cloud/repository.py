@@ -12,12 +12,21 @@ from edgemux.cloud.hosting import Loaded, host, load, open_far
 from edgemux.cloud.metrics import Metrics
 from edgemux.cloud.service import CloudService, Hosted
 from edgemux.cloud.versions import Source, mark, sources
-from edgemux.multiplexer.errors import ArtifactError, ConfigError, EdgemuxError, InputError, UnknownModel
+from edgemux.multiplexer.errors import (
+    ArtifactError,
+    ConfigError,
+    EdgemuxError,
+    ExecutionError,
+    InputError,
+    UnknownModel,
+)
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.process import Announce
 from edgemux.wire.worker import Worker
 
 UNLOADED = "unloaded"
+# How often another server is asked whether it is ready.
+FOLLOW_S = 1.0
 # How often it is looked whether a version that was replaced still answers somebody.
 LOOK_S = 0.05
 
@@ -52,12 +61,15 @@ class Repository:
         """Load what is configured. Raises ArtifactError, and ConfigError where two models have one name."""
         for settings in self._config.every_model():
             marked = mark(settings)
-            hosted = await self._opened(settings)
-            name = hosted[-1].served.name
+            far = settings.kind == "address"
+            hosted = await (self._sought(settings) if far else self._opened(settings))
+            name = hosted[-1].served.name if hosted else settings.name or ""
             if name in self._settings:
                 raise ConfigError(f"models: several are named {name}; give each a name of its own")
             self._settings[name], self._marks[name] = settings, marked
             self._service.put(name, hosted)
+            if far:
+                self._keep(self._follow(name))
         if self._config.reload_s > 0:
             self._keep(self._watch())
 
@@ -98,6 +110,22 @@ class Repository:
             self._retire(gone)
             await self.announce(name, False)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is configured, served or not."""
+        return tuple(self._settings)
+
+    def announced(self, announce: Announce) -> None:
+        """Tell ``announce`` of models that come and go, and now of those that are not there."""
+
+        async def tell() -> None:
+            here = {each.served.name for each in self._service.hosted}
+            for name in self._settings:
+                await announce(name, name in here)
+
+        self.announce = announce
+        self._keep(tell())
+
     async def close(self) -> None:
         """Load nothing more."""
         for task in self._tasks:
@@ -117,7 +145,7 @@ class Repository:
     async def _opened(self, settings: ModelSettings, name: str | None = None) -> list[Hosted]:
         """All versions that are to be served. Raises ArtifactError, and notes under ``name`` which is broken."""
         if settings.kind == "address":
-            return await open_far(settings, self._config, self._metrics)
+            return await self._found(settings)
         found: Sequence[Source] = ()
         loaded: list[Loaded] = []
         at: Source | None = None
@@ -135,6 +163,44 @@ class Repository:
                 _log.warning("%s is left as it was: %s", name, error)
             raise
         return [host(each, settings, self._config, self._metrics) for each in loaded]
+
+    async def _found(self, settings: ModelSettings) -> list[Hosted]:
+        """A model of another server. Raises ConfigError, and ExecutionError when that is away, which is noted."""
+        try:
+            return await open_far(settings, self._config, self._metrics)
+        except ExecutionError as error:
+            self._service.absent[settings.name or "", ""] = str(error)
+            raise
+
+    async def _sought(self, settings: ModelSettings) -> list[Hosted]:
+        """None when the other server is away: the models that are here are served meanwhile. Raises ConfigError."""
+        try:
+            return await self._found(settings)
+        except ExecutionError as error:
+            _log.warning("%s is not ready, and will be asked for again: %s", settings.name, error)
+            return []
+
+    async def _follow(self, name: str) -> None:
+        """A model of another server is ready as that says, and described anew whenever that has come back."""
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            hosted = next((each for each in self._service.hosted if each.served.name == name), None)
+            if hosted is None and UNLOADED in [why for key, why in self._service.absent.items() if key[0] == name]:
+                continue
+            if hosted is not None and hosted.follows is not None:
+                ready = await hosted.follows()
+                if ready is not bool(hosted.away):
+                    continue
+                if not ready:
+                    hosted.away = "the server that answers for it is away, or says that it is not ready"
+                    _log.warning("%s is not ready: %s", name, hosted.away)
+                    await self.announce(name, False)
+                    continue
+            try:
+                await self.load(name)
+            except EdgemuxError:
+                continue  # said by the index; as it was, not ready
+            _log.warning("%s is ready", name)
 
     async def _load(self, settings: ModelSettings, source: Source) -> Loaded:
         """``hosting.load`` in the thread. Raises what it raises, and ArtifactError for anything foreign."""

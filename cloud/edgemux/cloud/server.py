@@ -10,7 +10,7 @@ from edgemux.cloud.metrics import Metrics
 from edgemux.cloud.processes import serve_many
 from edgemux.cloud.repository import Repository
 from edgemux.cloud.service import CloudService
-from edgemux.wire.process import Announce, Seat, Serving, run
+from edgemux.wire.process import Seat, Serving, run
 
 
 def serve(config: CloudConfig) -> None:
@@ -55,15 +55,12 @@ async def prepare(config: CloudConfig) -> Serving:
         await closed()
         raise
 
-    def announced(announce: Announce) -> None:
-        repository.announce = announce
-
     def drain() -> None:
         service.draining = True
 
     return Serving(
         name="cloud",
-        models=tuple(dict.fromkeys(each.served.name for each in service.hosted)),
+        models=repository.names,
         servicer=service,
         registry=metrics.registry,
         pages=service.pages(),
@@ -71,5 +68,5 @@ async def prepare(config: CloudConfig) -> Serving:
         closed=closed,
         well=service.well,
         admin=repository,
-        announced=announced,
+        announced=repository.announced,
     )

@@ -17,7 +17,7 @@ from edgemux.multiplexer.errors import DeadlineExceeded, InputError, Overloaded,
 from edgemux.multiplexer.limits import allowed_s
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import CHECKSUM, add_checksum, requested_outputs
-from edgemux.wire.model_service import UNAVAILABLE, ModelService, Served, priority_of, timeout_s
+from edgemux.wire.model_service import READY, UNAVAILABLE, ModelService, Served, priority_of, timeout_s
 from edgemux.wire.quick import Answers as AnswerWriter
 
 
@@ -26,7 +26,7 @@ class Hosted:
     """A model that is served: what clients see, what answers, what counts it.
 
     digest: of its file, in every answer; empty where there is none. well: whether it answers as it should.
-    inside: requests that hold on to it.
+    inside: requests that hold on to it. follows: whether another server, which answers for it, is ready; away: why not.
     """
 
     served: Served
@@ -35,6 +35,8 @@ class Hosted:
     digest: str
     well: Callable[[], Awaitable[bool]]
     inside: int = 0
+    follows: Callable[[], Awaitable[bool]] | None = None
+    away: str = ""
 
     def __post_init__(self) -> None:
         served = self.served
@@ -79,6 +81,13 @@ class CloudService(ModelService):
         self._nobody = self.hosted[0].tally if len(names) == 1 else self._metrics.of("other")
         return before
 
+    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Not while another server that answers for it is away."""
+        response = await super().ModelReady(request, context)
+        hosted = self._hosted.get((request.name, request.version))
+        response.ready = response.ready and hosted is not None and not hosted.away
+        return response
+
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Raises InputError, DeadlineExceeded, Overloaded, Unreachable, ExecutionError."""
         came_s = time.monotonic()
@@ -116,6 +125,8 @@ class CloudService(ModelService):
 
     async def _infer(self, request: Any, context: Any, hosted: Hosted | None, came_s: float) -> Any:
         if hosted is None:
+            if (request.model_name, "") in self.absent:
+                raise Unreachable("the model is not ready")
             self.check_model(request.model_name, request.model_version)
             raise UnknownModel("model_name", "no such model here")
         served, bounds, parameters = hosted.served, self._admission, request.parameters
@@ -164,7 +175,9 @@ class CloudService(ModelService):
         absent = dict(self.absent)
         here = []
         for name, version, state, reason in super().index():
-            here.append((name, version, state, absent.pop((name, version), reason)))
+            away = self._hosted[name, version].away if state == READY else ""
+            why = absent.pop((name, version), away or reason)
+            here.append((name, version, UNAVAILABLE if away else state, why))
         return here + [(*key, UNAVAILABLE, reason) for key, reason in absent.items()]
 
     @property

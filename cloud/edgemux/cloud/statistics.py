@@ -10,6 +10,7 @@ from typing import Any
 
 from edgemux.cloud.admission import Refused
 from edgemux.wire import oip_pb2 as oip
+from edgemux.wire.described import duration
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -116,23 +117,19 @@ def model_statistics(name: str, version: str, tally: Tally) -> Any:
         inference_count=tally.rows,
         execution_count=tally.batches,
         inference_stats=oip.InferStatistics(
-            success=_duration(answered, tally.success_s),
-            fail=_duration(sum(tally.requests.values()) - answered, tally.fail_s),
-            queue=_duration(computed, tally.queue.total),
-            compute_input=_duration(computed, tally.input_s),
-            compute_infer=_duration(computed, tally.infer_s),
-            compute_output=_duration(computed, tally.output_s),
+            success=duration(answered, tally.success_s),
+            fail=duration(sum(tally.requests.values()) - answered, tally.fail_s),
+            queue=duration(computed, tally.queue.total),
+            compute_input=duration(computed, tally.input_s),
+            compute_infer=duration(computed, tally.infer_s),
+            compute_output=duration(computed, tally.output_s),
         ),
     )
     for rows, size in sorted(tally.by_size.items()):
         statistics.batch_stats.add(
             batch_size=rows,
-            compute_input=_duration(size.count, size.input_s),
-            compute_infer=_duration(size.count, size.infer_s),
-            compute_output=_duration(size.count, size.output_s),
+            compute_input=duration(size.count, size.input_s),
+            compute_infer=duration(size.count, size.infer_s),
+            compute_output=duration(size.count, size.output_s),
         )
     return statistics
-
-
-def _duration(count: int, seconds: float) -> Any:
-    return oip.StatisticDuration(count=count, ns=round(seconds * 1e9))

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch.export.passes import move_to_device_pass
 
-from edgemux.cloud.backend import Arrays
+from edgemux.cloud.backend import Arrays, batched
+from edgemux.cloud.torch_graphs import Graphs, recordable
 from edgemux.multiplexer.bundle import Tensor
 from edgemux.multiplexer.errors import ArtifactError, ConfigError, ExecutionError
 
@@ -43,7 +44,7 @@ class TorchBackend:
     """A ``.pt2`` archive: inputs by their names in ``forward``, outputs by the keys of the dict that it returns, or
     ``output0``, ``output1``, ...; bfloat16 outputs leave as FP32.
 
-    On CUDA everything goes through pinned buffers that are used again, on a stream of its own.
+    On CUDA everything goes through pinned buffers that are used again, on a stream of its own; runs are recorded.
     """
 
     def __init__(
@@ -53,10 +54,12 @@ class TorchBackend:
         dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
         compiled: bool = False,
         threads: int = 1,
+        graphs: bool = True,
     ) -> None:
         """Raises ArtifactError naming the file, ConfigError where there is no such device.
 
         ``dtype`` is that of matrix products, convolutions and their weights. ``threads``: of the CPU, for all models.
+        ``graphs``: whether a CUDA device records its runs.
         """
         self.device = _device(device)
         content = _read(path)
@@ -78,6 +81,10 @@ class TorchBackend:
         cuda = self.device.type == "cuda"
         self._stream = torch.cuda.Stream(self.device) if cuda else None
         self._staged: dict[str, torch.Tensor] = {}
+        self._kinds = {tensor.name: _DTYPES[tensor.datatype] for tensor in self.inputs}
+        self._graphs: Graphs | None = None
+        if self._stream is not None and graphs and recordable(program):
+            self._graphs = Graphs(self._call, self._stream, batched(self.inputs, self.outputs))
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Raises ExecutionError when the module fails, or the device has too little memory for it."""
@@ -89,7 +96,7 @@ class TorchBackend:
                 if self._stream is None:
                     return self._read(self._call(self._on_cpu(inputs)), outputs)
                 with torch.cuda.stream(self._stream):
-                    return self._read_back(self._call(self._sent(inputs)), outputs)
+                    return self._read_back(self._on_device(self._pinned(inputs)), outputs)
         except torch.cuda.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise ExecutionError("the device has too little memory for the batch") from error
@@ -100,6 +107,8 @@ class TorchBackend:
         """Give the weights and buffers back."""
         self._module = _closed
         self._staged.clear()
+        if self._graphs is not None:
+            self._graphs.clear()
         if self._stream is not None:
             torch.cuda.empty_cache()
 
@@ -115,15 +124,30 @@ class TorchBackend:
     def _read(self, given: Sequence[torch.Tensor], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         return {name: tensor.numpy() for name, tensor in self._wanted(given, outputs)}
 
-    def _sent(self, inputs: Arrays) -> list[torch.Tensor]:
-        """Inputs on the device: by way of pinned memory they are copied while the processor goes on."""
-        sent = []
-        for tensor in self.inputs:
-            array = inputs[tensor.name]
-            staged = self._stage(f"to {tensor.name}", array.shape, _DTYPES[tensor.datatype])
-            np.copyto(staged.numpy(), array)
-            sent.append(staged.to(self.device, non_blocking=True))
-        return sent
+    def room(self, name: str, shape: Sequence[int]) -> NDArray[Any] | None:
+        """Where an input for the next ``run`` may be put together, so that it need not be copied; None on the CPU."""
+        if self._stream is None:
+            return None
+        room: NDArray[Any] = self._stage(f"to {name}", shape, self._kinds[name]).numpy()
+        return room
+
+    def _pinned(self, inputs: Arrays) -> list[torch.Tensor]:
+        """Inputs in pinned memory: from there they are copied to the device while the processor goes on."""
+        pinned = []
+        for name, dtype in self._kinds.items():
+            array = inputs[name]
+            staged = self._stage(f"to {name}", array.shape, dtype)
+            there = staged.numpy()
+            if there.ctypes.data != array.ctypes.data:
+                np.copyto(there, array)
+            pinned.append(staged)
+        return pinned
+
+    def _on_device(self, pinned: list[torch.Tensor]) -> list[torch.Tensor]:
+        given = None if self._graphs is None else self._graphs.run(pinned)
+        if given is None:
+            given = self._call([tensor.to(self.device, non_blocking=True) for tensor in pinned])
+        return given
 
     def _read_back(self, given: Sequence[torch.Tensor], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         assert self._stream is not None

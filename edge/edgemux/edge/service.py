@@ -20,7 +20,9 @@ from edgemux.multiplexer.errors import (
     TooLarge,
     UnknownModel,
 )
+from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import CHECKSUM, Parameter, make_response, requested_outputs
+from edgemux.wire.described import Counts
 from edgemux.wire.model_service import MAX_ID_CHARACTERS, ModelService, Served, timeout_s
 
 # When it is worth asking again where there are too many at once: most are answered by then.
@@ -30,11 +32,14 @@ FULL_RETRY_S = 0.1
 class EdgeService(ModelService):
     """Answers with the agent of the application that is asked for."""
 
+    EXTENSIONS = (*ModelService.EXTENSIONS, "statistics")
+
     def __init__(self, agents: Mapping[str, Agent], max_batch: int, log: RequestLog | None = None) -> None:
         """``agents``: at least one, by the name of its model on the wire."""
         models = [Served.of(agent.manifest, "edgemux", max_batch) for agent in agents.values()]
         super().__init__("edgemux-edge", models, max_decoding=max_batch)
         self._agents = agents
+        self._counts = {name: Counts() for name in agents}
         first, *others = agents.values()
         # What asks for no model that is here is counted with the only one, or with none of several.
         self._nobody = first.metrics.of_another("other") if others else first.metrics
@@ -69,6 +74,8 @@ class EdgeService(ModelService):
             raise
         finally:
             metrics.inflight -= 1
+            if agent is not None:
+                self._counts[request.model_name].ended(len(answers), self._loop.time() - came_s)
             if outcome != "answered":
                 metrics.refused(outcome)
             if self._log is not None:
@@ -96,6 +103,14 @@ class EdgeService(ModelService):
             served.name, served.version, request.id, chosen, said(answers), CHECKSUM in request.parameters
         )
         return response, answers
+
+    async def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Raises UnknownModel."""
+        asked = [self.check_model(request.name, request.version, "name", "version")] if request.name else self.every()
+        response = oip.ModelStatisticsResponse()
+        for served in asked:
+            response.model_stats.append(self._counts[served.name].message(served.name, served.version))
+        return response
 
     def came_late(self) -> None:
         """Counted with what asks for no model: which one it is about is not known."""

@@ -3,12 +3,53 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from edgemux.multiplexer.errors import InputError
 from edgemux.wire import oip_pb2 as oip
 
 _log = logging.getLogger("edgemux")
+
+
+class Counts:
+    """What came of a model's inferences: how many were answered and how many not, and the seconds of each kind."""
+
+    __slots__ = ("answered", "answered_s", "failed", "failed_s", "last_ms", "rows")
+
+    def __init__(self) -> None:
+        self.answered = self.failed = self.rows = self.last_ms = 0
+        self.answered_s = self.failed_s = 0.0
+
+    def ended(self, rows: int, seconds: float) -> None:
+        """Count an inference of ``rows`` rows; 0 for one that was not answered."""
+        if rows:
+            self.answered += 1
+            self.answered_s += seconds
+            self.rows += rows
+            self.last_ms = time.time_ns() // 1_000_000
+        else:
+            self.failed += 1
+            self.failed_s += seconds
+
+    def message(self, name: str, version: str) -> Any:
+        """As ModelStatistics; every row counts as an execution of its own."""
+        statistics = oip.InferStatistics(
+            success=duration(self.answered, self.answered_s), fail=duration(self.failed, self.failed_s)
+        )
+        return oip.ModelStatistics(
+            name=name,
+            version=version,
+            last_inference=self.last_ms,
+            inference_count=self.rows,
+            execution_count=self.rows,
+            inference_stats=statistics,
+        )
+
+
+def duration(count: int, seconds: float) -> Any:
+    """A StatisticDuration message."""
+    return oip.StatisticDuration(count=count, ns=round(seconds * 1e9))
 
 
 def model_config(served: Any) -> Any:

@@ -4,39 +4,61 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import Raw
 from numpy.typing import NDArray
 
 from edgemux.multiplexer.errors import BadAnswer, InputError
 from edgemux.wire.codec import DTYPES, get_parameters, join_bytes, split_bytes
 from edgemux.wire.rest_codec import BINARY_SIZE, CONTENT_TYPE, Wanted
 
+# Outputs in binary look the same from answer to answer; what is known of one, by name, datatype, shape and size.
+MAX_KNOWN_OUTPUTS = 64
+_known: dict[tuple[str, str, tuple[int, ...], int], Raw] = {}
+
 
 def write_infer(response: Any, wanted: Wanted) -> tuple[bytes, tuple[bytes, ...]]:
     """JSON of a ModelInferResponse, and the binary data that follow it. Raises BadAnswer for one that is none."""
-    raw, pieces, outputs = response.raw_output_contents, [], []
+    raw, pieces, outputs = response.raw_output_contents, list[bytes](), list[Any]()
     for index, output in enumerate(response.outputs):
         content = raw[index] if index < len(raw) else _contents(output)
-        described: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
         parameters = get_parameters(output) if output.parameters else {}
-        if wanted.outputs.get(output.name, wanted.binary):
-            parameters[BINARY_SIZE] = len(content)
-            pieces.append(content)
-        else:
-            described["data"] = _to_json(output, content, parameters)
+        if not (wanted.outputs.get(output.name, wanted.binary) if wanted.outputs else wanted.binary):
+            outputs.append(_described(output, {"data": _to_json(output, content, parameters)}, parameters))
+            continue
+        pieces.append(content)
         if parameters:
-            described["parameters"] = parameters
-        outputs.append(described)
+            outputs.append(_described(output, {}, parameters | {BINARY_SIZE: len(content)}))
+        else:
+            outputs.append(_binary(output, len(content)))
     answer: dict[str, Any] = {"model_name": response.model_name, "model_version": response.model_version}
     if response.id:
         answer["id"] = response.id
-    if response.parameters:
-        answer["parameters"] = get_parameters(response)
+    parameters = get_parameters(response)
+    if parameters:
+        answer["parameters"] = parameters
     answer["outputs"] = outputs
     return msgspec.json.encode(answer), tuple(pieces)
+
+
+def _described(output: Any, more: dict[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    described = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)} | more
+    return described | {"parameters": parameters} if parameters else described
+
+
+def _binary(output: Any, size: int) -> Raw:
+    """JSON of an output without parameters of its own, whose data follow in binary."""
+    key = (output.name, output.datatype, tuple(output.shape), size)
+    known = _known.get(key)
+    if known is None:
+        if len(_known) >= MAX_KNOWN_OUTPUTS:
+            _known.clear()
+        known = _known[key] = Raw(msgspec.json.encode(_described(output, {}, {BINARY_SIZE: size})))
+    return known
 
 
 def _contents(output: Any) -> bytes:

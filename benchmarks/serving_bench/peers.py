@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -237,15 +237,20 @@ COMMANDS = {"triton": _triton, "mlserver": _mlserver, "litserve": _litserve}
 
 
 @contextlib.contextmanager
-def serve(name: str, onnx: Path, model: str = "model", max_batch: int = 16) -> Iterator[Peer]:
-    """A peer that serves ``onnx`` as version 1 of ``model``, ended with the block. Raises Unavailable."""
+def serve(
+    name: str, onnx: Path, model: str = "model", max_batch: int = 16, options: Sequence[str] = ()
+) -> Iterator[Peer]:
+    """A peer that serves ``onnx`` as version 1 of ``model``, ended with the block. Raises Unavailable.
+
+    options: more of its own command line.
+    """
     if not ready_to_use(name):
         raise Unavailable(f"{name}: has no environment here; `{Path(__file__).name} make {name}` makes one")
     ports = free_ports(3)
     with tempfile.TemporaryDirectory(prefix="edgemux-peer-") as temporary, tempfile.TemporaryFile() as log:
         command, environment = COMMANDS[name](Path(temporary), onnx, model, max_batch, ports)
         popen = subprocess.Popen(
-            command,
+            [*command, *options],
             env=os.environ | environment,
             cwd=temporary,
             stdout=log,

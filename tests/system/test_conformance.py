@@ -36,7 +36,8 @@ PEERS = _peers()
 
 def conform(grpc: str, http: str, *options: str) -> tuple[int, list[dict[str, Any]]]:
     """Exit status and rows of the command."""
-    command = [sys.executable, "-m", "edgemux.wire.conformance", grpc, "--http", http, "--json", *options]
+    where = ["--http", http] if http else []
+    command = [sys.executable, "-m", "edgemux.wire.conformance", grpc, *where, "--json", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
@@ -53,7 +54,7 @@ def test_the_cloud_answers_as_triton_or_for_a_reason(cloud: Any) -> None:
     assert status == 0
     assert len(rows) >= 200
     # What no bundle's model can be asked, and nothing else.
-    assert sum(row["got"] == "-" for row in rows) <= 3
+    assert sum(row["got"] == "-" and not row["probe"].startswith("admin/") for row in rows) <= 3
 
 
 def test_the_agent_answers_as_triton_or_for_a_reason(agent: Any) -> None:
@@ -64,11 +65,12 @@ def test_the_agent_answers_as_triton_or_for_a_reason(agent: Any) -> None:
 
 def test_a_model_of_an_onnx_file_is_served_by_the_same_rules(tiny_bundle: Path, serving: Any, tmp_path: Path) -> None:
     config = tmp_path / "cloud.toml"
-    config.write_text(f'[[models]]\nname = "any"\nonnx = "{cloud_model(tiny_bundle)}"\n')
+    config.write_text(f'[[models]]\nname = "any"\nonnx = "{cloud_model(tiny_bundle)}"\n[admin]\ngrpc_port = 0\n')
     with serving("cloud", "--config", str(config)) as server:
-        status, rows = conform(server.grpc, server.http, "--model", "any")
+        status, rows = conform(server.grpc, server.http, "--model", "any", "--admin", server.admin)
     assert failed(rows) == []
     assert status == 0
+    assert all(row["got"] != "-" for row in rows if row["probe"].startswith("admin/"))
 
 
 def cloud_model(bundle: Path) -> Path:
@@ -76,13 +78,12 @@ def cloud_model(bundle: Path) -> Path:
     return bundle / Bundle.open(bundle).manifest.cloud.files[0]
 
 
-def peer(name: str, bundle: Path) -> AbstractContextManager[Any]:
+def peer(name: str, bundle: Path, *options: str) -> AbstractContextManager[Any]:
     """A running one with the bundle's cloud model; the test is skipped where it cannot be had."""
     if not PEERS.ready_to_use(name):
         pytest.skip(f"{name} has no environment here; benchmarks/serving_bench/peers.py make {name}")
-    found: AbstractContextManager[Any] = PEERS.serve(
-        name, cloud_model(bundle), max_batch=1 if name == "mlserver" else 16
-    )
+    batch = 1 if name == "mlserver" else 16
+    found: AbstractContextManager[Any] = PEERS.serve(name, cloud_model(bundle), max_batch=batch, options=options)
     return found
 
 
@@ -92,6 +93,13 @@ def test_triton_answers_as_the_suite_says_it_does(tiny_bundle: Path) -> None:
     assert failed(rows) == []
     assert status == 0
     assert all(row["got"] in (row["expected"], "-") for row in rows)
+
+
+def test_triton_takes_orders_as_the_suite_says_it_does(tiny_bundle: Path) -> None:
+    with peer("triton", tiny_bundle, "--model-control-mode=explicit", "--load-model=*") as triton:
+        status, rows = conform(triton.grpc, "", "--admin", triton.grpc, "--only", "admin/")
+    assert [row["got"] for row in rows] == [row["expected"] for row in rows]
+    assert status == 0
 
 
 def test_mlserver_answers_as_is_written_down(tiny_bundle: Path) -> None:

@@ -17,7 +17,14 @@ from pathlib import Path
 import msgspec
 
 from edgemux.multiplexer.errors import EdgemuxError
-from edgemux.wire.conformance import infer_probes, rest_infer_probes, rest_probes, server_probes, stream_probes
+from edgemux.wire.conformance import (
+    admin_probes,
+    infer_probes,
+    rest_infer_probes,
+    rest_probes,
+    server_probes,
+    stream_probes,
+)
 from edgemux.wire.conformance.probe import Probe, Reason, Result, own_reasons, read_reasons, run
 from edgemux.wire.conformance.target import Target
 
@@ -25,6 +32,7 @@ PROBES: tuple[Probe, ...] = (
     *server_probes.PROBES,
     *infer_probes.PROBES,
     *stream_probes.PROBES,
+    *admin_probes.PROBES,
     *rest_probes.PROBES,
     *rest_infer_probes.PROBES,
 )
@@ -37,9 +45,10 @@ def probe_server(
     model: str | None = None,
     reasons: Mapping[str, Reason] | None = None,
     only: str = "",
+    admin: str | None = None,
 ) -> list[Result]:
     """Ask a server every probe whose name holds ``only``. Raises EdgemuxError when it cannot be asked."""
-    target = Target(address, http, model)
+    target = Target(address, http, model, admin)
     try:
         known = own_reasons(target.server) | dict(reasons or {})
         return run([each for each in PROBES if only in each.name], target, known, target.extensions)
@@ -80,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="python -m edgemux.wire.conformance", description="Probe an Open Inference Protocol server.")
     parser.add_argument("address", type=_address, metavar="HOST:PORT", help="of its gRPC side")
     parser.add_argument("--http", type=_address, metavar="HOST:PORT", help="of its REST side, probed only when given")
+    parser.add_argument(
+        "--admin", type=_address, metavar="HOST:PORT", help="that takes orders; the model is loaded anew"
+    )
     parser.add_argument("--model", help="one with numeric inputs; the first of the server's index when left out")
     parser.add_argument(
         "--reasons", type=Path, metavar="FILE", help="TOML: known differences from Triton, with reasons"
@@ -89,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         reasons = {} if options.reasons is None else read_reasons(options.reasons)
-        results = probe_server(options.address, options.http, options.model, reasons, options.only)
+        results = probe_server(options.address, options.http, options.model, reasons, options.only, options.admin)
     except EdgemuxError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -63,10 +63,10 @@ class Tensor(msgspec.Struct, frozen=True):
 class Target:
     """A server and one of its models. Close it."""
 
-    def __init__(self, address: str, http: str | None, model: str | None) -> None:
+    def __init__(self, address: str, http: str | None, model: str | None, admin: str | None = None) -> None:
         """Ask the server what it has. Raises Unreachable, and ConfigError when there is no model to ask for."""
-        unbounded = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-        self._channel = grpc.insecure_channel(address, [*unbounded, ("grpc.enable_http_proxy", 0)])
+        self._channel = grpc.insecure_channel(address, _OPTIONS)
+        self._admin = None if admin is None else grpc.insecure_channel(admin, _OPTIONS)
         self._http = None if http is None else RestClient(http, PATIENCE_S)
         code, answer = self.call("ServerMetadata", oip.ServerMetadataRequest(), oip.ServerMetadataResponse)
         if answer is None:
@@ -86,6 +86,8 @@ class Target:
     def close(self) -> None:
         """Close the connections."""
         self._channel.close()
+        if self._admin is not None:
+            self._admin.close()
         if self._http is not None:
             self._http.close()
 
@@ -99,12 +101,13 @@ class Target:
     # --- calls ------------------------------------------------------------------------------------------------------
     def call(self, method: str, request: Any, response: Any, service: str = SERVICE) -> tuple[str, Any]:
         """The status's name and, when it is OK, the answer. ``request``: a message, or bytes as they are."""
-        content = request if isinstance(request, bytes) else request.SerializeToString()
-        ask = self._channel.unary_unary(f"/{service}/{method}", response_deserializer=response.FromString)
-        try:
-            return "OK", ask(content, timeout=PATIENCE_S)
-        except grpc.RpcError as error:
-            return str(error.code().name), None
+        return _call(self._channel, f"/{service}/{method}", request, response)
+
+    def order(self, method: str, request: Any, response: Any) -> tuple[str, Any]:
+        """As ``call``, at the address that takes orders. Raises Inapplicable."""
+        if self._admin is None:
+            raise Inapplicable("no --admin address")
+        return _call(self._admin, f"/{SERVICE}/{method}", request, response)
 
     def infer(self, request: Any) -> tuple[str, Any]:
         """ModelInfer's status and answer."""
@@ -223,8 +226,22 @@ class Target:
         return None if answer is None else int(answer.config.max_batch_size)
 
 
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+]
 _NOBODY = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
 def _tensors(messages: Any) -> tuple[Tensor, ...]:
     return tuple(Tensor(each.name, each.datatype, tuple(each.shape)) for each in messages)
+
+
+def _call(channel: Any, path: str, request: Any, response: Any) -> tuple[str, Any]:
+    content = request if isinstance(request, bytes) else request.SerializeToString()
+    ask = channel.unary_unary(path, response_deserializer=response.FromString)
+    try:
+        return "OK", ask(content, timeout=PATIENCE_S)
+    except grpc.RpcError as error:
+        return str(error.code().name), None

@@ -1,6 +1,6 @@
 """Servers of models side by side, in one run: our cloud, bare grpc.aio, MLServer, LitServe, Triton; ONNX Runtime alone.
 
-    python benchmarks/serving.py [--quick] [--json FILE] [--only small|large|expiry] [--peers triton,mlserver,litserve]
+    python benchmarks/serving.py [--quick] [--rounds N] [--json FILE] [--only small|large|expiry] [--peers triton,mlserver,litserve]
                                  [--models FOLDER] [--ray PYTHON]
 
 The same two ONNX models everywhere, one thread of ONNX Runtime each: a CNN of 49,000 parameters, where serving costs
@@ -105,12 +105,16 @@ class Field:
 def field(
     onnx: Path, rows: np.ndarray[Any, Any], classes: int, wanted: list[str], ray: str, both: bool
 ) -> Iterator[Field]:
-    """Every server started. both: MLServer and LitServe with their batching on, and off, too."""
+    """Every server started. both: MLServer and LitServe with their batching on, and off, too, and ours twice behind one port."""
     made = Field(onnx, rows, classes)
     with made.stack:
         ours = made.add(running.ours(onnx, max_batch=MAX_BATCH))
         made.grpc("edgemux gRPC", ours)
         made.rest("edgemux REST binary", ours)
+        if both:
+            two = made.add(running.ours(onnx, name="edgemux, 2 processes", max_batch=MAX_BATCH, processes=2))
+            made.grpc("edgemux gRPC, 2 processes", two)
+            made.rest("edgemux REST binary, 2 processes", two)
         made.grpc("bare grpc.aio", made.add(running.bare(onnx)))
         for name in wanted:
             try:
@@ -253,6 +257,7 @@ def main() -> None:
     """Both models, then the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short round")
+    parser.add_argument("--rounds", type=int, help="how often each is measured")
     parser.add_argument("--json", type=Path, help="a file for every pass")
     parser.add_argument("--only", choices=["small", "large", "expiry"])
     parser.add_argument("--peers", default="triton,mlserver,litserve")
@@ -260,6 +265,8 @@ def main() -> None:
     parser.add_argument("--ray", default="", help="an interpreter that has edgemux and Ray")
     options = parser.parse_args()
     plan = QUICK if options.quick else PLAN
+    if options.rounds:
+        plan = msgspec.structs.replace(plan, rounds=options.rounds)
     wanted = [each for each in options.peers.split(",") if each]
     if unknown := set(wanted) - set(peers.REQUIREMENTS):
         parser.error(f"--peers: no such: {', '.join(sorted(unknown))}")

@@ -71,6 +71,7 @@ def from_table(passes: Passes, c: int) -> list[Figure]:
             least=False,
             note=f"c=1: {lone[0]}, c=8: {few[0]}, c={c}: {many[0]}",
         ),
+        *_of_two(passes, c),
         _of(
             "REST binary throughput ÷ Triton REST, c=32",
             ratios(passes, "edgemux REST binary", "Triton REST binary", c, rps),
@@ -81,9 +82,29 @@ def from_table(passes: Passes, c: int) -> list[Figure]:
     ]
 
 
-def _best_of(passes: Passes, c: int, name: str, others: tuple[str, ...], must: float, goal: float) -> Figure:
+def _of_two(passes: Passes, c: int) -> list[Figure]:
+    """The same with two processes behind one port."""
+    ours, theirs = "edgemux gRPC, 2 processes", ("MLServer gRPC", "MLServer gRPC, batching")
+    rest = ratios(passes, "edgemux REST binary, 2 processes", "Triton REST binary", c, rps)
+    lite = ("LitServe HTTP", "LitServe HTTP, batching")
+    return [
+        _best_of(passes, c, "2 processes: gRPC throughput ÷ MLServer gRPC, c=32", theirs, 2.0, 3.0, ours),
+        _best_of(passes, c, "2 processes: gRPC throughput ÷ LitServe HTTP, c=32", lite, 3.0, 5.0, ours),
+        _of("2 processes: REST binary throughput ÷ Triton REST, c=32", rest, 0.6, 1.0, least=True),
+    ]
+
+
+def _best_of(
+    passes: Passes,
+    c: int,
+    name: str,
+    others: tuple[str, ...],
+    must: float,
+    goal: float,
+    ours: str = "edgemux gRPC",
+) -> Figure:
     """Against whichever of the other's settings did best."""
-    found = [ratios(passes, "edgemux gRPC", other, c, rps) for other in others]
+    found = [ratios(passes, ours, other, c, rps) for other in others]
     best = min((each for each in found if each), key=statistics.median, default=[])
     note = ", ".join(f"{o}: {statistics.median(v):.2f}" for o, v in zip(others, found, strict=True) if v)
     return _of(name, best, must, goal, least=True, note=note)

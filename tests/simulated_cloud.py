@@ -9,13 +9,12 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import numpy as np
 
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.channel import bind, server_options
-from edgemux.wire.codec import make_response
+from edgemux.wire.codec import check_inputs, decode_inputs, make_response
 from edgemux.wire.service import METHODS, SERVICE
 
 
@@ -34,8 +33,9 @@ class SimulatedCloud:
 
     async def well(self, request: Any, context: Any) -> Any:
         """What the real server says."""
-        image = np.frombuffer(request.raw_input_contents[0], dtype=np.uint8).reshape(tuple(request.inputs[0].shape))
-        (probabilities,) = self._model.run({"image": image}, ["probabilities"])
+        how = self.manifest.preprocessing
+        inputs = decode_inputs(check_inputs(request, self.manifest.inputs, how), how)
+        (probabilities,) = self._model.run(inputs, ["probabilities"])
         said = {"edgemux_queue_ms": 0.1, "edgemux_compute_ms": 0.1}
         return make_response(request.model_name, "1", request.id, {"probabilities": probabilities}, said, True)
 

@@ -35,7 +35,7 @@ def agent_of(tiny_bundle: Path) -> AgentFactory:
         settings.setdefault("scheduler", SchedulerSettings(scheme="off"))
         there = {"accept_other_models": settings.pop("accept_other_models", False)} | settings.pop("there", {})
         cloud = CloudSettings(address=address, **there)
-        config = EdgeConfig(bundle=tiny_bundle, cloud=cloud, **settings)
+        config = EdgeConfig(bundle=settings.pop("bundle", tiny_bundle), cloud=cloud, **settings)
         return open_agent(config)
 
     return make

@@ -20,33 +20,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2_grpc
 
+from tests.system.conftest import SLOW
+
 MODEL = "fashion-mnist"
 PATIENCE_S = 60.0
-
-# A server whose model takes as long as its last argument says, a row at a time.
-SLOW = """
-import sys, time
-from edgemux.cloud import hosting
-from edgemux.cloud.config import load
-from edgemux.cloud.server import serve
-
-class Slow(hosting.BundleBackend):
-    seconds = 0.0
-    def run(self, inputs, outputs):
-        time.sleep(Slow.seconds)
-        return super().run(inputs, outputs)
-
-measure = hosting.measure
-def measured(backend, row, max_batch):
-    Slow.seconds = 0.02
-    timing = measure(backend, row, max_batch)
-    Slow.seconds = float(sys.argv[2])
-    return timing
-
-hosting.BundleBackend, hosting.measure = Slow, measured
-ports = {f"listen.{name}_port": 0 for name in ("grpc", "http", "metrics")}
-serve(load(None, {"bundle": sys.argv[1], "batching.max_batch": 1, "listen.drain_s": 60.0, **ports}))
-"""
 
 
 @pytest.fixture

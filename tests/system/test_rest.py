@@ -23,6 +23,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.system.conftest import SLOW
+
 MODEL = "fashion-mnist"
 PATIENCE_S = 60.0
 HEAD_S = 3.0
@@ -190,32 +192,6 @@ def test_what_is_wrong_with_a_tensor_is_said_as_over_grpc(server: Any, samples: 
             answer = rest_of(sent)
             assert answer.split(b" ")[1] == status
             assert reason in answer
-
-
-# A cloud server whose model takes as long as the last argument says.
-SLOW = """
-import sys, time
-from edgemux.cloud import hosting
-from edgemux.cloud.config import load
-from edgemux.cloud.server import serve
-
-class Slow(hosting.BundleBackend):
-    seconds = 0.0
-    def run(self, inputs, outputs):
-        time.sleep(Slow.seconds)
-        return super().run(inputs, outputs)
-
-measure = hosting.measure
-def measured(backend, row, max_batch):
-    Slow.seconds = 0.02
-    timing = measure(backend, row, max_batch)
-    Slow.seconds = float(sys.argv[2])
-    return timing
-
-hosting.BundleBackend, hosting.measure = Slow, measured
-ports = {f"listen.{name}_port": 0 for name in ("grpc", "http", "metrics")}
-serve(load(None, {"bundle": sys.argv[1], "batching.max_batch": 1, "listen.drain_s": 60.0, **ports}))
-"""
 
 
 @pytest.fixture

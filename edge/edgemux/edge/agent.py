@@ -24,7 +24,7 @@ from edgemux.edge.sample import Sample
 from edgemux.edge.sampler import Sampler
 from edgemux.edge.self_check import SelfCheck
 from edgemux.edge.variants import Family
-from edgemux.edge.vigil import Vigil
+from edgemux.edge.vigil import Standing, Vigil
 from edgemux.multiplexer.bundle import Manifest
 from edgemux.multiplexer.domain import (
     Accept,
@@ -195,6 +195,8 @@ class Agent:
 
     async def _answer(self, sample: Sample, arrived: float) -> Answer:
         sample.activations.chain = self.family.chain
+        # What the cloud answers then goes into a new certificate, which is about inputs as they are.
+        sample.exact = self.vigil.state.standing in (Standing.WITHDRAWN, Standing.RE_CERTIFIED)
         first = self._candidates(sample, sample.scores, 0, self.vigil.terms.offload_first)
         case = Case(self._budget(sample), first, failure=None if self.family.routes else Reason.NO_MODEL)
         while True:

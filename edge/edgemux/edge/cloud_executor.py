@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 import secrets
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from edgemux.edge.packing import Packing
 from edgemux.edge.peer import CALL_OVERHEAD_BYTES, Peer, digest_in
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
-from edgemux.edge.together import Row, Together, merged
+from edgemux.edge.together import NotTogether, Row, Together, merged
 from edgemux.multiplexer.domain import Prediction, Reason, Route
 from edgemux.multiplexer.errors import (
     BadAnswer,
@@ -103,6 +104,8 @@ class CloudExecutor:
         self.request_bytes = peer.call_bytes
         self._packing = Packing(peer.payloads)
         self._most_together = most_together
+        # The latest error that the breaker has been told of: all rows of a call have the same.
+        self._told: Callable[[], Exception | None] = lambda: None
         self._together = Together(self._call, self._most, clock)
         # Whether its answers say that it is one of our own servers: others are sent the tensor alone.
         self._ours = False
@@ -206,6 +209,7 @@ class CloudExecutor:
         Raises ExecutionError; the breaker and the estimates learn from every outcome.
         """
         began = self._clock()
+        exact = exact or sample.exact
         encoding = self._packing.choose(self.link.bytes_per_s(began), timeout_s, began, exact) if self._ours else RAW
         if encoding != RAW and not self.breaker.allows(began):
             raise Unreachable("the cloud is not being asked")
@@ -226,11 +230,20 @@ class CloudExecutor:
             raise self._failed(call, DeadlineExceeded("the cloud took too long"), size, started, None) from error
         except grpc.aio.AioRpcError as error:
             cause = self._cause(error)
+            if self._told() is error:
+                self.breaker.cancelled(call)  # it has been told by another row of the same call
+                self._counted(cause)
+                raise cause from error
+            self._told = weakref.ref(error)
             if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                 self._packing.refused(encoding)
             raise self._failed(call, cause, size, started, error) from error
         except (BadAnswer, Incompatible) as error:
             self._counted(error)
+            if self._told() is error or isinstance(error, NotTogether):
+                self.breaker.cancelled(call)
+                raise
+            self._told = weakref.ref(error)
             self._differs(error)
             self.breaker.failed(call, self._clock())
             raise
@@ -279,10 +292,16 @@ class CloudExecutor:
         return call
 
     async def _call(self, rows: Sequence[Row]) -> list[Reply]:
-        """One call with the inputs of all rows. Raises AioRpcError, BadAnswer."""
+        """One call with the inputs of all rows. Raises AioRpcError, BadAnswer, NotTogether."""
         request = rows[0].request if len(rows) == 1 else merged(rows)
         left_s = max(row.deadline_s for row in rows) - self._clock()
-        response = await self._stub.ModelInfer(request, timeout=max(0.001, left_s))
+        try:
+            response = await self._stub.ModelInfer(request, timeout=max(0.001, left_s))
+        except grpc.aio.AioRpcError as error:
+            if len(rows) == 1 or error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+                raise
+            self._most_together = 1
+            raise NotTogether("the cloud does not take several inputs in a call") from error
         answers = self._peer.rows(response, request.id, len(rows))
         self._metrics.sent_together(len(rows))
         size = request.ByteSize() + CALL_OVERHEAD_BYTES

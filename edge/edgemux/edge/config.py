@@ -89,7 +89,7 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str | None = None
     output: str | None = None
     output_kind: OutputKind = "probabilities"
-    payload_max_loss: float = 0.002
+    payload_max_loss: float = 0.01
     most_together: int = 1
     keepalive_s: float | None = None
     probe_interval_s: float = 0.5

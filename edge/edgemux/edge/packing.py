@@ -5,6 +5,8 @@ An encoding has to be paid with the device's time, and saves the link's: on a qu
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from edgemux.multiplexer.bundle import Manifest, Payload
@@ -19,13 +21,14 @@ LOOK_SHARE = 0.5
 BETTER = 0.9
 # How long what was seen of a form on this device counts.
 REMEMBERED_S = 600.0
+# Of a normal variate 95 % are below.
+Z95 = 1.645
 
 
 def usable(manifest: Manifest, max_loss: float) -> tuple[Payload, ...]:
     """The forms of a manifest that may be used, raw first, none where there is no choice.
 
-    One that loses something must lose at most ``max_loss`` of the accuracy, measured on so many inputs that a single
-    one is not more than that.
+    One that loses something must lose at most ``max_loss`` of the accuracy, with a confidence of 95 %.
     """
     if manifest.payloads is msgspec.UNSET or len(manifest.inputs) != 1:
         return ()
@@ -34,13 +37,19 @@ def usable(manifest: Manifest, max_loss: float) -> tuple[Payload, ...]:
     fine = [
         each
         for each in others
-        if each.encoding in known
-        and (
-            each.encoding in LOSSLESS
-            or (max_loss > 0 and each.n * max_loss >= 1 and raw.accuracy - each.accuracy <= max_loss)
-        )
+        if each.encoding in known and (each.encoding in LOSSLESS or most_lost(raw, each) <= max_loss)
     ]
     return (raw, *fine) if fine else ()
+
+
+def most_lost(raw: Payload, lossy: Payload) -> float:
+    """Upper end, at 95 %, of the accuracy that a form loses: one-sided, for differences of paired shares; more than 0.
+
+    The difference of an input is -1, 0 or 1, and 0 unless its label changes, so its variance is at most the share of
+    changed labels. With 3 / n on top (the rule of three) none seen of n does not mean none.
+    """
+    changed = lossy.changed + 3.0 / lossy.n
+    return max(0.0, raw.accuracy - lossy.accuracy) + Z95 * math.sqrt(changed / lossy.n)
 
 
 class Packing:
@@ -84,9 +93,12 @@ class Packing:
             self._encode_s[encoding].observe(elapsed_s, now_s)
 
     def refused(self, encoding: str) -> None:
-        """The cloud does not take a form, or makes nonsense of it: it is not used again."""
+        """The cloud does not take a form, or makes nonsense of it: from now on it is sent the tensor.
+
+        Not only that form is given up: each that is tried costs an answer, and three in a row open the breaker.
+        """
         if encoding != RAW:
-            self._payloads.pop(encoding, None)
+            self._payloads = {}
             self.chosen = RAW
 
     def _best(self, bytes_per_s: float, now_s: float, exact: bool = False) -> str:

@@ -19,10 +19,11 @@ class Sample:
     time. client: whoever sent it, for a fair share of the device. activations: what the device levels have computed so
     far, so that a higher level runs only its delta.
     lot: a number in [0, 1), drawn once: is it among the share that may be sent to a cloud that has just come back?
+    exact: whether the cloud is to see the very input, since what it answers goes into what is certified.
     answer: the latest level's, None before the first; epoch: of the terms on which it was scored.
     """
 
-    __slots__ = ("activations", "answer", "client", "deadline_s", "epoch", "lot", "scores", "tensors")
+    __slots__ = ("activations", "answer", "client", "deadline_s", "epoch", "exact", "lot", "scores", "tensors")
 
     def __init__(self, tensors: dict[str, NDArray[Any]], scores: Scores, deadline_s: float, client: str = "") -> None:
         self.tensors = tensors
@@ -33,3 +34,4 @@ class Sample:
         self.activations = Activations(tensors)
         self.answer: Prediction | None = None
         self.epoch = 0
+        self.exact = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -268,25 +267,12 @@ class ModelService:
         }
 
     def pages(self) -> dict[str, Callable[[], Page]]:
-        """What the HTTP port answers, by path."""
-        models = {f"/v2/models/{name}": versions[""] for name, versions in self._models.items()}
-        pages: dict[str, Callable[[], Page]] = {
-            "/": lambda: Page(200, {"name": self._name, "pages": ["/status", "/v2", "/v2/health/ready", *models]}),
-            "/v2": lambda: Page(200, self.server_metadata()),
-            "/v2/health/live": lambda: Page(200, {"live": True}),
-            "/v2/health/ready": self._ready_page,
-            "/status": lambda: Page(200, self.status()),
-        }
-        for path, served in models.items():
-            pages[path] = partial(self._model_page, served)
-            pages[f"{path}/ready"] = self._ready_page
-        return pages
+        """What the HTTP port answers beside the protocol, by path."""
+        return {"/": self._first_page, "/status": lambda: Page(200, self.status())}
 
-    def _model_page(self, served: Served) -> Page:
-        return Page(200, self.model_metadata(served))
-
-    def _ready_page(self) -> Page:
-        return Page(503 if self.draining else 200, {"ready": not self.draining})
+    def _first_page(self) -> Page:
+        models = [f"/v2/models/{name}" for name in self._models]
+        return Page(200, {"name": self._name, "pages": ["/status", "/v2", "/v2/health/ready", *models]})
 
     def status(self) -> dict[str, Any]:
         """The server at a glance."""

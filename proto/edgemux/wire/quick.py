@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from edgemux.wire import oip_pb2 as oip
@@ -81,6 +82,7 @@ def _double_entry(key: str) -> bytes:
     return bytes((_PARAMETERS,)) + _varint(len(inner) + 8) + inner
 
 
+@lru_cache(_MAX_SHAPES)
 def _int_entry(key: str, number: int) -> bytes:
     """A parameter that is a whole number, not negative."""
     value = b"\x10" + _varint(number)

@@ -1,6 +1,7 @@
 """The command: every probe, a table, and an exit status.
 
-    python -m edgemux.wire.conformance HOST:PORT [--http HOST:PORT] [--model NAME] [--reasons FILE] [--json]
+    python -m edgemux.wire.conformance HOST:PORT [--http HOST:PORT] [--admin HOST:PORT] [--model NAME] [--reasons FILE]
+        [--only TEXT] [--json]
 
 0: every probe is answered as Triton answers it, or for a written reason otherwise. 1: one is not. 2: wrong use, or no
 server there.

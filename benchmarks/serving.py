@@ -1,7 +1,7 @@
 """Servers of models side by side, in one run: our cloud, bare grpc.aio, MLServer, LitServe, Triton; ONNX Runtime alone.
 
-    python benchmarks/serving.py [--quick] [--rounds N] [--json FILE] [--only small|large|expiry] [--peers triton,mlserver,litserve]
-                                 [--models FOLDER] [--ray PYTHON]
+    python benchmarks/serving.py [--quick] [--rounds N] [--json FILE] [--only small|large|expiry]
+                                 [--peers triton,mlserver,litserve] [--models FOLDER] [--ray PYTHON]
 
 The same two ONNX models everywhere, one thread of ONNX Runtime each: a CNN of 49,000 parameters, where serving costs
 more than computing, and a net of ResNet-18's size. Passes are short and in turns; while one server is measured the
@@ -105,7 +105,7 @@ class Field:
 def field(
     onnx: Path, rows: np.ndarray[Any, Any], classes: int, wanted: list[str], ray: str, both: bool
 ) -> Iterator[Field]:
-    """Every server started. both: MLServer and LitServe with their batching on, and off, too, and ours twice behind one port."""
+    """Every server started. both: MLServer and LitServe with batching on, and off, too; ours also twice, behind one port."""
     made = Field(onnx, rows, classes)
     with made.stack:
         ours = made.add(running.ours(onnx, max_batch=MAX_BATCH))

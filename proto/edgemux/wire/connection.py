@@ -225,7 +225,8 @@ class Connection(asyncio.Protocol):
             return
         request = Request(parser.get_method(), self._target, headers, self._peer, keep=parser.should_keep_alive())
         length = headers.get(b"content-length", b"0")
-        if len(headers) > MAX_HEADERS or len(self._target) > MAX_HEAD_BYTES:
+        size = len(self._target) + sum(map(len, headers)) + sum(map(len, headers.values()))
+        if len(headers) > MAX_HEADERS or size > MAX_HEAD_BYTES:
             self._refuse(json_reply(431, {"error": "headers: too many or too large"}, close=True), request)
         elif len(length) > 18 or int(length) > self._app.max_body_bytes:
             self._refuse(too_large(self._app.max_body_bytes), request)

@@ -105,7 +105,7 @@ class Field:
 def field(
     onnx: Path, rows: np.ndarray[Any, Any], classes: int, wanted: list[str], ray: str, both: bool
 ) -> Iterator[Field]:
-    """Every server started. both: MLServer and LitServe with batching on, and off, too; ours also twice, behind one port."""
+    """Every server started. both: MLServer and LitServe with batching on and off; ours also twice, behind one port."""
     made = Field(onnx, rows, classes)
     with made.stack:
         ours = made.add(running.ours(onnx, max_batch=MAX_BATCH))

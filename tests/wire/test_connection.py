@@ -159,3 +159,11 @@ def test_whatever_comes_is_answered_in_whole_replies(
         content = content[:where] + what + content[where + len(what) :]
     answered, _ = talk(cut(content, at))
     assert not answered or re.match(rb"HTTP/1\.1 [1245]\d\d ", answered)
+
+
+def test_a_head_that_is_too_large_is_refused_also_when_it_comes_in_one_piece() -> None:
+    head = b"GET /a HTTP/1.1\r\nX: " + b"y" * 40_000 + b"\r\n\r\n"
+    for pieces in ([head], [head[:100], head[100:]], [head[:33_000], head[33_000:]]):
+        answer, over = talk(pieces)
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert over

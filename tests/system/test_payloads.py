@@ -50,7 +50,7 @@ def test_a_build_measures_what_each_form_costs(bundle: Path) -> None:
             assert (each.accuracy, each.changed) == (raw.accuracy, 0.0)
     assert found["webp-60"].accuracy < raw.accuracy - 0.1, "the stripes are gone"
     assert found["jpeg-95"].bytes < raw.bytes / 4
-    kept = [each.encoding for each in usable(Bundle.open(bundle).manifest, 0.002)]
+    kept = [each.encoding for each in usable(Bundle.open(bundle).manifest, CloudSettings().payload_max_loss)]
     assert "webp-60" not in kept
     assert set(kept) > set(LOSSLESS)
 

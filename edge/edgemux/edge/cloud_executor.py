@@ -23,7 +23,7 @@ from edgemux.edge.packing import Packing
 from edgemux.edge.peer import CALL_OVERHEAD_BYTES, Peer, digest_in
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
-from edgemux.edge.together import NotTogether, Row, Together, merged
+from edgemux.edge.together import Row, Together, merged
 from edgemux.multiplexer.domain import Prediction, Reason, Route
 from edgemux.multiplexer.errors import (
     BadAnswer,
@@ -31,6 +31,7 @@ from edgemux.multiplexer.errors import (
     ExecutionError,
     Forbidden,
     Incompatible,
+    NotTogether,
     Overloaded,
     Unauthenticated,
     Unreachable,

@@ -13,15 +13,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from edgemux.multiplexer.errors import BadAnswer
 from edgemux.wire.codec import add_checksum
 from edgemux.wire.payload import ENCODING
 
 T = TypeVar("T")
-
-
-class NotTogether(BadAnswer):
-    """The other side takes one row at a time: nothing is wrong with it, nor with the rows."""
 
 
 class Row(msgspec.Struct, frozen=True):

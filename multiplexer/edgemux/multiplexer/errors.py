@@ -14,6 +14,7 @@ EdgemuxError
 │   ├── Unauthenticated     asked without a token or certificate that is known
 │   ├── Forbidden           known, but may not ask for this
 │   ├── BadAnswer           somebody answered, but not what was asked for
+│   │   └── NotTogether     somebody does not take several inputs in a call
 │   └── Incompatible        somebody answered that it does not serve this, or serves another version
 └── PassError               a compression pass could not be applied
 
@@ -86,6 +87,10 @@ class Forbidden(ExecutionError):
 
 class BadAnswer(ExecutionError):
     """The other side answered something else than was asked for: shape, dtype, values, identity."""
+
+
+class NotTogether(BadAnswer):
+    """The other side takes one row at a time: nothing is wrong with it, nor with the rows."""
 
 
 class Incompatible(ExecutionError):

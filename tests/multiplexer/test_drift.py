@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgemux.multiplexer.certify import binomial_cdf
@@ -90,6 +92,7 @@ def test_the_evidence_does_not_depend_on_how_the_values_are_cut_up(values: list[
 
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=100, max_size=300))
+@example([-sys.float_info.max] * 20 + [0.0] * 80)
 def test_evidence_stays_finite_whatever_comes(values: list[float]) -> None:
     stream = Stream(40)
     assert 0.0 <= stream.observe(np.array(values)) < float("inf")

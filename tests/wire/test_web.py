@@ -183,7 +183,7 @@ def test_a_storm_of_scrapes_takes_one_thread_and_few_new_pages() -> None:
             seen.add(next(line for line in scrape(port).splitlines() if line.startswith("some_total ")))
             counter.inc()
         took_s = time.monotonic() - began
-        assert threading.active_count() == before
+        assert threading.active_count() <= before  # one of an earlier test may have ended meanwhile
         # As many as fit into every second that it took, and into those that it began and ended in.
         assert len(seen) <= FRESH_SCRAPES_PER_S * (took_s + 2)
 

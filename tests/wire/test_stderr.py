@@ -67,7 +67,7 @@ def test_whoever_has_set_up_logging_keeps_it() -> None:
         threads = threading.active_count()
         with unblocked_log():
             assert root.handlers == [*before, mine]
-            assert threading.active_count() == threads
+            assert threading.active_count() <= threads
     finally:
         root.removeHandler(mine)
 

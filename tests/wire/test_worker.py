@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 
+import pytest
+
 from edgemux.wire.worker import Worker
 
 PATIENCE_S = 30.0
@@ -50,3 +52,25 @@ def test_a_job_without_end_does_not_keep_the_process() -> None:
         [sys.executable, "-c", ENDLESS], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert (ended.returncode, ended.stdout) == (0, "over\n"), ended.stderr
+
+
+async def test_a_result_is_waited_for_and_what_was_raised_is_raised() -> None:
+    worker = Worker("test", asyncio.get_running_loop())
+
+    def fail() -> int:
+        raise ValueError("no")
+
+    try:
+        assert await worker.result(lambda: 7) == 7
+        with pytest.raises(ValueError, match="no"):
+            await worker.result(fail)
+        over = threading.Event()
+        waiting = asyncio.ensure_future(worker.result(over.wait))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        over.set()
+        assert await worker.result(lambda: 8) == 8
+    finally:
+        worker.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,6 +47,14 @@ class Backend(Protocol):
     def close(self) -> None:
         """Give back what it holds; nothing runs then, or ever after."""
         ...
+
+
+def read_file(path: Path) -> bytes:
+    """A model's file. Raises ArtifactError naming it."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path.name}: cannot be read ({error.strerror})") from error
 
 
 def batched(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:

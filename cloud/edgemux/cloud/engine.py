@@ -178,24 +178,7 @@ class Engine:
         """
         if self._worker is None:
             return self._backend.run(inputs, outputs)
-        answered: asyncio.Future[dict[str, NDArray[Any]]] = self._loop.create_future()
-
-        def work() -> dict[str, NDArray[Any]] | Exception:
-            try:
-                return self._backend.run(inputs, outputs)
-            except Exception as error:
-                return error
-
-        def done(result: dict[str, NDArray[Any]] | Exception) -> None:
-            if answered.done():
-                return
-            if isinstance(result, Exception):
-                answered.set_exception(result)
-            else:
-                answered.set_result(result)
-
-        self._worker.submit(work, done)
-        return await answered
+        return await self._worker.result(partial(self._backend.run, inputs, outputs))
 
     def status(self) -> dict[str, Any]:
         """The engine at a glance."""

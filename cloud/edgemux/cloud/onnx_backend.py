@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemux.cloud.backend import Arrays
+from edgemux.cloud.backend import Arrays, read_file
 from edgemux.multiplexer.bundle import Bundle, Tensor
 from edgemux.multiplexer.chain import PROBABILITIES, Golden
 from edgemux.multiplexer.errors import ArtifactError, BadAnswer, ExecutionError
@@ -47,11 +47,7 @@ class OnnxBackend:
     @classmethod
     def read(cls, path: Path, threads: int = 1) -> OnnxBackend:
         """Load a file. Raises ArtifactError naming it."""
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise ArtifactError(f"{path.name}: cannot be read ({error.strerror})") from error
-        return cls(content, path.name, threads)
+        return cls(read_file(path), path.name, threads)
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Raises ExecutionError when the graph fails."""

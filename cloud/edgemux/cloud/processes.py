@@ -27,8 +27,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from edgemux.multiplexer.errors import EdgemuxError, ExecutionError
-from edgemux.wire.process import Listen, Seat, ready_line, take_port
-from edgemux.wire.security import Guard, check_exposure
+from edgemux.wire.process import Listen, Seat, guard_of, ready_line, take_port
+from edgemux.wire.security import Guard
 from edgemux.wire.stderr import say, unblocked_log
 from edgemux.wire.systemd import Notifier, show_life
 from edgemux.wire.web import exporting
@@ -53,12 +53,6 @@ def serve_many(listen: Listen, count: int, work: Work, config: Any) -> None:
     A second signal stops at once. Raises ConfigError for a port in use or an address that needs protection, and what
     the first process raises that cannot start.
     """
-    check_exposure(
-        listen.host,
-        encrypted=listen.tls.cert is not None,
-        authenticated=listen.token_file is not None or listen.tls.client_ca is not None,
-        insecure=listen.insecure,
-    )
     with unblocked_log():
         asyncio.run(_Team(listen, count, work, config).serve())
 
@@ -88,7 +82,7 @@ class _Team:
 
     async def serve(self) -> None:
         listen = self._listen
-        guard = Guard(listen.tls, listen.token_file)
+        guard = guard_of(listen)
         registry = CollectorRegistry()
         with contextlib.ExitStack() as stack:
             self._http = stack.enter_context(take_port(listen.host, listen.http_port, "--http-port"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +53,6 @@ class ProxyEngine:
         self._most = most_inflight
         self._rows = 0
         self._tally = tally
-        self._loop = asyncio.get_running_loop()
 
     async def infer(self, inputs: Arrays, outputs: Sequence[str], deadline_s: float, priority: int = 0) -> Answer:
         """Raises TooLarge, DeadlineExceeded, Overloaded, Unreachable, BadAnswer and other ExecutionErrors."""
@@ -63,7 +62,7 @@ class ProxyEngine:
         if self._rows + rows > self._most:
             self._tally.refused[Refused.FULL] += 1
             raise Overloaded("too many requests are under way to the server that answers for this model")
-        started_s = self._loop.time()
+        started_s = time.monotonic()
         left_s = deadline_s - started_s
         left_s -= min(max(MARGIN * left_s, LEAST_MARGIN_S), MOST_MARGIN_S)
         if left_s <= 0:
@@ -78,7 +77,7 @@ class ProxyEngine:
             self._rows -= rows
         if response is None:  # a stream that was damaged can end like this, with status OK
             raise BadAnswer("no answer from the server that answers for this model")
-        elapsed_s = self._loop.time() - started_s
+        elapsed_s = time.monotonic() - started_s
         arrays = read_outputs(response, [self._outputs[name] for name in outputs], rows if self._batched else None)
         self._tally.ran(rows, 1, 0.0, elapsed_s, 0.0)
         there_s = _told_s(response, "edgemux_queue_ms", elapsed_s)

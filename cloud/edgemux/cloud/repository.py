@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from edgemux.cloud.config import CloudConfig, ModelSettings
@@ -52,8 +53,7 @@ class Repository:
         self._metrics = metrics
         self._settings: dict[str, ModelSettings] = {}
         self._marks: dict[str, Any] = {}
-        self._loop = asyncio.get_running_loop()
-        self._loader = Worker("edgemux-loading", self._loop)
+        self._loader = Worker("edgemux-loading", asyncio.get_running_loop())
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -139,6 +139,9 @@ class Repository:
             raise UnknownModel("model_name", "no such model is configured here")
         return settings
 
+    def _is_unloaded(self, name: str) -> bool:
+        return any(key[0] == name and why == UNLOADED for key, why in self._service.absent.items())
+
     def _forget(self, name: str) -> None:
         self._service.absent = {key: why for key, why in self._service.absent.items() if key[0] != name}
 
@@ -185,7 +188,7 @@ class Repository:
         while True:
             await asyncio.sleep(FOLLOW_S)
             hosted = next((each for each in self._service.hosted if each.served.name == name), None)
-            if hosted is None and UNLOADED in [why for key, why in self._service.absent.items() if key[0] == name]:
+            if hosted is None and self._is_unloaded(name):
                 continue
             if hosted is not None and hosted.follows is not None:
                 ready = await hosted.follows()
@@ -204,25 +207,8 @@ class Repository:
 
     async def _load(self, settings: ModelSettings, source: Source) -> Loaded:
         """``hosting.load`` in the thread. Raises what it raises, and ArtifactError for anything foreign."""
-        done: asyncio.Future[Loaded] = self._loop.create_future()
-
-        def work() -> Loaded | Exception:
-            try:
-                return load(settings, source, self._config)
-            except Exception as error:
-                return error
-
-        def tell(result: Loaded | Exception) -> None:
-            if done.done():
-                return
-            if isinstance(result, Exception):
-                done.set_exception(result)
-            else:
-                done.set_result(result)
-
-        self._loader.submit(work, tell)
         try:
-            return await done
+            return await self._loader.result(partial(load, settings, source, self._config))
         except EdgemuxError:
             raise
         except Exception as error:
@@ -243,8 +229,7 @@ class Repository:
         while True:
             await asyncio.sleep(self._config.reload_s)
             for name, settings in self._settings.items():
-                unloaded = any(key[0] == name and why == UNLOADED for key, why in self._service.absent.items())
-                if unloaded or mark(settings) == self._marks[name]:
+                if self._is_unloaded(name) or mark(settings) == self._marks[name]:
                     continue
                 try:
                     await self.load(name)

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.export.passes import move_to_device_pass
 
-from edgemux.cloud.backend import Arrays, batched
+from edgemux.cloud.backend import Arrays, batched, read_file
 from edgemux.cloud.torch_graphs import Graphs, recordable
 from edgemux.multiplexer.bundle import Tensor
 from edgemux.multiplexer.errors import ArtifactError, ConfigError, ExecutionError
@@ -62,7 +62,7 @@ class TorchBackend:
         ``graphs``: whether a CUDA device records its runs.
         """
         self.device = _device(device)
-        content = _read(path)
+        content = read_file(path)
         self.digest = hashlib.sha256(content).hexdigest()
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
@@ -182,13 +182,6 @@ def _device(wanted: str) -> torch.device:
     if wanted == "cuda" and not there:
         raise ConfigError("models: device: torch finds no CUDA device here")
     return torch.device("cuda" if there and wanted != "cpu" else "cpu")
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{path.name}: cannot be read ({error.strerror})") from error
 
 
 def _without_pickles(content: bytes, name: str) -> bytes:

@@ -43,7 +43,7 @@ from edgemux.wire.codec import add_checksum, get_parameters, make_request
 from edgemux.wire.payload import RAW, encode, mark
 from edgemux.wire.renewed import RenewedChannel
 from edgemux.wire.service import Stub
-from edgemux.wire.status import from_peer
+from edgemux.wire.status import from_peer, pushback_s
 
 _log = logging.getLogger("edgemux.edge")
 
@@ -55,6 +55,8 @@ SHADOW_S = 1.0
 RECHECK_S = 30.0
 # One such answer can be a damaged one; so many in a row are not.
 INCOMPATIBLE_IN_A_ROW = 2
+# A cloud that is busy, and does not say when to ask again, is left alone for so long.
+PUSHBACK_S = 0.5
 # An encoding that takes longer does not keep the event loop from everybody else.
 THREAD_S = 0.002
 
@@ -335,7 +337,8 @@ class CloudExecutor:
         if isinstance(error, Overloaded):
             # The cloud is well, and says when to come back.
             self.breaker.succeeded(call, 0.0, now)
-            self.refused_until_s = now + _pushback_s(cause)
+            pushback = None if cause is None else pushback_s(cause)
+            self.refused_until_s = now + (PUSHBACK_S if pushback is None else pushback)
             return error
         if isinstance(error, DeadlineExceeded):
             # It took at least this long: without this the estimate would never see a slow link.
@@ -417,14 +420,3 @@ class CloudExecutor:
         self._reconnected, self._recheck_s = False, now_s + RECHECK_S
         if reply is not None and reply.ready:
             self._incompatible = 0
-
-
-def _pushback_s(error: grpc.aio.AioRpcError | None) -> float:
-    """When the cloud wants to be asked again: its word, between 0 and 60 s, or half a second."""
-    for key, value in (error.trailing_metadata() if error is not None else None) or ():
-        if key == "grpc-retry-pushback-ms":
-            try:
-                return min(60.0, max(0.0, float(value) / 1000))
-            except ValueError:
-                break
-    return 0.5

@@ -135,13 +135,7 @@ async def serve(
     needs protection, a file that cannot be used, or a message size that is too small for the model, and what ``make``
     raises.
     """
-    check_exposure(
-        listen.host,
-        encrypted=listen.tls.cert is not None,
-        authenticated=listen.token_file is not None or listen.tls.client_ca is not None,
-        insecure=listen.insecure,
-    )
-    guard = Guard(listen.tls, listen.token_file)
+    guard = guard_of(listen)
     async with contextlib.AsyncExitStack() as stack:
         if seat is None:
             http_socket = stack.enter_context(take_port(listen.host, listen.http_port, "--http-port"))
@@ -207,6 +201,17 @@ def _settle() -> None:
 async def _announce(checks: Any, service: str, ready: bool) -> None:
     status = health_pb2.HealthCheckResponse
     await checks.set(service, status.SERVING if ready else status.NOT_SERVING)
+
+
+def guard_of(listen: Listen) -> Guard:
+    """What protects the ports. Raises ConfigError for an address that needs more, or a file that cannot be used."""
+    check_exposure(
+        listen.host,
+        encrypted=listen.tls.cert is not None,
+        authenticated=listen.token_file is not None or listen.tls.client_ca is not None,
+        insecure=listen.insecure,
+    )
+    return Guard(listen.tls, listen.token_file)
 
 
 def ready_line(name: str, models: Sequence[str], host: str, ports: tuple[int, int, int]) -> str:

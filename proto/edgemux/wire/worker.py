@@ -27,6 +27,28 @@ class Worker:
         """Do ``work`` in the thread, it must not raise; ``done(result)`` is called in the event loop."""
         self._jobs.put((work, done))
 
+    async def result(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives, done in the thread; raises what it raises. A caller who is cancelled waits no longer."""
+        given: asyncio.Future[T] = self._loop.create_future()
+
+        def attempt() -> tuple[T | None, Exception | None]:
+            try:
+                return work(), None
+            except Exception as error:
+                return None, error
+
+        def done(outcome: tuple[Any, Exception | None]) -> None:
+            value, error = outcome
+            if given.done():
+                return
+            if error is not None:
+                given.set_exception(error)
+            else:
+                given.set_result(value)
+
+        self.submit(attempt, done)
+        return await given
+
     def stop(self) -> None:
         """End the thread after the jobs it has; nobody waits for it."""
         self._jobs.put(None)

@@ -12,7 +12,7 @@ TEST ?=
 EDGE_TEST_NEEDS := pytest pytest-asyncio pytest-timeout hypothesis
 RAY_TEST_NEEDS := $(EDGE_TEST_NEEDS) tritonclient
 
-.PHONY: setup check test test-edge test-faults test-ray bench demo proto clean
+.PHONY: setup check test test-edge test-deploy test-faults test-ray bench demo proto clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/stamp-dev
@@ -60,7 +60,7 @@ demo: $(VENV)/stamp-serving
 	@$(BIN)/edgemux demo $(DEMO)
 
 test: $(VENV)/stamp-dev
-	$(BIN)/python -m pytest -q -m "not faults" $(TEST)
+	$(BIN)/python -m pytest -q -m "not faults and not deploy" $(TEST)
 	@$(MAKE) --no-print-directory test-edge
 
 # The agent on a machine that has nothing but its own extra. Making the tests' bundle takes the onnx package, which is
@@ -73,6 +73,14 @@ test-edge: $(EDGE_VENV)/tiny
 	@$(EDGE_VENV)/bin/python -c 'from importlib.util import find_spec as f; \
 	  found = [name for name in ("torch", "onnx") if f(name)]; assert not found, f"$(EDGE_VENV) holds {found}"'
 	EDGEMUX_TINY_BUNDLE=$(EDGE_VENV)/tiny $(EDGE_VENV)/bin/python -m pytest -q tests/edge
+
+# What is deployed, against real programs: rules and dashboards in a Prometheus, the live page in a browser, the agent on
+# arm64. Which programs of Debian's that needs:
+DEPLOY_NEEDS := binfmt-support chromium mmdebstrap prometheus qemu-user-static
+test-deploy: $(VENV)/stamp-dev
+	@for program in chromium mmdebstrap promtool qemu-aarch64-static; do command -v $$program >/dev/null || \
+	  { echo "error: $$program is missing; on Debian: apt install --no-install-recommends $(DEPLOY_NEEDS)" >&2; exit 2; }; done
+	$(BIN)/python -m pytest -q -m deploy tests/deploy $(TEST)
 
 # The failure matrix against real processes: a table of faults, and what became of every request. About 14 minutes.
 test-faults: $(VENV)/stamp-dev

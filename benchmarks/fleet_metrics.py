@@ -290,7 +290,8 @@ def show(seen: dict[str, Any]) -> None:
     print(
         f"{seen['edges']} agents of {seen['series_of_a_page']} series, every {seen['interval_s']:g} s, for "
         f"{seen['minutes']:g} min\nup: {seen['up']:g}; head series: {seen['head_series']:,}; resident: "
-        f"{seen['resident_mb']} MB; CPU: {seen['cpu_cores']} cores\na scrape: {scrape['median']} s, p99 {scrape['p99']} s; "
+        f"{seen['resident_mb']} MB; CPU: {seen['cpu_cores']} cores\n"
+        f"a scrape: {scrape['median']} s, p99 {scrape['p99']} s; "
         f"evaluations missed: {seen['evaluations_missed']:g}\nrule groups, ms: "
         + ", ".join(f"{name} {ms}" for name, ms in seen["rule_groups_ms"].items())
     )

@@ -12,6 +12,7 @@ import typer
 
 from edgemux.cli.machine import look_at_machine, look_at_packages, machine_findings, package_findings
 from edgemux.cli.options import BundleOption, ConfigOption, JsonOption
+from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.findings import Finding, Findings, Grade, can_serve, verdict
 
 _COLOURS = {Grade.OK: "green", Grade.NOTE: "yellow", Grade.PROBLEM: "red"}
@@ -63,7 +64,11 @@ def examine(config: Path | None, overrides: dict[str, Any]) -> Iterator[Finding]
         yield from found.all
         return
     served = config is not None or overrides["bundle"] is not None
-    settings = load(config, overrides if served else overrides | {"bundle": "."})
+    try:
+        settings = load(config, overrides if served else overrides | {"bundle": "."})
+    except ConfigError as error:
+        hint = "; is this an agent's file? doctor looks at agents" if "no such setting" in str(error) else ""
+        raise ConfigError(f"{error}{hint}") from error
     yield from first
     yield from examine_agent(settings, served)
 

@@ -115,6 +115,8 @@ def _fix(seen: LinkSeen) -> str:
             return "have the cloud allow this device, or use another token"
         case Untrusted():
             return "check the files of [cloud.tls], and that the cloud speaks TLS (docs/security.md)"
+        case Incompatible() if not seen.model:
+            return "it does not speak the Open Inference Protocol: is it the cloud server, and its gRPC port (8001)?"
         case Incompatible():
             return f"serve {seen.model} there, or set cloud.model to its name; is it an Open Inference Protocol server?"
         case BadAnswer():

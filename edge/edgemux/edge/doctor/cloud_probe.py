@@ -32,7 +32,7 @@ from edgemux.wire.service import Stub
 from edgemux.wire.status import from_peer
 
 # A link over a satellite or a bad radio cell takes a second or two.
-STEP_TIMEOUT_S = 5.0
+STEP_TIMEOUT_S = 10.0
 ROUND_TRIPS = 5
 MAX_ANSWER_BYTES = 2**20
 # Servers take 4 MiB; the larger of two calls stays well below.

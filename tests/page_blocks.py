@@ -108,7 +108,7 @@ class Reader:
                 )
 
     def _here(self, text: str) -> str:
-        """The same with the ports that servers have here."""
+        """The same with the ports that servers have here, for the ports that the page gives them."""
         return _ADDRESS.sub(lambda found: found[1] + self._ports.get(found[2], found[2]), text)
 
     def _environment(self) -> dict[str, str]:
@@ -116,8 +116,10 @@ class Reader:
         return os.environ | {"PATH": path, "no_proxy": "127.0.0.1,localhost"}
 
     def _start(self, line: str) -> None:
-        words = [*shlex.split(self._here(line), comments=True)]
-        words += [word for name in ("grpc", "http", "metrics") for word in (f"--{name}-port", "0")]
+        words = shlex.split(self._here(line), comments=True)
+        options = [f"--{name}-port" for name in ("grpc", "http", "metrics")]
+        told = [words[words.index(option) + 1] if option in words else None for option in options]
+        words += [word for option in options for word in (option, "0")]
         log = (self._folder / f"server-{len(self._servers)}.log").open("w+")
         server = subprocess.Popen(
             words, cwd=self._folder, env=self._environment(), text=True, stdout=subprocess.PIPE, stderr=log
@@ -129,8 +131,8 @@ class Reader:
         assert ready is not None, f"{line}: {log.read()}"
         log.close()
         part, *addresses = ready.groups()
-        for default, address in zip(_DEFAULTS[part], addresses, strict=True):
-            self._ports[default] = address.rpartition(":")[2]
+        for default, number, address in zip(_DEFAULTS[part], told, addresses, strict=True):
+            self._ports[number or default] = address.rpartition(":")[2]
 
     def _run(self, command: list[str]) -> None:
         done = subprocess.run(

@@ -1,0 +1,68 @@
+"""The colours of the dashboards, and what each of them means.
+
+Made from the palette of Okabe and Ito, with the bright ones darkened: each has a contrast of 3:1 or more against
+Grafana's white and against its dark background, and those that stand beside each other stay apart for people who see
+less red, green or blue. tests/house/test_dashboards.py measures both.
+"""
+
+from __future__ import annotations
+
+BLUE = "#0072B2"
+ORANGE = "#C97F00"
+GREEN = "#009E73"
+RED = "#D55E00"
+PINK = "#C26A9B"
+SKY = "#3D96CC"
+GREY = "#85878C"
+# The backgrounds of a panel in Grafana's two themes.
+LIGHT, DARK = "#FFFFFF", "#181B1F"
+
+ROUTES = {"edge": BLUE, "cloud": RED, "split": GREEN}
+BREAKER = {0: ("closed", BLUE), 1: ("half-open", ORANGE), 2: ("open", RED)}
+ALARM = {0: ("in force", BLUE), 1: ("withdrawn", RED)}
+YES_NO = {0: ("no", BLUE), 1: ("yes", RED)}
+SCRAPED = {0: ("not scraped", RED), 1: ("scraped", BLUE)}
+GOOD, WARNING, BAD = BLUE, ORANGE, RED
+
+# Reasons by what they have in common; see Reason in multiplexer/edgemux/multiplexer/domain.py.
+REASONS = {
+    "confident": BLUE,
+    "offloaded": RED,
+    "deferred": ORANGE,
+    "device_busy": GREY,
+    "budget": PINK,
+    "link": GREEN,
+    "breaker": SKY,
+} | dict.fromkeys(
+    (
+        "cloud_timeout",
+        "cloud_unreachable",
+        "cloud_tls",
+        "cloud_denied",
+        "cloud_overloaded",
+        "cloud_bad_answer",
+        "cloud_incompatible",
+    ),
+    GREEN,
+)
+AUDITS = {"agree": BLUE, "differ": RED, "failed": GREY}
+CALLS = {
+    "answered": BLUE,
+    "timeout": ORANGE,
+    "overloaded": PINK,
+    "unreachable": RED,
+    "denied": GREY,
+    "incompatible": GREEN,
+    "bad_answer": SKY,
+}
+OUTCOMES = {
+    "answered": BLUE,
+    "refused": PINK,
+    "expired": ORANGE,
+    "invalid": GREY,
+    "cancelled": GREEN,
+    "failed": RED,
+}
+REFUSALS = {"full": PINK, "wait": ORANGE, "expired": RED, "draining": GREY}
+STAGES = {"validate": GREY, "pre_gate": SKY, "device": BLUE, "post_gate": PINK, "cloud": RED}
+BUDGETS = {"offloads": RED, "bytes": BLUE, "joules": ORANGE, "money": GREEN}

@@ -14,12 +14,26 @@ from typing import TypeAlias
 import msgspec
 
 AGGREGATIONS = frozenset(
-    "sum avg min max count group stddev stdvar topk bottomk count_values quantile limitk limit_ratio".split()
+    {"sum", "avg", "min", "max", "count", "group", "stddev", "stdvar", "count_values", "quantile", "topk", "bottomk"}
 )
 # They keep series as they are, with all their labels.
-PICKING = frozenset({"topk", "bottomk", "limitk", "limit_ratio"})
+PICKING = frozenset({"topk", "bottomk"})
 # The weakest first.
-OPERATORS = (("or",), ("and", "unless"), ("==", "!=", "<=", "<", ">=", ">"), ("+", "-"), ("*", "/", "%", "atan2"), ("^",))
+OPERATORS = (
+    ("or",),
+    ("and", "unless"),
+    ("==", "!=", "<=", "<", ">=", ">"),
+    ("+", "-"),
+    ("*", "/", "%", "atan2"),
+    ("^",),
+)
+    ("or",),
+    ("and", "unless"),
+    ("==", "!=", "<=", "<", ">=", ">"),
+    ("+", "-"),
+    ("*", "/", "%", "atan2"),
+    ("^",),
+)
 _TOKEN = re.compile(
     r"""\s*(?:\#[^\n]*\s*)*(?:
     (?P<string>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|`[^`]*`)
@@ -273,7 +287,9 @@ class Labels:
         if labels is None:
             self.faults.append(f"unknown metric {name!r}")
             return frozenset(matcher.label for matcher in selector.matchers)
-        self._missing(tuple(matcher.label for matcher in selector.matchers if matcher.label != "__name__"), labels, name)
+        self._missing(
+            tuple(matcher.label for matcher in selector.matchers if matcher.label != "__name__"), labels, name
+        )
         return labels
 
     def _called(self, call: Call) -> frozenset[str]:

@@ -76,7 +76,7 @@ def rules_for(folder: Path, scrape_s: float) -> list[str]:
 
 @contextlib.contextmanager
 def prometheus(folder: Path, jobs: Mapping[str, Mapping[str, str]], scrape_s: float = 1.0) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes ``jobs``: by job, the address of each instance by its name. Its data is in ``folder``."""
+    """A Prometheus that scrapes ``jobs``: by job, the address of each instance by its name; its data is in ``folder``."""
     port = free_port()
     config = {
         "global": {"scrape_interval": f"{scrape_s:g}s", "evaluation_interval": f"{scrape_s:g}s"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deploy.grafana import palette
 from deploy.grafana.layout import CLOUD, Page, Row, Variable
-from deploy.grafana.palette import BAD, WARNING
+from deploy.grafana.palette import BAD, GOOD, WARNING
 from deploy.grafana.panels import Panel, Query
 
 SERVED = 'instance=~"$instance",model=~"$model"'
@@ -234,7 +234,7 @@ BATCHES = Row(
 
 ALERTS = Row(
     40,
-    "Alerts",
+    "Alerts and servers",
     (
         Panel(
             41,
@@ -243,13 +243,69 @@ ALERTS = Row(
             "none",
             (
                 Query(
-                    'max by (alertname, alertstate) (ALERTS{alertname=~"EdgemuxCloud.*"})',
+                    'max by (alertname, alertstate) (ALERTS{alertname=~"EdgemuxCloud.+"})',
                     "{{alertname}} {{alertstate}}",
                 ),
             ),
             kind="states",
-            width=24,
+            height=8,
+            width=12,
             states={1: ("on", BAD)},
+        ),
+        Panel(
+            42,
+            "CPU of the servers",
+            "CPUs that each process uses. As many as it has workers: it is full.",
+            "short",
+            (
+                Query(
+                    'sum by (instance) (rate(process_cpu_seconds_total{job="edgemux-cloud",instance=~"$instance"}'
+                    "[$__rate_interval]))",
+                    "{{instance}}",
+                ),
+            ),
+            width=6,
+        ),
+        Panel(
+            43,
+            "Memory of the servers",
+            "Resident, by server. Growing for days: a leak, please report it.",
+            "bytes",
+            (
+                Query(
+                    'sum by (instance) (process_resident_memory_bytes{job="edgemux-cloud",instance=~"$instance"})',
+                    "{{instance}}",
+                ),
+            ),
+            width=6,
+        ),
+        Panel(
+            44,
+            "TLS certificates end in",
+            "By server. Replace the files before: they are read again by themselves.",
+            "s",
+            (
+                Query(
+                    'min by (instance) (edgemux_certificate_until_seconds{job="edgemux-cloud",instance=~"$instance"})'
+                    " - time()",
+                    "{{instance}}",
+                ),
+            ),
+            kind="stat",
+            width=12,
+            decimals=0,
+            least=None,
+            steps=((None, BAD), (172_800.0, WARNING), (1_209_600.0, GOOD)),
+        ),
+        Panel(
+            45,
+            "Versions",
+            "How many processes run which version.",
+            "none",
+            (Query('job_version:edgemux_build_info:count{job="edgemux-cloud"}', "{{version}}"),),
+            kind="stat",
+            width=12,
+            decimals=0,
         ),
     ),
 )

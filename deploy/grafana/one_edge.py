@@ -38,6 +38,16 @@ def readings(*names: str) -> str:
     return f'edgemux_resource{{{AGENT},sensor=~"{"|".join(names)}"}}'
 
 
+def standing() -> str:
+    """How each model's certificate stands, as the number of palette.STANDING."""
+    each = (
+        f'{number} * sum by (model) (edgemux_certificate{{{MODEL},standing="{name}"}})'
+        for number, name in enumerate(palette.STANDINGS)
+        if number
+    )
+    return " + ".join(each)
+
+
 ANSWERED = "edgemux_requests_total"
 REFUSED = "edgemux_refused_total"
 
@@ -103,10 +113,10 @@ NOW = Row(
             "Withdrawn: inputs or scores are not what they were, or audits disagree. The agent goes by calibrated "
             "confidence and audits more until it has certified itself again; see Accuracy below.",
             "none",
-            (Query(f"max(edgemux_drift{{{MODEL}}})"),),
+            (Query(f"max({standing()})"),),
             kind="stat",
             width=3,
-            states=palette.ALARM,
+            states=palette.STANDING,
         ),
         Panel(
             17,
@@ -163,6 +173,7 @@ ROUTES = Row(
             "reqps",
             (Query(rate(ANSWERED, "variant"), "{{variant}}"),),
             kind="stack",
+            colours=palette.VARIANTS,
         ),
         Panel(
             24,
@@ -171,6 +182,7 @@ ROUTES = Row(
             "expired: the deadline was too short; input and too_large are the clients' mistakes.",
             "reqps",
             (Query(rate("edgemux_refused_total", "reason"), "{{reason}}"),),
+            colours=palette.AGENT_REFUSALS,
         ),
         Panel(
             25,
@@ -199,20 +211,30 @@ OFFLOADS = Row(
     (
         Panel(
             31,
-            "Offload share",
-            "Inputs sent to the cloud, answered or not, of those that were answered.",
+            "Offload share and what the budget allows",
+            "Inputs sent to the cloud, answered or not, of those answered, and, dashed, the share that the tightest "
+            "offload budget allows for good. Above it for a while is a burst of what was saved.",
             "percentunit",
-            (Query(f"{rate('edgemux_offload_attempts_total', where=AGENT)} / {rate(ANSWERED, where=AGENT)}", "sent"),),
+            (
+                Query(f"{rate('edgemux_offload_attempts_total', where=AGENT)} / {rate(ANSWERED, where=AGENT)}", "sent"),
+                Query(
+                    f'sum(edgemux_budget_rate{{{AGENT},budget="offloads"}}) / {rate(ANSWERED, where=AGENT)}',
+                    "allowed",
+                    dashed=True,
+                ),
+            ),
+            colours={"sent": palette.RED, "allowed": palette.GREY},
         ),
         Panel(
             32,
             "Left of budgets",
-            "What can still be spent now: offloads, bytes, joules or money. At 0 inputs stay on the device "
-            "(reason budget); joules below 0 are a debt, and only the smallest level runs until it is paid.",
-            "short",
-            (Query(f"edgemux_budget_remaining{{{AGENT}}} < Inf", "{{budget}}"),),
+            "Of what each can hold. At 0 inputs stay on the device (reason budget); joules below 0 are a debt, and "
+            "only the smallest level runs until it is paid.",
+            "percentunit",
+            (Query(f"edgemux_budget_left_share{{{AGENT}}}", "{{budget}}"),),
             colours=palette.BUDGETS,
             least=None,
+            most=1.0,
         ),
         Panel(
             33,
@@ -222,6 +244,32 @@ OFFLOADS = Row(
             "percentunit",
             (Query(f"edgemux_budget_price{{{AGENT}}}", "{{budget}}"),),
             colours=palette.BUDGETS,
+        ),
+        Panel(
+            37,
+            "Spent of what budgets allow",
+            "What is taken from each budget, of what it fills up by in the same time. Above 100 % it gets emptier.",
+            "percentunit",
+            (
+                Query(
+                    f"{rate('edgemux_budget_spent_total', 'budget', AGENT)} / "
+                    f"sum by (budget) (edgemux_budget_rate{{{AGENT}}})",
+                    "{{budget}}",
+                ),
+            ),
+            colours=palette.BUDGETS,
+            steps=((1.0, WARNING),),
+            width=12,
+        ),
+        Panel(
+            38,
+            "What can be spent now",
+            "Offloads, bytes, joules or money, as they are in the budgets. What is not limited is not shown.",
+            "short",
+            (Query(f"edgemux_budget_remaining{{{AGENT}}} < Inf", "{{budget}}"),),
+            colours=palette.BUDGETS,
+            least=None,
+            width=12,
         ),
         Panel(
             34,
@@ -255,11 +303,13 @@ ACCURACY = Row(
         Panel(
             41,
             "Disagreement, at most",
-            "Bound on the share of inputs kept on the device and answered other than by the cloud. A jump is a "
-            "certificate withdrawn; it falls again as audits come in.",
+            "Bound on the share of inputs kept on the device and answered other than by the cloud, and, dashed, what "
+            "the certificate promises. A jump is a certificate withdrawn; it falls again as audits come in.",
             "percentunit",
-            (Query(f"edgemux_disagreement_upper_bound{{{MODEL}}}", "{{model}}"),),
-            most=1.0,
+            (
+                Query(f"edgemux_disagreement_upper_bound{{{MODEL}}}", "{{model}}"),
+                Query(f"edgemux_certificate_alpha{{{MODEL}}}", "{{model}} promised", dashed=True),
+            ),
         ),
         Panel(
             42,
@@ -267,10 +317,10 @@ ACCURACY = Row(
             "Withdrawn from the alarm of the watch for drift until the agent has certified itself again. If it stays "
             "withdrawn: look at the inputs (camera, light), then build a new bundle from today's data.",
             "none",
-            (Query(f"max by (model) (edgemux_drift{{{MODEL}}})", "{{model}}"),),
+            (Query(standing(), "{{model}}"),),
             kind="states",
             height=8,
-            states=palette.ALARM,
+            states=palette.STANDING,
         ),
         Panel(
             43,
@@ -284,6 +334,36 @@ ACCURACY = Row(
         ),
         Panel(
             44,
+            "Disagreement, as audits say",
+            "Between which shares it lies, with the certificate's confidence. Narrower with more audits. The low end "
+            "above what is promised proves that the certificate does not hold: build a new bundle.",
+            "percentunit",
+            (
+                Query(f"edgemux_disagreement_interval{{{MODEL}}}", "{{model}} {{end}}"),
+                Query(f"edgemux_certificate_alpha{{{MODEL}}}", "{{model}} promised", dashed=True),
+            ),
+        ),
+        Panel(
+            45,
+            "Evidence of drift",
+            "Of the watch: at 1 it raises the alarm and withdraws the certificate. Slow growth is a slow change.",
+            "short",
+            (Query(f"edgemux_drift_evidence{{{MODEL}}}", "{{model}}"),),
+            steps=((1.0, BAD),),
+        ),
+        Panel(
+            46,
+            "Cause of the alarm",
+            "What has changed: the audits' word, the scores, the inputs (gain, brightness, contrast), the cloud's "
+            "model; or the watch itself has failed, see the log.",
+            "none",
+            (Query(f"max by (cause) (edgemux_drift_alarm{{{MODEL}}})", "{{cause}}"),),
+            kind="states",
+            height=8,
+            states=palette.YES_NO,
+        ),
+        Panel(
+            47,
             "Scores of the answers",
             "P(correct) of the answers given, as estimated. A drift shows as a band that moves down.",
             "percentunit",
@@ -292,7 +372,7 @@ ACCURACY = Row(
             width=12,
         ),
         Panel(
-            45,
+            48,
             "Median and low scores",
             "Half of the answers, and 9 of 10, had a score above the line.",
             "percentunit",
@@ -314,13 +394,15 @@ LATENCY = Row(
             51,
             "Latency by route",
             "From arrival to answer: half of the inputs, and 99 of 100, were quicker. Slow on the edge: the device is "
-            "busy or hot. Slow in the cloud: compare with the link and with the cloud's queue.",
+            "busy or hot. Slow in the cloud: compare with the link and with the cloud's queue. Dashed: the deadline "
+            "of requests that give none.",
             "s",
             (
                 Query(quantile(0.5, "edgemux_request_duration_seconds", "route"), "{{route}} p50"),
                 Query(quantile(0.99, "edgemux_request_duration_seconds", "route"), "{{route}} p99"),
+                Query(f"edgemux_default_timeout_seconds{{{AGENT}}}", "deadline", dashed=True),
             ),
-            colours=palette.ROUTES,
+            colours={**palette.ROUTES, "deadline": palette.GREY},
         ),
         Panel(
             52,

@@ -16,7 +16,7 @@ from deploy.grafana.one_edge import (
     reading,
     readings,
 )
-from deploy.grafana.palette import BAD, WARNING
+from deploy.grafana.palette import BAD, GOOD, WARNING
 from deploy.grafana.panels import Panel, Query
 
 LINK = Row(
@@ -110,10 +110,11 @@ LEVELS = Row(
         Panel(
             73,
             "Switches",
-            "Levels that were raised, by paging in a delta; lowering is free. Many a minute: others keep changing "
-            "the load, set [scheduler] settle_s higher.",
+            "Changes a minute of the level that is given. Raising pages in a delta, lowering is free. Many: others "
+            "keep changing the load, set [scheduler] settle_s higher.",
             "cpm",
-            (Query(f"60 * {rate('edgemux_level_switch_seconds_count', where=AGENT)}", "raised"),),
+            (Query(f"60 * {rate('edgemux_level_changes_total', 'direction')}", "{{direction}}"),),
+            colours=palette.DIRECTIONS,
         ),
         Panel(
             74,
@@ -203,6 +204,23 @@ DEVICE = Row(
             most=1.0,
         ),
         Panel(
+            801,
+            "CPU of the agent",
+            "CPUs that its process uses, all models and the servers together.",
+            "short",
+            (Query(f'rate(process_cpu_seconds_total{{job="edgemux-edge",{AGENT}}}[$__rate_interval])', "CPUs"),),
+        ),
+        Panel(
+            802,
+            "Memory of the agent",
+            "Resident, and what of it is for the levels that are loaded. Growing for days: a leak, please report it.",
+            "bytes",
+            (
+                Query(f'process_resident_memory_bytes{{job="edgemux-edge",{AGENT}}}', "resident"),
+                Query(f"sum(edgemux_resident_bytes{{{AGENT}}})", "levels"),
+            ),
+        ),
+        Panel(
             88,
             "Age of the sensors",
             "Since each could last be read. More than some seconds: it is broken, and its readings are unknown.",
@@ -259,6 +277,28 @@ ENERGY = Row(
             "short",
             (Query(rate("edgemux_log_dropped_total", where=AGENT), "lost"),),
             steps=((0.001, WARNING),),
+        ),
+        Panel(
+            95,
+            "TLS certificate ends in",
+            "Replace the files before: they are read again by themselves. No data where the agent listens without TLS.",
+            "s",
+            (Query(f"edgemux_certificate_until_seconds{{{AGENT}}} - time()"),),
+            kind="stat",
+            height=8,
+            decimals=0,
+            least=None,
+            steps=((None, BAD), (172_800.0, WARNING), (1_209_600.0, GOOD)),
+        ),
+        Panel(
+            96,
+            "Version",
+            "Of edgemux, as installed on this device.",
+            "none",
+            (Query(f'edgemux_build_info{{job="edgemux-edge",{AGENT}}}', "{{version}}"),),
+            kind="stat",
+            height=8,
+            named=True,
         ),
     ),
 )

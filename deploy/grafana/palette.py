@@ -19,7 +19,6 @@ LIGHT, DARK = "#FFFFFF", "#181B1F"
 
 ROUTES = {"edge": BLUE, "cloud": RED, "split": GREEN}
 BREAKER = {0: ("closed", BLUE), 1: ("half-open", ORANGE), 2: ("open", RED)}
-ALARM = {0: ("in force", BLUE), 1: ("withdrawn", RED)}
 YES_NO = {0: ("no", BLUE), 1: ("yes", RED)}
 SCRAPED = {0: ("not scraped", RED), 1: ("scraped", BLUE)}
 GOOD, WARNING, BAD = BLUE, ORANGE, RED
@@ -66,3 +65,19 @@ OUTCOMES = {
 REFUSALS = {"full": PINK, "wait": ORANGE, "expired": RED, "draining": GREY}
 STAGES = {"validate": GREY, "pre_gate": SKY, "device": BLUE, "post_gate": PINK, "cloud": RED}
 BUDGETS = {"offloads": RED, "bytes": BLUE, "joules": ORANGE, "money": GREEN}
+# The levels of the starter bundle; those of other bundles get Grafana's own colours.
+VARIANTS = {"level1": PINK, "level2": GREEN, "level3": SKY, "level4": BLUE, "cloud": RED}
+AGENT_REFUSALS = {
+    "overloaded": PINK,
+    "expired": ORANGE,
+    "failed": RED,
+    "cancelled": GREEN,
+    "input": GREY,
+    "too_large": SKY,
+    "unknown_model": BLUE,
+}
+# How a certificate stands, in the order of the numbers that the state panels show.
+STANDINGS = {"none": GREY, "unwatched": SKY, "in_force": BLUE, "re_certified": GREEN, "withdrawn": RED}
+STANDING = {number: (name.replace("_", " "), colour) for number, (name, colour) in enumerate(STANDINGS.items())}
+CAUSES = {"audits": RED, "score_shift": PINK, "input_shift": ORANGE, "other_model": GREEN, "watch_failed": GREY}
+DIRECTIONS = {"raise": BLUE, "lower": ORANGE}

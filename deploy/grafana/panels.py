@@ -17,6 +17,8 @@ from deploy.grafana.palette import GOOD
 
 DATASOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
 Kind = Literal["lines", "stack", "stat", "states", "heat", "table", "bars"]
+# From which value on which colour. A first step without a value is for all values below; otherwise they are good.
+Steps = tuple[tuple[float | None, str], ...]
 HEIGHT = {"stat": 4, "states": 6}
 # A legend value is a column; more than two do not fit a third of the screen.
 CALCS = ["lastNotNull", "max"]
@@ -36,7 +38,8 @@ class Column(msgspec.Struct, frozen=True):
     source: str
     title: str
     unit: str = "short"
-    steps: tuple[tuple[float, str], ...] = ()
+    steps: Steps = ()
+    states: Mapping[int, tuple[str, str]] = {}
     link: str | None = None
     width: int | None = None
 
@@ -44,8 +47,9 @@ class Column(msgspec.Struct, frozen=True):
 class Panel(msgspec.Struct, frozen=True):
     """A panel. ``id`` is part of links to it: never given to another. ``text``: what it says, and what to do.
 
-    colours: by the name in the legend. states: by value, the word and its colour. steps: from which value on which
-    colour; the first is for all values below. ``width`` of 24 columns.
+    colours: by the name in the legend. states: by value, the word and its colour. named: a stat shows its legend
+    instead of its value. ``width`` of 24 columns. sort: the column
+    by which a table is sorted, from the largest.
     """
 
     id: int
@@ -58,13 +62,15 @@ class Panel(msgspec.Struct, frozen=True):
     height: int = 0
     colours: Mapping[str, str] = {}
     states: Mapping[int, tuple[str, str]] = {}
-    steps: tuple[tuple[float, str], ...] = ()
+    steps: Steps = ()
     columns: tuple[Column, ...] = ()
     least: float | None = 0.0
     most: float | None = None
     decimals: int | None = None
     link: tuple[str, str] | None = None
     no_value: str = ""
+    sort: str = ""
+    named: bool = False
 
     @property
     def rows(self) -> int:
@@ -98,19 +104,24 @@ def drawn(panel: Panel, x: int, y: int) -> Any:
     if panel.no_value:
         made = made.no_value(panel.no_value)
     if panel.states:
-        words = {
-            str(n): dashboard.ValueMappingResult(text, colour, index=n) for n, (text, colour) in panel.states.items()
-        }
-        made = made.mappings([dashboard.ValueMap(words)])
+        made = made.mappings([_words(panel.states)])
     if panel.link is not None:
         made = made.data_links([build.DashboardLink(panel.link[0]).url(panel.link[1])])
     return _overridden(made, panel)
 
 
-def _thresholds(steps: tuple[tuple[float, str], ...]) -> build.ThresholdsConfig:
-    first = dashboard.Threshold(None, GOOD)
-    rest = [dashboard.Threshold(value, colour) for value, colour in steps]
-    return build.ThresholdsConfig().mode(dashboard.ThresholdsMode.ABSOLUTE).steps([first, *rest])
+def _words(states: Mapping[int, tuple[str, str]]) -> dashboard.ValueMap:
+    said = {str(n): dashboard.ValueMappingResult(text, colour, index=n) for n, (text, colour) in states.items()}
+    return dashboard.ValueMap(said)
+
+
+def _whole(steps: Steps) -> Steps:
+    return steps if steps and steps[0][0] is None else ((None, GOOD), *steps)
+
+
+def _thresholds(steps: Steps) -> build.ThresholdsConfig:
+    made = [dashboard.Threshold(value, colour) for value, colour in _whole(steps)]
+    return build.ThresholdsConfig().mode(dashboard.ThresholdsMode.ABSOLUTE).steps(made)
 
 
 def _overridden(made: Any, panel: Panel) -> Any:
@@ -159,6 +170,8 @@ def _stat(panel: Panel) -> Any:
     made = stat.Panel().reduce_options(_reduced()).text_mode(common.BigValueTextMode.VALUE_AND_NAME)
     if len(panel.queries) == 1 and "{{" not in panel.queries[0].legend:
         made = made.text_mode(common.BigValueTextMode.VALUE)
+    if panel.named:
+        made = made.text_mode(common.BigValueTextMode.NAME)
     graph = common.BigValueGraphMode.NONE if panel.states else common.BigValueGraphMode.AREA
     made = made.graph_mode(graph).color_mode(common.BigValueColorMode.VALUE)
     return made.color_scheme(build.FieldColor().mode(dashboard.FieldColorModeId.THRESHOLDS))
@@ -194,6 +207,8 @@ def _table(panel: Panel) -> Any:
         "renameByName": {column.source: column.title for column in panel.columns},
     }
     made = made.with_transformation(dashboard.DataTransformerConfig(id_val="organize", options=order))
+    if panel.sort:
+        made = made.sort_by([parts.TableSortByFieldState().display_name(panel.sort).desc(True)])
     for column in panel.columns:
         made = made.override_by_name(column.title, _cell(column))
     return made
@@ -202,8 +217,11 @@ def _table(panel: Panel) -> Any:
 def _cell(column: Column) -> list[dashboard.DynamicConfigValue]:
     said: dict[str, object] = {"unit": column.unit}
     if column.steps:
-        steps = [{"value": None, "color": GOOD}, *({"value": v, "color": c} for v, c in column.steps)]
+        steps = [{"value": value, "color": colour} for value, colour in _whole(column.steps)]
         said["thresholds"] = {"mode": "absolute", "steps": steps}
+        said["custom.cellOptions"] = {"type": "color-text"}
+    if column.states:
+        said["mappings"] = [_words(column.states).to_json()]
         said["custom.cellOptions"] = {"type": "color-text"}
     if column.link is not None:
         said["links"] = [{"title": "One edge", "url": column.link}]

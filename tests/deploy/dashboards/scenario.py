@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import grpc
 import grpc.aio
@@ -21,15 +20,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.grafana.check.device import FINE, PROGRAM, SQUEEZED, Device
-from deploy.grafana.check.server import Prometheus, free_port, prometheus
-from deploy.grafana.check.variables import Span
 from edgemux.cli.link import Conditions, Link
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.wire.codec import make_request
 from edgemux.wire.service import Stub
+from tests.authority import Authority
+from tests.deploy.dashboards.device import FINE, PROGRAM, SQUEEZED, Device
+from tests.deploy.dashboards.server import Prometheus, free_port, prometheus
+from tests.deploy.dashboards.variables import Span
 
-BUNDLE = Path(__file__).parents[2] / "bundles" / "fashion-mnist"
+BUNDLE = Path(__file__).parents[3] / "deploy" / "bundles" / "fashion-mnist"
 SCRAPE_S = 1.0
 START_S = 60.0
 CLEAR = Conditions(round_trip_s=0.02, bits_per_s=20e6)
@@ -38,6 +38,14 @@ SLOW = Conditions(round_trip_s=0.3, bits_per_s=0.2e6)
 EDGES = ("edge-1.site-a:9002", "edge-2.site-b:9002")
 CLOUD = "cloud-1.site-c:8002"
 
+_LISTEN = """[listen]
+grpc_port = {grpc}
+http_port = 0
+metrics_port = {metrics}
+[listen.tls]
+cert = "{cert}"
+key = "{key}"
+"""
 _EDGE = """
 bundle = "{bundle}"
 state_dir = "{state}"
@@ -45,12 +53,10 @@ audit_share = 0.2
 [cloud]
 address = "{cloud}"
 probe_interval_s = 0.3
-[listen]
-grpc_port = {grpc}
-http_port = 0
-metrics_port = {metrics}
-[limits]
-offloads_per_s = 30.0
+[cloud.tls]
+ca = "{ca}"
+{listen}[limits]
+offloads_per_s = 6.0
 [request]
 default_timeout_s = 0.5
 [admission]
@@ -82,11 +88,7 @@ money_per_offload = 0.0001
 """
 _CLOUD = """
 bundle = "{bundle}"
-[listen]
-grpc_port = {grpc}
-http_port = 0
-metrics_port = {metrics}
-[batching]
+{listen}[batching]
 max_batch = 4
 [admission]
 max_queue = 4
@@ -114,6 +116,9 @@ class _Processes:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        authority = Authority(folder)
+        self.ca = authority.ca
+        self._issued = authority.issue("server")
         self._running: dict[str, subprocess.Popen[str]] = {}
         self.ports = {name: {"grpc": free_port(), "metrics": free_port()} for name in ("cloud", *EDGES)}
         self.devices = {name: Device(folder / f"device-{number}") for number, name in enumerate(EDGES)}
@@ -127,7 +132,8 @@ class _Processes:
         state.mkdir(exist_ok=True)
         text = _EDGE if name in EDGES else _CLOUD
         config = self._folder / f"{name}.toml"
-        config.write_text(text.format(bundle=BUNDLE, state=state, cloud=cloud, **self.ports[name]))
+        listen = _LISTEN.format(cert=self._issued.cert, key=self._issued.key, **self.ports[name])
+        config.write_text(text.format(bundle=BUNDLE, state=state, cloud=cloud, ca=self.ca, listen=listen))
         command = [sys.executable, "-m", "edgemux.cli.main", "cloud", "--config", str(config)]
         if name in EDGES:
             device = str(self.devices[name].folder)
@@ -197,7 +203,9 @@ class _Traffic:
 class _Play:
     """The acts, one after the other, with traffic all the while."""
 
-    def __init__(self, processes: _Processes, link: Link, traffic: Mapping[str, _Traffic]) -> None:
+    def __init__(self, processes: _Processes, link: Link, traffic: Mapping[str, _Traffic], stretch: float) -> None:
+        """``stretch``: how many times as long each act is."""
+        self._stretch = stretch
         self._processes = processes
         self._link = link
         self._traffic = traffic
@@ -209,50 +217,57 @@ class _Play:
         yield
         self.acts.append(Act(name, start_s, time.time()))
 
+    async def _pass(self, seconds: float) -> None:
+        await asyncio.sleep(seconds * self._stretch)
+
     async def all(self) -> None:
         with self._act("calm"):
-            await asyncio.sleep(10.0)
+            await self._pass(10.0)
         with self._act("outage"):
             self._processes.kill("cloud")
-            await asyncio.sleep(6.0)
+            await self._pass(6.0)
             await asyncio.to_thread(self._processes.start, "cloud")
         with self._act("recovery"):
-            await asyncio.sleep(5.0)
+            await self._pass(5.0)
         with self._act("squeeze"):
             self._processes.devices[EDGES[0]].be(SQUEEZED)
-            await asyncio.sleep(7.0)
+            await self._pass(7.0)
             self._processes.devices[EDGES[0]].be(FINE)
         with self._act("slow link"):
             self._link.set(SLOW)
-            await asyncio.sleep(5.0)
+            await self._pass(5.0)
             self._link.set(CLEAR)
         with self._act("overload"):
-            await asyncio.gather(self._traffic["cloud"].flood(48, 5.0), self._traffic[EDGES[0]].flood(32, 5.0))
+            long_s = 5.0 * self._stretch
+            floods = self._traffic["cloud"].flood(48, long_s), self._traffic[EDGES[0]].flood(32, long_s)
+            await asyncio.gather(*floods)
         with self._act("drift"):
             self._traffic[EDGES[0]].inverted = True
-            await asyncio.sleep(8.0)
+            await self._pass(8.0)
 
 
 @contextlib.contextmanager
-def driven(folder: Path) -> Iterator[Run]:
-    """Play it in ``folder``, which is empty. The block finds Prometheus and the processes still running."""
+def driven(folder: Path, stretch: float = 1.0) -> Iterator[Run]:
+    """Play it in ``folder``, which is empty; the block finds Prometheus and the processes still running.
+
+    stretch: how many times as long as usual everything takes.
+    """
     processes = _Processes(folder)
-    watched = {
-        "edgemux-edge": {processes.address(name, "metrics"): name for name in EDGES},
-        "edgemux-cloud": {processes.address("cloud", "metrics"): CLOUD},
+    jobs = {
+        "edgemux-edge": {name: processes.address(name, "metrics") for name in EDGES},
+        "edgemux-cloud": {CLOUD: processes.address("cloud", "metrics")},
     }
-    jobs = {job: {name: address for address, name in instances.items()} for job, instances in watched.items()}
     (folder / "prometheus").mkdir()
-    with contextlib.ExitStack() as ending, prometheus(folder / "prometheus", jobs, SCRAPE_S) as server:
+    with contextlib.ExitStack() as ending, prometheus(folder / "prometheus", jobs, processes.ca, SCRAPE_S) as server:
         ending.callback(processes.end)
         start_s = time.time()
-        acts = asyncio.run(_played(processes))
+        acts = asyncio.run(_played(processes, stretch))
         # The last scrape has to be over, and the rules evaluated.
         time.sleep(2 * SCRAPE_S)
         yield Run(server, Span(start_s, time.time(), SCRAPE_S), acts)
 
 
-async def _played(processes: _Processes) -> Sequence[Act]:
+async def _played(processes: _Processes, stretch: float) -> Sequence[Act]:
     bundle = Bundle.open(BUNDLE)
     images = bundle.arrays(bundle.manifest.samples)["images"]
     async with Link(CLEAR) as link, contextlib.AsyncExitStack() as channels:
@@ -260,12 +275,14 @@ async def _played(processes: _Processes) -> Sequence[Act]:
         await asyncio.to_thread(processes.start, "cloud")
         for name, cloud in zip(EDGES, (link.address, processes.address("cloud", "grpc")), strict=True):
             await asyncio.to_thread(processes.start, name, cloud)
+        trusted = grpc.ssl_channel_credentials(processes.ca.read_bytes())
         traffic: dict[str, _Traffic] = {}
         for name in processes.ports:
-            channel = await channels.enter_async_context(grpc.aio.insecure_channel(processes.address(name, "grpc")))
+            made = grpc.aio.secure_channel(processes.address(name, "grpc"), trusted)
+            channel = await channels.enter_async_context(made)
             traffic[name] = _Traffic(channel, bundle.manifest.name, bundle.manifest.inputs[0].name, images)
         flows = [asyncio.create_task(traffic[name].flow(rate)) for name, rate in zip(EDGES, (60.0, 15.0), strict=True)]
-        play = _Play(processes, link, traffic)
+        play = _Play(processes, link, traffic, stretch)
         try:
             await play.all()
         finally:
@@ -273,9 +290,3 @@ async def _played(processes: _Processes) -> Sequence[Act]:
                 flow.cancel()
             await asyncio.gather(*flows, return_exceptions=True)
     return play.acts
-
-
-def as_json(run: Run, answers: Sequence[Any]) -> dict[str, Any]:
-    """The run as plain values, for whoever draws it."""
-    said = msgspec.to_builtins({"span": run.span, "acts": run.acts, "answers": answers})
-    return {"step_s": run.span.step_s(), **said}

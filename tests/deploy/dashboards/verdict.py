@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 
-from deploy.grafana.check.promql import Labels, NotPromQL, parse, selectors
-from deploy.grafana.check.server import Prometheus, Refused
-from deploy.grafana.check.variables import ALL, Span, UnknownVariable, label_values, replaced, written
+from tests.deploy.dashboards.promql import Labels, NotPromQL, parse, selectors
+from tests.deploy.dashboards.server import Prometheus, Refused
+from tests.deploy.dashboards.variables import ALL, Span, UnknownVariable, label_values, replaced, written
 
 _LEGEND = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 # Grafana names lines by all their labels then.
@@ -62,25 +62,45 @@ def choices(dashboard: Mapping[str, Any], server: Prometheus, span: Span) -> Ite
     """
     for pick in ("all", "each", "first"):
         values = span.built_in()
-        for variable in variables(dashboard):
-            selector, label = label_values(variable["query"]["query"])
-            match = {} if selector is None else {"match[]": replaced(selector, values)}
-            found = server.ask(f"label/{label}/values", start=span.start_s, end=span.end_s, **match)
-            if not found:
-                raise LookupError(f"variable {variable['name']} has no values")
-            picked = ALL if pick == "all" and variable.get("includeAll") else found if pick == "each" else found[0]
-            if not variable.get("multi") and not isinstance(picked, str):
-                picked = found[0]
-            values[variable["name"]] = written(variable, picked)
+        for variable, found in _offered(dashboard, server, span, values):
+            if pick == "all" and variable.get("includeAll"):
+                chosen: str | Sequence[str] = ALL
+            else:
+                chosen = found if pick == "each" and variable.get("multi") else found[0]
+            values[variable["name"]] = written(variable, chosen)
         yield values
+
+
+def picked(dashboard: Mapping[str, Any], server: Prometheus, span: Span) -> dict[str, str]:
+    """The first of the choices in words."""
+    values = span.built_in()
+    words = {}
+    for variable, found in _offered(dashboard, server, span, values):
+        every = variable.get("includeAll")
+        values[variable["name"]] = written(variable, ALL if every else found[0])
+        words[variable["name"]] = "All" if every else found[0]
+    return words
+
+
+def _offered(
+    dashboard: Mapping[str, Any], server: Prometheus, span: Span, values: Mapping[str, str]
+) -> Iterator[tuple[Mapping[str, Any], Sequence[str]]]:
+    """Each variable with its values, given the ``values`` of those before it."""
+    for variable in variables(dashboard):
+        selector, label = label_values(variable["query"]["query"])
+        match = {} if selector is None else {"match[]": replaced(selector, values)}
+        found = server.ask(f"label/{label}/values", start=span.start_s, end=span.end_s, **match)
+        if not found:
+            raise LookupError(f"variable {variable['name']} has no values")
+        yield variable, found
 
 
 def answers(dashboard: Mapping[str, Any], server: Prometheus, span: Span) -> Iterator[Answer]:
     """All targets of a dashboard, asked with everything that its variables can be; the raw data is of the first."""
-    picked = list(choices(dashboard, server, span))
+    offered = list(choices(dashboard, server, span))
     for panel in panels(dashboard):
         for target in panel["targets"]:
-            made = [_asked(dashboard, panel, target, values, server, span) for values in picked]
+            made = [_asked(dashboard, panel, target, values, server, span) for values in offered]
             faults = dict.fromkeys(itertools.chain.from_iterable(answer.faults for answer in made))
             yield msgspec.structs.replace(made[0], faults=tuple(faults))
 
@@ -98,7 +118,7 @@ def _asked(
         asked = replaced(target["expr"], values)
         expression = parse(asked)
         data = server.over(asked, span.start_s, span.end_s, span.step_s())
-        instant = server.now(asked)
+        instant = server.at(asked, span.end_s)
     except (NotPromQL, Refused, UnknownVariable) as error:
         return Answer(*named, "", faults=(f"{type(error).__name__}: {error}",))
     labels = Labels(server.labels)
@@ -136,20 +156,26 @@ def unexpected(found: Sequence[Answer], exceptions: Mapping[str, str]) -> list[s
     return lines + [f"{name} is an exception, and is not empty" for name in exceptions if name not in empty]
 
 
-def alert_faults(groups: Sequence[Mapping[str, Any]], server: Prometheus) -> list[str]:
-    """What is wrong with the expressions of rules: with an answer of Prometheus', unknown metrics, unused labels."""
-    lines = []
+def rule_faults(
+    groups: Sequence[Mapping[str, Any]], server: Prometheus, span: Span, undriven: Mapping[str, str]
+) -> list[str]:
+    """What is wrong with the expressions of rules: Prometheus refuses them, unknown metrics, unused labels.
+
+    ``undriven``: metrics that may be unknown, and why; one that is known all the same is reported too.
+    """
+    lines = [f"{name} is an exception, and is known" for name in undriven if server.labels(name) is not None]
     for rule in itertools.chain.from_iterable(group["rules"] for group in groups):
         name = rule.get("alert") or rule["record"]
         try:
             expression = parse(rule["expr"])
-            server.now(rule["expr"])
+            server.at(rule["expr"], span.end_s)
         except (NotPromQL, Refused) as error:
             lines.append(f"{name}: {type(error).__name__}: {error}")
             continue
         labels = Labels(server.labels)
         labels.through(expression)
-        lines += [f"{name}: {fault}" for fault in labels.faults]
+        excused = {f"unknown metric {metric!r}" for metric in undriven}
+        lines += [f"{name}: {fault}" for fault in labels.faults if fault not in excused]
     return lines
 
 

@@ -184,7 +184,7 @@ OFFLOADS = Row(
                     dashed=True,
                 ),
             ),
-            colours={"sent": palette.RED, "allowed": palette.GREY},
+            colours={"sent": palette.ORANGE, "allowed": palette.GREY},
         ),
         Panel(
             32,
@@ -210,7 +210,7 @@ OFFLOADS = Row(
         Panel(
             34,
             "Sent to the cloud",
-            "Bytes in a second, from all agents. Much for the number of offloads: set [cloud] payload_max_loss above 0.",
+            "Bytes in a second, from all agents. Much for so few offloads: set [cloud] payload_max_loss above 0.",
             "Bps",
             (Query("fleet:edgemux_offload_bytes:rate5m", "bytes"),),
         ),

@@ -8,6 +8,7 @@ from deploy.grafana.palette import BAD, WARNING
 from deploy.grafana.panels import Column, Panel, Query
 
 MODEL = 'model=~"$model"'
+CHANGES = "model_direction:edgemux_level_changes:rate5m"
 PICKED = 'instance=~"$instance"'
 
 
@@ -17,7 +18,7 @@ def spread(sensor: str, *kinds: str) -> tuple[Query, ...]:
     return tuple(Query(f'sensor:edgemux_resource:{kind}{{sensor="{sensor}"}}', words[kind]) for kind in kinds)
 
 
-SPREAD = {"least": palette.SKY, "mean": palette.BLUE, "most": palette.RED}
+SPREAD = {"least": palette.SKY, "mean": palette.BLUE, "most": palette.ORANGE}
 
 DEVICES = Row(
     50,

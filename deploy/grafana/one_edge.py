@@ -223,7 +223,7 @@ OFFLOADS = Row(
                     dashed=True,
                 ),
             ),
-            colours={"sent": palette.RED, "allowed": palette.GREY},
+            colours={"sent": palette.ORANGE, "allowed": palette.GREY},
         ),
         Panel(
             32,

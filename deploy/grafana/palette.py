@@ -1,39 +1,40 @@
 """The colours of the dashboards, and what each of them means.
 
-Made from the palette of Okabe and Ito, with the bright ones darkened: each has a contrast of 3:1 or more against
-Grafana's white and against its dark background, and those that stand beside each other stay apart for people who see
-less red, green or blue. tests/house/test_dashboards.py measures both.
+Each has a contrast of 3:1 or more against the background of either of Grafana's themes, and any two of them stay apart
+for people who see less red, green or blue: they were found by a search for the seven that are farthest apart then.
+tests/house/test_palette.py measures both.
 """
 
 from __future__ import annotations
 
-BLUE = "#0072B2"
-ORANGE = "#C97F00"
-GREEN = "#009E73"
-RED = "#D55E00"
-PINK = "#C26A9B"
-SKY = "#3D96CC"
-GREY = "#85878C"
+BLUE = "#0061D5"
+ORANGE = "#EA700C"
+GREEN = "#519150"
+RED = "#D01F25"
+PINK = "#99629F"
+SKY = "#139AE6"
+GREY = "#958D86"
 # The backgrounds of a panel in Grafana's two themes.
 LIGHT, DARK = "#FFFFFF", "#181B1F"
 
-ROUTES = {"edge": BLUE, "cloud": RED, "split": GREEN}
+ROUTES = {"edge": BLUE, "cloud": ORANGE, "split": GREEN}
 BREAKER = {0: ("closed", BLUE), 1: ("half-open", ORANGE), 2: ("open", RED)}
 YES_NO = {0: ("no", BLUE), 1: ("yes", RED)}
 SCRAPED = {0: ("not scraped", RED), 1: ("scraped", BLUE)}
 GOOD, WARNING, BAD = BLUE, ORANGE, RED
 
-# Reasons by what they have in common; see Reason in multiplexer/edgemux/multiplexer/domain.py.
+# Reasons by what they have in common: choices, constraints of the device, and, all in red, failures of the cloud. See
+# Reason in multiplexer/edgemux/multiplexer/domain.py.
 REASONS = {
     "confident": BLUE,
-    "offloaded": RED,
-    "deferred": ORANGE,
+    "offloaded": ORANGE,
+    "deferred": SKY,
     "device_busy": GREY,
     "budget": PINK,
     "link": GREEN,
-    "breaker": SKY,
 } | dict.fromkeys(
     (
+        "breaker",
         "cloud_timeout",
         "cloud_unreachable",
         "cloud_tls",
@@ -42,7 +43,7 @@ REASONS = {
         "cloud_bad_answer",
         "cloud_incompatible",
     ),
-    GREEN,
+    RED,
 )
 AUDITS = {"agree": BLUE, "differ": RED, "failed": GREY}
 CALLS = {
@@ -63,10 +64,10 @@ OUTCOMES = {
     "failed": RED,
 }
 REFUSALS = {"full": PINK, "wait": ORANGE, "expired": RED, "draining": GREY}
-STAGES = {"validate": GREY, "pre_gate": SKY, "device": BLUE, "post_gate": PINK, "cloud": RED}
-BUDGETS = {"offloads": RED, "bytes": BLUE, "joules": ORANGE, "money": GREEN}
+STAGES = {"validate": GREY, "pre_gate": SKY, "device": BLUE, "post_gate": PINK, "cloud": ORANGE}
+BUDGETS = {"offloads": ORANGE, "bytes": BLUE, "joules": PINK, "money": GREEN}
 # The levels of the starter bundle; those of other bundles get Grafana's own colours.
-VARIANTS = {"level1": PINK, "level2": GREEN, "level3": SKY, "level4": BLUE, "cloud": RED}
+VARIANTS = {"level1": PINK, "level2": GREEN, "level3": SKY, "level4": BLUE, "cloud": ORANGE}
 AGENT_REFUSALS = {
     "overloaded": PINK,
     "expired": ORANGE,

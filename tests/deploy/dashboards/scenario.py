@@ -24,14 +24,15 @@ from edgemux.cli.link import Conditions, Link
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.wire.codec import make_request
 from edgemux.wire.service import Stub
-from tests.authority import Authority
+from tests.authority import DAY, Authority
 from tests.deploy.dashboards.device import FINE, PROGRAM, SQUEEZED, Device
 from tests.deploy.dashboards.server import Prometheus, free_port, prometheus
 from tests.deploy.dashboards.variables import Span
 
 BUNDLE = Path(__file__).parents[3] / "deploy" / "bundles" / "fashion-mnist"
 SCRAPE_S = 1.0
-START_S = 60.0
+# How much longer an act may take until what it is for has been scraped.
+PATIENCE_S = 20.0
 CLEAR = Conditions(round_trip_s=0.02, bits_per_s=20e6)
 SLOW = Conditions(round_trip_s=0.3, bits_per_s=0.2e6)
 # The names that Prometheus gives them: with dots, as the names of hosts have.
@@ -84,7 +85,7 @@ of = "money"
 amount = 50.0
 per = "month"
 [prices]
-money_per_offload = 0.0001
+money_per_offload = 0.000001
 """
 _CLOUD = """
 bundle = "{bundle}"
@@ -118,7 +119,8 @@ class _Processes:
         self._folder = folder
         authority = Authority(folder)
         self.ca = authority.ca
-        self._issued = authority.issue("server")
+        # The authority itself lasts 30 days; two weeks are when the alert is due.
+        self._issued = authority.issue("server", last=25 * DAY)
         self._running: dict[str, subprocess.Popen[str]] = {}
         self.ports = {name: {"grpc": free_port(), "metrics": free_port()} for name in ("cloud", *EDGES)}
         self.devices = {name: Device(folder / f"device-{number}") for number, name in enumerate(EDGES)}
@@ -217,21 +219,25 @@ class _Play:
         yield
         self.acts.append(Act(name, start_s, time.time()))
 
-    async def _pass(self, seconds: float) -> None:
+    async def _pass(self, seconds: float, until: str = "") -> None:
+        """So long, and longer on a busy machine: until Prometheus has series for ``until``."""
         await asyncio.sleep(seconds * self._stretch)
+        end_s = time.monotonic() + PATIENCE_S
+        while until and time.monotonic() < end_s and not await asyncio.to_thread(self._server.at, until, time.time()):
+            await asyncio.sleep(SCRAPE_S / 2)
 
     async def all(self) -> None:
         with self._act("calm"):
-            await self._pass(10.0)
+            await self._pass(10.0, 'edgemux_budget_price{budget="offloads"} > 0')
         with self._act("outage"):
             self._processes.kill("cloud")
-            await self._pass(6.0)
+            await self._pass(6.0, "edgemux_breaker_state == 2")
             await asyncio.to_thread(self._processes.start, "cloud")
         with self._act("recovery"):
-            await self._pass(5.0)
+            await self._pass(5.0, "edgemux_breaker_state == 0")
         with self._act("squeeze"):
             self._processes.devices[EDGES[0]].be(SQUEEZED)
-            await self._pass(7.0)
+            await self._pass(7.0, "edgemux_plan_level == 1")
             self._processes.devices[EDGES[0]].be(FINE)
         with self._act("slow link"):
             self._link.set(SLOW)
@@ -243,7 +249,7 @@ class _Play:
             await asyncio.gather(*floods)
         with self._act("drift"):
             self._traffic[EDGES[0]].inverted = True
-            await self._pass(8.0)
+            await self._pass(8.0, "edgemux_drift == 1")
 
 
 @contextlib.contextmanager
@@ -261,13 +267,13 @@ def driven(folder: Path, stretch: float = 1.0) -> Iterator[Run]:
     with contextlib.ExitStack() as ending, prometheus(folder / "prometheus", jobs, processes.ca, SCRAPE_S) as server:
         ending.callback(processes.end)
         start_s = time.time()
-        acts = asyncio.run(_played(processes, stretch))
+        acts = asyncio.run(_played(processes, server, stretch))
         # The last scrape has to be over, and the rules evaluated.
         time.sleep(2 * SCRAPE_S)
         yield Run(server, Span(start_s, time.time(), SCRAPE_S), acts)
 
 
-async def _played(processes: _Processes, stretch: float) -> Sequence[Act]:
+async def _played(processes: _Processes, server: Prometheus, stretch: float) -> Sequence[Act]:
     bundle = Bundle.open(BUNDLE)
     images = bundle.arrays(bundle.manifest.samples)["images"]
     async with Link(CLEAR) as link, contextlib.AsyncExitStack() as channels:
@@ -282,7 +288,7 @@ async def _played(processes: _Processes, stretch: float) -> Sequence[Act]:
             channel = await channels.enter_async_context(made)
             traffic[name] = _Traffic(channel, bundle.manifest.name, bundle.manifest.inputs[0].name, images)
         flows = [asyncio.create_task(traffic[name].flow(rate)) for name, rate in zip(EDGES, (60.0, 15.0), strict=True)]
-        play = _Play(processes, link, traffic, stretch)
+        play = _Play(processes, link, traffic, server, stretch)
         try:
             await play.all()
         finally:

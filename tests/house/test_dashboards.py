@@ -24,7 +24,7 @@ from edgemux.edge.vigil import Standing, Withdrawal
 from edgemux.multiplexer.domain import Placement, Reason
 from tests import exported
 from tests.authority import Authority
-from tests.deploy.dashboards.promql import Labels, parse, selectors
+from tests.deploy.dashboards.promql import Aggregation, Labels, parse, selectors
 from tests.deploy.dashboards.variables import ALL, label_values
 from tests.deploy.dashboards.verdict import panels, variables
 
@@ -44,9 +44,6 @@ def board(name: str) -> dict[str, Any]:
 
 
 BOARDS = [board(name) for name in PAGES]
-EVERY = [(made, panel) for made in BOARDS for panel in panels(made)]
-IDS = [f"{made['uid']}/{panel['id']}" for made, panel in EVERY]
-every_panel = pytest.mark.parametrize(("made", "panel"), EVERY, ids=IDS)
 every_board = pytest.mark.parametrize("made", BOARDS, ids=list(PAGES))
 
 
@@ -127,28 +124,29 @@ def test_no_row_of_the_grid_is_left_half_empty(made: dict[str, Any]) -> None:
     assert {y: width for y, width in widths.items() if width != 24} == {}
 
 
-@every_panel
-def test_every_panel_says_what_it_shows_in_which_unit_and_from_where(
-    made: dict[str, Any], panel: dict[str, Any]
-) -> None:
-    assert len(panel["description"]) > 20 and panel["description"].endswith((".", "?"))
-    assert panel["fieldConfig"]["defaults"]["unit"]
-    for asked in (panel, *panel["targets"]):
-        assert asked["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
-    assert panel["type"] in CORE
+@every_board
+def test_every_panel_says_what_it_shows_in_which_unit_and_from_where(made: dict[str, Any]) -> None:
+    for panel in panels(made):
+        assert len(panel["description"]) > 20 and panel["description"].endswith((".", "?"))
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        for asked in (panel, *panel["targets"]):
+            assert asked["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        assert panel["type"] in CORE
 
 
-@every_panel
-def test_letters_of_targets_are_given_once(made: dict[str, Any], panel: dict[str, Any]) -> None:
-    letters = [target["refId"] for target in panel["targets"]]
-    assert len(set(letters)) == len(letters)
+@every_board
+def test_letters_of_targets_are_given_once(made: dict[str, Any]) -> None:
+    for panel in panels(made):
+        letters = [target["refId"] for target in panel["targets"]]
+        assert len(set(letters)) == len(letters)
 
 
-@every_panel
-def test_lines_of_several_targets_have_names(made: dict[str, Any], panel: dict[str, Any]) -> None:
-    if panel["type"] != "table" and len(panel["targets"]) > 1:
-        legends = [target["legendFormat"] for target in panel["targets"]]
-        assert "__auto" not in legends and len(set(legends)) == len(legends)
+@every_board
+def test_lines_of_several_targets_have_names(made: dict[str, Any]) -> None:
+    for panel in panels(made):
+        if panel["type"] != "table" and len(panel["targets"]) > 1:
+            legends = [target["legendFormat"] for target in panel["targets"]]
+            assert "__auto" not in legends and len(set(legends)) == len(legends)
 
 
 @every_board
@@ -181,15 +179,16 @@ def test_all_of_a_variable_is_one_pattern_and_not_a_list_of_a_thousand_names(mad
             assert variable["current"]["value"] == [ALL]
 
 
-@every_panel
+@every_board
 def test_a_panel_asks_for_metrics_and_labels_that_are_exported_or_recorded(
-    made: dict[str, Any], panel: dict[str, Any], known: Callable[[str], frozenset[str] | None]
+    made: dict[str, Any], known: Callable[[str], frozenset[str] | None]
 ) -> None:
-    for target in panel["targets"]:
-        labels = Labels(known)
-        left = labels.through(expression(target["expr"]))
-        assert labels.faults == []
-        assert set(re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat", ""))) <= left
+    for panel in panels(made):
+        for target in panel["targets"]:
+            labels = Labels(known)
+            left = labels.through(expression(target["expr"]))
+            assert labels.faults == [], panel["title"]
+            assert set(re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat", ""))) <= left
 
 
 def test_a_metric_that_nobody_exports_is_found(known: Callable[[str], frozenset[str] | None]) -> None:
@@ -259,3 +258,22 @@ def test_grafana_is_told_where_the_dashboards_and_prometheus_are() -> None:
     mounted = dict(volume.split(":")[:2] for volume in compose["volumes"])
     assert mounted["../grafana/dashboards"] == provider["options"]["path"]
     assert mounted["../grafana/provisioning"] == "/etc/grafana/provisioning"
+
+
+@every_board
+def test_columns_of_a_table_are_joined_by_the_same_labels(
+    made: dict[str, Any], known: Callable[[str], frozenset[str] | None]
+) -> None:
+    for panel in panels(made):
+        if panel["type"] == "table":
+            # What is not aggregated has its own name as a label too, and nothing is joined.
+            queries = [expression(target["expr"]) for target in panel["targets"]]
+            assert all(isinstance(query, Aggregation) for query in queries)
+            assert len({Labels(known).through(query) for query in queries}) == 1
+
+
+@every_board
+def test_pages_that_a_panel_refers_to_are_there(made: dict[str, Any]) -> None:
+    for panel in panels(made):
+        for page in re.findall(r"docs/[\w-]+\.md", panel["description"]):
+            assert (ROOT / page).exists()

@@ -35,6 +35,7 @@ BROKEN = {
     ),
     "no series": ('sum(edgemux_requests_total{route="boat"})', "", ("no finite point",)),
     "nothing but NaN": ("0 * sum(edgemux_requests_total) / 0", "", ("no finite point",)),
+    "infinite": ("sum(edgemux_requests_total) / 0", "", ("no finite point", "an infinite point")),
     "not PromQL": ("sum by (route (edgemux_requests_total)", "", ("NotPromQL: ",)),
     "what Prometheus refuses": ("rate(edgemux_requests_total)", "", ("Refused: ",)),
     "unknown variable": ('edgemux_requests_total{instance="$nobody"}', "", ("UnknownVariable: nobody",)),

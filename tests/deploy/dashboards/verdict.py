@@ -1,7 +1,8 @@
 """Asks Prometheus for every target of every panel, and says what is wrong with each.
 
 A target fails that Prometheus refuses, that reads a metric which was never seen, that uses a label which the metric
-has not got, in matchers, groupings or its legend, that draws two lines under one name, or that has no finite point.
+has not got, in matchers, groupings or its legend, that draws two lines under one name, that has no finite point, or an
+infinite one, which no axis can show.
 """
 
 from __future__ import annotations
@@ -129,6 +130,8 @@ def _asked(
     faults = [*labels.faults, *_legend_faults(target.get("legendFormat", ""), left, data["result"])]
     if not any(map(_has_points, data["result"])) and not labels.faults:
         faults.append("no finite point")
+    if any(math.isinf(float(value)) for series in data["result"] for _, value in series["values"]):
+        faults.append("an infinite point")
     return Answer(*named, asked, data["result"], instant, tuple(dict.fromkeys(faults)))
 
 

@@ -144,9 +144,14 @@ def _legend_faults(legend: str, labels: frozenset[str], result: Sequence[Mapping
     yield from (f"unused label {label!r} in the legend" for label in unused)
     if unused or legend in NO_LEGEND:
         return
-    drawn = [_LEGEND.sub(lambda found, of=series: of["metric"].get(found[1], ""), legend) for series in result]
+    drawn = [_drawn(legend, series["metric"]) for series in result]
     if len(set(drawn)) < len(drawn):
         yield f"two lines are called {next(name for name in drawn if drawn.count(name) > 1)!r}"
+
+
+def _drawn(legend: str, labels: Mapping[str, str]) -> str:
+    """The name of a line."""
+    return _LEGEND.sub(lambda found: labels.get(found[1], ""), legend)
 
 
 def unexpected(found: Sequence[Answer], exceptions: Mapping[str, str]) -> list[str]:

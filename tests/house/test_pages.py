@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from edgemux.edge.config import load
+from edgemux.edge.server import serve
+from edgemux.multiplexer.domain import Reason
+from edgemux.multiplexer.errors import ArtifactError, ConfigError
 from tests.page_blocks import ROOT, RUN, Reader, blocks, check_settings, parts
 
 DOCS = ROOT / "docs"
@@ -100,3 +105,76 @@ def test_a_line_that_starts_a_server_is_run_by_itself() -> None:
         "edgemux cloud --bundle b",
         "# then\necho 1 \\\n  2",
     ]
+
+
+# --- what the pages say of the rest
+
+
+def test_every_page_is_in_the_index() -> None:
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", page("README.md")))
+    assert {path.name for path in DOCS.glob("*.md")} - {"README.md"} <= linked
+
+
+def test_the_runbook_of_every_alert_is_a_place_in_the_troubleshooting() -> None:
+    there = anchors(page("troubleshooting.md"))
+    rules = "".join(path.read_text() for path in (ROOT / "deploy").rglob("*.yml"))
+    wanted = set(re.findall(r"docs/troubleshooting\.md#(\w+)", rules))
+    assert wanted <= there
+    # And nothing is explained that no rule warns of, once there are rules.
+    assert not wanted or {name for name in there if name.startswith("edgemux")} == wanted
+
+
+def test_metrics_and_reasons_in_the_pages_exist() -> None:
+    sources = [path for part in ("edge", "cloud", "proto", "deploy") for path in (ROOT / part).rglob("*.*")]
+    known = " ".join(path.read_text(encoding="utf-8") for path in sources if path.suffix in (".py", ".yml"))
+    for name in ("troubleshooting.md", "budgets.md", "send-requests.md"):
+        for metric in set(re.findall(r"\bedgemux_[a-z0-9_]+\b", page(name))):
+            assert metric.removesuffix("_total") in known, f"{name}: {metric}"
+    described = set(re.findall(r"`(\w+)`", page("send-requests.md")))
+    shed = {Reason.EXPIRED, Reason.OVERLOADED, Reason.NO_ROUTE}
+    assert {reason.value for reason in Reason if reason not in shed} <= described
+
+
+WRONG_STARTS: tuple[tuple[str, str], ...] = (
+    ("[limits]\ncompute_shares = 1\n", "no such setting"),
+    ("[[[", "not a TOML file"),
+    ('[listen]\nhost = "0.0.0.0"\n', "can be reached by others: give"),
+    ('policy = "wishful"\n', "in edgemux.policies; installed: "),
+    ('sensors = ["wishful"]\n', "edgemux.sensors: no plug-in "),
+    ('[listen]\ntoken_file = "empty"\n', "listen.token_file: holds no token"),
+    ('[listen]\ntoken_file = "short"\n', "token 1 must be 16 or more of"),
+    ('[listen.tls]\ncert = "nowhere"\nkey = "nowhere"\n', "cannot be read"),
+    ('[listen.tls]\ncert = "short"\nkey = "short"\n', "not whole PEM files"),
+    (
+        '[cloud]\naddress = "cloud.example:1"\ntoken_file = "short"\n',
+        "a token is sent only over TLS, or to this machine",
+    ),
+    ('bundle = "nowhere"\n', "no such bundle directory"),
+    ('bundle = "bare"\n', "manifest.json: missing"),
+    ('bundle = "flipped"\n', "its sha256 is not the one in manifest.json"),
+    ('bundle = "sealed"\n', "its content does not match its digest"),
+)
+
+
+@pytest.mark.parametrize(("settings", "said"), WRONG_STARTS)
+def test_what_an_agent_says_that_does_not_start_is_explained(
+    settings: str, said: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").write_text("# none\n")
+    (tmp_path / "short").write_text("abc\n")
+    (tmp_path / "bare").mkdir()
+    for name, file in (("flipped", "level-1.onnx"), ("sealed", "manifest.json")):
+        shutil.copytree(tiny_bundle, tmp_path / name)
+        content = bytearray((tmp_path / name / file).read_bytes())
+        at = content.index(b'"version"') + 12 if file == "manifest.json" else len(content) // 2
+        content[at] = content[at] ^ 1
+        (tmp_path / name / file).write_bytes(content)
+    bundle = "" if settings.startswith("bundle") else f'bundle = "{tiny_bundle}"\n'
+    top, table, rest = settings.partition("[")
+    ports = "" if "[listen" in settings else "[listen]\ngrpc_port = 0\nhttp_port = 0\nmetrics_port = 0\n"
+    Path("edge.toml").write_text(f"{bundle}{top}{table}{rest}\n{ports}")
+    with pytest.raises((ConfigError, ArtifactError)) as caught:
+        serve(load(Path("edge.toml"), {}))
+    assert said in str(caught.value)
+    assert said.strip() in page("troubleshooting.md")

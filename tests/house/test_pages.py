@@ -12,7 +12,7 @@ from edgemux.edge.config import load
 from edgemux.edge.server import serve
 from edgemux.multiplexer.domain import Reason
 from edgemux.multiplexer.errors import ArtifactError, ConfigError
-from tests.page_blocks import ROOT, RUN, Reader, blocks, check_settings, parts
+from tests.page_blocks import ROOT, RUN, Reader, blocks, check_settings, parts, servers
 
 DOCS = ROOT / "docs"
 # Pages whose blocks are run, or checked, by tests of their own, and which.
@@ -20,6 +20,19 @@ ELSEWHERE = {
     "security.md": "tests/house/test_security_page.py",
     "bring-your-own.md": "tests/system/test_own_models.py",
 }
+# Of replies, beside the metrics: what follows edgemux_ in their parameters.
+PARAMETERS = (
+    "route",
+    "variant",
+    "reason",
+    "score",
+    "degraded",
+    "peer",
+    "crc32",
+    "model_digest",
+    "queue_ms",
+    "compute_ms",
+)
 PAGES = sorted(path.name for path in DOCS.glob("*.md") if path.name not in ELSEWHERE)
 
 
@@ -30,6 +43,8 @@ def page(name: str) -> str:
 @pytest.mark.parametrize("name", [name for name in PAGES if any(block.runs for block in blocks(page(name)))])
 def test_every_block_of_a_page_works_in_the_order_of_the_page(name: str, tmp_path: Path) -> None:
     with Reader(tmp_path) as reader:
+        for line in servers(page(name)):
+            reader.start(line)
         for block in blocks(page(name)):
             if block.runs or block.file:
                 try:
@@ -83,6 +98,12 @@ def test_a_comment_before_a_block_says_that_it_is_not_run_or_is_a_file() -> None
         blocks("<!-- not-run: because -->\n```bash\nfalse\n```\n")
 
 
+def test_servers_that_a_page_takes_for_granted_are_named_above_it() -> None:
+    assert servers("# Page\n") == []
+    assert [line.split()[1] for line in servers("<!-- servers: edge cloud -->\n")] == ["cloud", "edge"]
+    assert "--cloud" not in servers("<!-- servers: edge -->\n")[0]
+
+
 def test_a_block_that_fails_is_noticed(tmp_path: Path) -> None:
     for text in ("```bash\nfalse\ntrue\n```\n", "```sh\nfalse\ntrue\n```\n", "```python\n1 / 0\n```\n"):
         (block,) = blocks(text)
@@ -125,11 +146,11 @@ def test_the_runbook_of_every_alert_is_a_place_in_the_troubleshooting() -> None:
 
 
 def test_metrics_and_reasons_in_the_pages_exist() -> None:
-    sources = [path for part in ("edge", "cloud", "proto", "deploy") for path in (ROOT / part).rglob("*.*")]
-    known = " ".join(path.read_text(encoding="utf-8") for path in sources if path.suffix in (".py", ".yml"))
+    known = set(re.findall(r"\bedgemux_[a-z0-9_]+\b", page("metrics.md")))
+    replies = {f"edgemux_{name}" for name in PARAMETERS}
     for name in ("troubleshooting.md", "budgets.md", "send-requests.md"):
-        for metric in set(re.findall(r"\bedgemux_[a-z0-9_]+\b", page(name))):
-            assert metric.removesuffix("_total") in known, f"{name}: {metric}"
+        said = set(re.findall(r"\bedgemux_[a-z0-9_]+\b", page(name)))
+        assert said <= known | replies, name
     described = set(re.findall(r"`(\w+)`", page("send-requests.md")))
     shed = {Reason.EXPIRED, Reason.OVERLOADED, Reason.NO_ROUTE}
     assert {reason.value for reason in Reason if reason not in shed} <= described

@@ -18,6 +18,7 @@ import grpc
 import numpy as np
 import pytest
 
+from edgemux.cli.main import run
 from edgemux.edge import ApplicationSettings, EdgeConfig
 from edgemux.edge.config import CloudSettings, LogSettings
 from edgemux.edge.doctor import probes, timing
@@ -434,14 +435,18 @@ def test_the_command_exits_with_1_where_something_is_in_the_way(tiny_bundle: Pat
         (("--wrong",), "--wrong"),
     ],
 )
-def test_the_command_exits_with_2_and_a_line_on_wrong_use(options: tuple[str, ...], word: str) -> None:
-    done = doctor(*options)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1
-    assert word in done.stderr
+def test_the_command_exits_with_2_and_a_line_on_wrong_use(
+    options: tuple[str, ...], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["doctor", *options]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert word in said.err
 
 
-def test_a_wrong_setting_is_told_with_its_key(tiny_bundle: Path, tmp_path: Path) -> None:
-    done = doctor("--config", settings(tmp_path, tiny_bundle, "threads = 2"))
-    assert done.returncode == 2
-    assert "threads: no such setting" in done.stderr
+def test_a_wrong_setting_is_told_with_its_key(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["doctor", "--config", settings(tmp_path, tiny_bundle, "threads = 2")]) == 2
+    assert "threads: no such setting" in capsys.readouterr().err

@@ -448,5 +448,5 @@ def test_the_command_exits_with_2_and_a_line_on_wrong_use(
 def test_a_wrong_setting_is_told_with_its_key(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["doctor", "--config", settings(tmp_path, tiny_bundle, "threads = 2")]) == 2
-    assert "threads: no such setting" in capsys.readouterr().err
+    assert run(["doctor", "--config", settings(tmp_path, tiny_bundle, "treads = 2")]) == 2
+    assert "treads: no such setting" in capsys.readouterr().err

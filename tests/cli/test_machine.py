@@ -66,6 +66,7 @@ def test_32_bits_are_refused_also_on_a_64_bit_kernel(architecture: str) -> None:
         ({"libc": ("glibc", "2.24")}, "C library", Grade.PROBLEM),
         ({"python": (3, 9, 2)}, "Python", Grade.PROBLEM),
         ({"python": (3, 15, 0)}, "Python", Grade.NOTE),
+        ({"architecture": "riscv64"}, "CPU", Grade.NOTE),
         ({"system": "Darwin"}, "system", Grade.NOTE),
     ],
 )

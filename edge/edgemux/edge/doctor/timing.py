@@ -6,7 +6,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import onnxruntime as ort
 
@@ -68,15 +67,6 @@ def _others(bundle: Bundle) -> str:
     except ArtifactError as error:
         return str(error)
     return ""
-
-
-def level_bytes(folder: Path) -> float:
-    """Bytes of the files of all levels of a bundle, 0 where it cannot be opened."""
-    try:
-        bundle = Bundle.open(folder)
-    except ArtifactError:
-        return 0.0
-    return float(bundle.size(bundle.manifest.levels[-1].files))
 
 
 def time_levels(

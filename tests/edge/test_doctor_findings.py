@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgemux.edge.budget import RANGES, Readings
 from edgemux.edge.doctor.access import FilesSeen, Port, PortSeen, file_findings, port_findings
-from edgemux.edge.doctor.link import CallSeen, LinkSeen, bytes_per_s, link_findings
+from edgemux.edge.doctor.link import CallSeen, LinkSeen, bytes_per_s, link_findings, proxy_for
 from edgemux.edge.doctor.models import (
     BundleSeen,
     LevelTiming,
@@ -374,6 +374,31 @@ def test_the_bandwidth_is_what_the_larger_call_takes_longer(
     else:
         assert 8 * small / rate < 0.0021
     assert bytes_per_s(LinkSeen("a:1", calls=(call(small),))) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "variable"),
+    [
+        ({}, ""),
+        ({"http_proxy": "proxy:3128"}, "http_proxy"),
+        ({"http_proxy": "a:1", "grpc_proxy": "b:1"}, "grpc_proxy"),
+        ({"https_proxy": "a:1", "no_proxy": "localhost, .example"}, ""),
+        ({"https_proxy": "a:1", "no_proxy": "localhost", "no_grpc_proxy": ".com"}, "https_proxy"),
+    ],
+)
+def test_a_proxy_between_agent_and_cloud_is_told_without_its_address(
+    environment: dict[str, str], variable: str
+) -> None:
+    assert proxy_for("cloud.example", environment) == variable
+    seen = LinkSeen("cloud.example:8001", ("192.0.2.7",), 0.001, proxy=variable)
+    told = [finding.says for finding in link_findings(seen, 1.0, False, NOW) if finding.about.endswith("proxy")]
+    assert len(told) == bool(variable)
+    assert all(variable in says and "3128" not in says for says in told)
+
+
+def test_levels_that_have_no_room_are_noted() -> None:
+    found = level_findings("m", [timing_of(0.001)], Wanted(0.1, 1.0, 0.5), Readings(), left_out=3)
+    assert "the highest 3 of 4" in one(found, "m levels").says
 
 
 def test_values_of_findings_are_json() -> None:

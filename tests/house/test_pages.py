@@ -40,6 +40,7 @@ def page(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
 
 
+@pytest.mark.timeout(300)  # machines that are shared; the longest page takes 14 s of CPU
 @pytest.mark.parametrize("name", [name for name in PAGES if any(block.runs for block in blocks(page(name)))])
 def test_every_block_of_a_page_works_in_the_order_of_the_page(name: str, tmp_path: Path) -> None:
     with Reader(tmp_path) as reader:

@@ -127,7 +127,9 @@ def _bundles(
         if loaded is not None and loaded.golden is not None:
             left_s = config.request.default_timeout_s - config.request.margin_s
             wanted = Wanted(each.latency_s, left_s, config.limits.compute_share)
-            yield from level_findings(loaded.bundle.manifest.name, timing.time_levels(loaded), wanted, readings)
+            timings, all_levels = timing.time_levels(loaded), len(loaded.family.routes)
+            name = loaded.bundle.manifest.name
+            yield from level_findings(name, timings, wanted, readings, all_levels - len(timings))
     return served
 
 

@@ -69,6 +69,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if and .Values.token.enabled (not .Values.tls.enabled) -}}
 {{- fail "token.enabled: a token is worth nothing in plaintext; enable tls too" -}}
 {{- end -}}
+{{- if and .Values.serviceMonitor.enabled .Values.tls.enabled (not .Values.tls.existingSecret) (not .Values.tls.ca) -}}
+{{- fail "serviceMonitor.enabled: whom is Prometheus to trust? give tls.ca" -}}
+{{- end -}}
+{{- if and .Values.model.initImage (contains "/" .Values.model.path) -}}
+{{- fail "model.path: one folder, where it is copied from model.initImage" -}}
+{{- end -}}
 {{- if not (or .Values.model.existingClaim .Values.model.initImage) -}}
 {{- fail "model: give model.existingClaim or model.initImage" -}}
 {{- end -}}

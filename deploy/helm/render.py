@@ -1,4 +1,4 @@
-"""Writes deploy/kubernetes/cloud.yaml, what the chart gives by default, and the chart's copies of the alerting rules.
+"""Writes deploy/kubernetes/cloud.yaml: what the chart gives by default.
 
     python deploy/helm/render.py
 
@@ -7,13 +7,11 @@ Rendering is Helm's own: the package helm-python-sdk holds its library. No clust
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 HELM = Path(__file__).parent
 CHART = HELM / "edgemux-cloud"
-RULES = HELM.parent / "prometheus" / "rules"
 PLAIN = HELM.parent / "kubernetes" / "cloud.yaml"
 HEAD = """\
 # What deploy/helm/edgemux-cloud gives by default, for those who have no Helm: kubectl apply -f cloud.yaml
@@ -39,6 +37,4 @@ def plain() -> str:
 
 
 if __name__ == "__main__":
-    for rules in ("recording.yml", "alerts.yml"):
-        shutil.copyfile(RULES / rules, CHART / "rules" / rules)
     PLAIN.write_text(plain())

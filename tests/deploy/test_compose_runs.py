@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import subprocess
 import time
 import urllib.error
@@ -17,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.compose import DOCKER, Stand, services
+from tests.dockerfile import ROOT
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(240)]
 PATIENCE_S = 90.0
@@ -80,7 +83,22 @@ def test_cloud_agent_and_traffic_run_and_prometheus_sees_them(files: list[str], 
             lambda: sum(query(stand, 'sum by (job) (edgemux_requests_total{route="cloud"})').values()) > 0,
             stand,
         )
+        wait_for("the autoscaler's metrics are numbers", lambda: all(map(all_finite, adapted(stand))), stand)
         assert answers_anybody(f"http://127.0.0.1:{stand.ports[9002]}/metrics") == (secrets is None)
+
+
+def adapted(stand: Stand) -> list[list[float]]:
+    """What the rules of prometheus-adapter give for the cloud, a pod for each address that is scraped."""
+    found = []
+    for rule in yaml.safe_load((ROOT / "deploy" / "helm" / "prometheus-adapter.yaml").read_text())["rules"]["custom"]:
+        expression = rule["metricsQuery"].replace("<<.Series>>", rule["seriesQuery"].partition("{")[0])
+        expression = expression.replace("<<.LabelMatchers>>", 'job="edgemux-cloud"').replace("<<.GroupBy>>", "job")
+        found.append(list(query(stand, expression).values()))
+    return found
+
+
+def all_finite(values: list[float]) -> bool:
+    return bool(values) and all(map(math.isfinite, values))
 
 
 def answers_anybody(address: str) -> bool:

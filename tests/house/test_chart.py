@@ -85,6 +85,12 @@ CASES: dict[str, dict[str, Any]] = {
     }
     | {"serviceAccount": {"create": False}},
 }
+# What the page shows, on top of what it says to make by hand.
+PAGE = (ROOT / "docs" / "deploy-cloud.md").read_text()
+CASES |= {
+    f"page {number}": yaml.safe_load(text)
+    for number, text in enumerate(re.findall(r"```yaml\n# values\n(.*?)```", PAGE, re.DOTALL))
+}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a misspelt value": ({"replicas": 3}, "replicas"),
     "a misspelt value further in": ({"tls": {"enable": True}}, "enable"),

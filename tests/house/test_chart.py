@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from edgemux.cloud.config import CloudConfig
 from edgemux.cloud.metrics import Metrics
 from tests import dockerfile
 from tests.authority import OPENSSL, Authority
+from tests.compose import services
 from tests.dockerfile import ROOT
 
 HELM = ROOT / "deploy" / "helm"
@@ -219,6 +221,14 @@ def test_the_schema_knows_every_value_and_its_defaults() -> None:
 
     known = {name for name in names(schema) if not name.startswith("resources.") and name != "global"}
     assert given(yaml.safe_load(values)) == known
+
+
+def test_chart_image_and_package_have_one_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == version
+    tags = {each["image"] for each in services("compose.yaml").values() if each["image"].startswith("edgemux-")}
+    assert tags == {f"edgemux-cloud:{version}", f"edgemux-edge:{version}"}
+    assert f"image: edgemux-cloud:{version}" in (ROOT / "deploy" / "kserve" / "cloud.yaml").read_text()
 
 
 def test_the_plain_manifest_is_what_the_chart_gives(helm: dict[str, Any]) -> None:

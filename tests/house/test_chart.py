@@ -337,6 +337,11 @@ def test_pods_run_as_the_image_s_user_and_may_do_nothing_else(helm: dict[str, An
     assert ":".join(map(str, ids)) == image.last("USER")
     assert pod["securityContext"]["runAsNonRoot"]
     assert not pod["automountServiceAccountToken"]
+    # What the Pod Security Standard "restricted" asks for beside what is below.
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
+    assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
     for each in [*pod["containers"], *pod.get("initContainers", [])]:
         assert each["securityContext"] == {
             "allowPrivilegeEscalation": False,

@@ -195,6 +195,18 @@ def test_who_talks_to_whom_shares_a_network() -> None:
     assert not set(found["traffic"]["networks"]) & set(found["cloud"]["networks"])
 
 
+def test_grafana_finds_prometheus_and_the_dashboards() -> None:
+    service = services("compose.yaml")["grafana"]
+    provisioning = DOCKER / mounts(service)["/etc/grafana/provisioning"]
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
+    url = service["environment"][source["url"].removeprefix("$")]
+    assert url == "http://prometheus:9090"
+    assert services("compose.yaml")["prometheus"]["ports"] == ["127.0.0.1:9090:9090"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "edgemux.yml").read_text())["providers"]
+    folder = DOCKER / mounts(service)[provider["options"]["path"]]
+    assert {file.name for file in folder.glob("*.json")} == {"cloud.json", "edge-fleet.json", "one-edge.json"}
+
+
 def test_prometheus_scrapes_the_same_with_and_without_tls() -> None:
     plain = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
     secure = yaml.safe_load((DOCKER / "prometheus.secure.yml").read_text())

@@ -1,12 +1,13 @@
 """A Debian for arm64 in a folder, the agent's packages for it, and its programs run on this machine by qemu-user.
 
-The emulator is started by name, as the program inside the chroot: no binfmt_misc is needed, and nothing is registered. What
-is mounted is mounted in a namespace of that one process, so it is gone when the process is, however it ends.
+The emulator is started by name, as the program inside the chroot: no binfmt_misc is needed, and nothing is registered.
+What is mounted is mounted in a namespace of that one process, so it is gone when the process is, however it ends.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -66,7 +67,7 @@ class Machine:
     def start(self, cpu: str, *arguments: str, **how: Any) -> subprocess.Popen[str]:
         """Start its Python as a process that ends with this one; ``how`` as for Popen. ``cpu`` as qemu names it."""
         variables = {
-            "PATH": "/usr/bin:/bin",
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": "/tmp",
             "LANG": "C.UTF-8",
             "ORT_DISABLE_TELEMETRY": "1",
@@ -167,12 +168,18 @@ def guest_resident(pid: int) -> dict[str, int]:
     return found
 
 
+def resident(pid: int) -> int:
+    """Resident bytes of a process."""
+    (pages,) = re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(pages) * 1024
+
+
 def check_guest_addresses(machine: Machine, cpu: str) -> None:
     """The control of ``guest_resident``: a guest's own list of its memory is what lies below GUEST_END, and no more."""
     program = "print(open('/proc/self/maps').read(), flush=True); print('end', flush=True); input()"
     with machine.start(cpu, "-c", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as guest:
         assert guest.stdout is not None
-        its_own = _ranges(iter(guest.stdout.readline, "end\n"))
+        its_own = _ranges(itertools.takewhile(lambda line: line != "end\n", guest.stdout))
         outside = _ranges(Path(f"/proc/{guest.pid}/maps").read_text().splitlines())
         guest.communicate("\n")
     if not its_own or any(end > GUEST_END for _, end in its_own):

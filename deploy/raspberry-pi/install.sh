@@ -28,15 +28,12 @@ END
 here=$(cd "$(dirname "$0")" && pwd)
 part=edge cloud='' bundle='' from='' wheel='' wheels='' python=python3 action=install
 constraints=$here/constraints.txt
-start=yes dry=no purge=no changes=0 work=''
+start=yes dry=no purge=no changes=0 work='' unfinished='' restart=no switched=''
 top=/opt/edgemux
 etc=/etc/edgemux
 link=/usr/local/bin/edgemux
 # Two releases and what pip needs meanwhile.
 NEEDED_KB=450000
-# What the services write nowhere: they run without writing bytecode, so it is written here, of what they import.
-IMPORTS_edge='import edgemux.cli.main, edgemux.edge.server'
-IMPORTS_cloud='import edgemux.cli.main, edgemux.cloud.server'
 
 die() {
   echo "error: $1" >&2
@@ -56,7 +53,7 @@ changing() {
 }
 
 # --- what was asked for ---------------------------------------------------------------------------------------------
-value() { [ $# -ge 2 ] && [ -n "$2" ] || die "$1 needs a value; see --help" 2; }
+value() { if [ $# -lt 2 ] || [ -z "$2" ]; then die "$1 needs a value; see --help" 2; fi; }
 
 while [ $# -gt 0 ]; do
   case $1 in
@@ -189,8 +186,9 @@ make_release() {
   say "  install the packages; on a Raspberry Pi this takes some minutes"
   pip_install "${wheel:-$from}[$extras]" || die "the packages cannot be installed: what pip says stands above"
   for each in $(parts); do
-    eval "imports=\$IMPORTS_$each"
-    "$new/bin/python" -c "${imports:?}" 2>/dev/null || die "the packages do not run here; see docs/raspberry-pi.md"
+    # Also writes the bytecode of what is imported, and of nothing else: the services may not.
+    "$new/bin/python" -c "import edgemux.cli.main, edgemux.$each.server" 2>/dev/null ||
+      die "the packages do not run here; see docs/raspberry-pi.md"
   done
   touch "$new/complete"
   unfinished=''
@@ -207,6 +205,7 @@ use_release() {
     [ -z "$before" ] || point "$top/previous" "$before"
     point "$top/current" "releases/$release"
     restart=yes
+    switched=$before
   fi
   if [ "$(now_points_to "$top/bin")" != current/bin ] && changing "link $top/bin to the release in use"; then
     point "$top/bin" current/bin
@@ -290,6 +289,10 @@ config_text() {
   echo "# Written by install.sh. Edit it: it is left alone then. All keys: deploy/config/$part.toml"
   echo "bundle = \"${target:-$(in_config bundle)}\""
   if [ "$part" = edge ]; then
+    # The agent serves it where the new one turns out to be damaged.
+    was=$(in_config bundle)
+    if [ -z "$target" ] || [ "$was" = "$target" ]; then was=$(in_config previous_bundle); fi
+    if [ -n "$was" ] && [ -d "$was" ]; then echo "previous_bundle = \"$was\""; fi
     echo 'state_dir = "/var/lib/edgemux" # budgets over a restart'
     asked=${cloud:-$(in_config address)}
     if [ -n "$asked" ]; then printf '\n[cloud]\naddress = "%s"\n' "$asked"; fi
@@ -302,3 +305,126 @@ write_config() {
   if [ -f "$config" ] && [ -z "$cloud$bundle" ]; then return 0; fi
   config_text | put "$config" 640 edgemux
 }
+
+write_unit() {
+  unit=$here/../systemd/edgemux-$part.service
+  [ -f "$unit" ] || die "there is no $unit: take the whole folder deploy of the checkout along" 2
+  put "/etc/systemd/system/edgemux-$part.service" 644 root <"$unit"
+}
+
+run_service() {
+  if ! has_systemd; then return 0; fi
+  name=edgemux-$part
+  if ! systemctl is-enabled --quiet "$name" 2>/dev/null && changing "have systemd start $name with the machine"; then
+    systemctl enable --quiet "$name"
+  fi
+  if [ "$restart" = no ] && systemctl is-active --quiet "$name"; then return 0; fi
+  changing "start $name, and wait until it answers" || return 0
+  systemctl daemon-reload
+  if systemctl restart "$name"; then return 0; fi
+  before=$(now_points_to "$top/previous")
+  if [ -n "$before" ] && [ "$(now_points_to "$top/current")" = "releases/$release" ] && [ -n "$switched" ]; then
+    point "$top/previous" "releases/$release"
+    point "$top/current" "$before"
+    systemctl restart "$name" || die "neither release starts: journalctl -u $name"
+    die "the new release does not start, the one before is in use again: journalctl -u $name"
+  fi
+  die "$name does not start: journalctl -u $name"
+}
+
+# --- the three things that it does ----------------------------------------------------------------------------------
+say_what_next() {
+  if [ "$changes" = 0 ]; then
+    say "Nothing to change: release $release is installed and in use."
+  elif [ "$dry" = yes ]; then
+    say "Nothing was done: $changes steps to do."
+    return 0
+  fi
+  edgemux=$top/bin/edgemux
+  if PYTHONDONTWRITEBYTECODE=1 "$edgemux" doctor --help >/dev/null 2>&1; then
+    PYTHONDONTWRITEBYTECODE=1 "$edgemux" doctor --config "$config" || true
+  fi
+  if ! has_systemd; then
+    say "Next: no service was started${systemd_missing}; by hand: $edgemux $part --config $config"
+  elif [ "$part" = edge ]; then
+    say "Next: edgemux infer PICTURE --to 127.0.0.1:9001, and curl http://127.0.0.1:9000/status"
+  else
+    say "Next: curl http://127.0.0.1:8000/v2/health/ready; to let others in, see docs/security.md"
+  fi
+}
+
+install_it() {
+  check_machine
+  check_python
+  systemd_missing=', as no systemd runs here'
+  [ "$start" = yes ] || systemd_missing=''
+  name_release
+  name_bundle
+  make_release
+  copy_bundle
+  make_group
+  write_config
+  write_unit
+  use_release
+  run_service
+  drop_old_releases
+  say_what_next
+}
+
+roll_back() {
+  check_machine
+  before=$(now_points_to "$top/previous")
+  if [ -z "$before" ] || [ ! -f "$top/$before/complete" ]; then die "there is no release before this one"; fi
+  release=${before#releases/}
+  now=$(now_points_to "$top/current")
+  if changing "use release $release instead of ${now#releases/}"; then
+    point "$top/previous" "$now"
+    point "$top/current" "$before"
+    restart=yes
+    switched=''
+  fi
+  run_service
+}
+
+uninstall() {
+  check_machine
+  for each in edge cloud; do
+    file=/etc/systemd/system/edgemux-$each.service
+    if [ -f "$file" ] && changing "stop and remove the service edgemux-$each"; then
+      if [ -d /run/systemd/system ]; then systemctl disable --quiet --now "edgemux-$each" || true; fi
+      rm -f "$file" "$file.new"
+      if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+    fi
+  done
+  if [ "$(now_points_to "$link")" = "$top/bin/edgemux" ] && changing "remove $link"; then rm -f "$link"; fi
+  if [ -d "$top" ] && changing "remove $top, the models in it too"; then rm -rf "$top"; fi
+  if [ "$purge" = yes ]; then
+    for each in "$etc" /var/lib/edgemux /var/lib/private/edgemux; do
+      if { [ -e "$each" ] || [ -L "$each" ]; } && changing "remove $each"; then rm -rf "$each"; fi
+    done
+    if getent group edgemux >/dev/null && changing "remove the group edgemux"; then groupdel edgemux; fi
+  elif [ -d "$etc" ]; then
+    say "$etc stays; --purge removes it, and the state in /var/lib/edgemux"
+  fi
+  if [ "$changes" = 0 ]; then say "Nothing to remove."; fi
+}
+
+clean_up() {
+  if [ -n "$unfinished" ]; then rm -rf "$unfinished"; fi
+  if [ -n "$work" ]; then rm -rf "$work"; fi
+}
+
+umask 022
+check_words
+trap clean_up EXIT
+trap 'exit 130' INT TERM HUP
+if [ "$(id -u)" = 0 ] && [ "$dry" = no ]; then
+  exec 9>/run/edgemux-install.lock
+  flock --nonblock 9 || die "another install.sh is at work"
+fi
+work=$(mktemp -d)
+case $action in
+  install) install_it ;;
+  rollback) roll_back ;;
+  uninstall) uninstall ;;
+esac

@@ -81,6 +81,18 @@ class Machine:
         command += [EMULATOR, f"/usr/bin/python{self.version}", *arguments]
         return subprocess.Popen(command, text=True, **how)
 
+    def output(self, cpu: str, timeout_s: float, *arguments: str) -> str:
+        """What its Python prints. Raises Failed with the last of what it said where it fails."""
+        with self.start(cpu, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as popen:
+            try:
+                out, err = popen.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                popen.kill()
+                raise Failed(f"Python {self.version} for arm64 does not end") from None
+        if popen.returncode != 0:
+            raise Failed(f"Python {self.version} for arm64 fails: {' '.join(err.strip().splitlines()[-2:])}")
+        return out
+
 
 def make_root(version: str, cache: Path) -> Path:
     """The folder with the Debian that has this Python, made once."""

@@ -258,29 +258,27 @@ make_group() {
   if changing "make the group edgemux, which may read $etc"; then groupadd --system edgemux; fi
 }
 
-# Write stdin to a file, unless it is as it should be, or somebody has edited what was written before.
-put() { # path, mode, group
-  text=$(cat)
+# Write a file, unless it is as it should be, or somebody has edited what was written before.
+put() { # path, mode, group, a file with what should be in it
   record=$top/written/$(basename "$1").sha256
   if [ -f "$1" ]; then
-    if [ "$text" = "$(cat "$1")" ]; then return 0; fi
+    if cmp -s "$4" "$1"; then return 0; fi
     if ! sha256sum --status --check "$record" 2>/dev/null; then
-      if [ -f "$1.new" ] && [ "$text" = "$(cat "$1.new")" ]; then return 0; fi
+      if cmp -s "$4" "$1.new"; then return 0; fi
       changing "leave $1 as somebody has edited it, and write what it would be to $1.new" || return 0
-      printf '%s\n' "$text" >"$1.new"
-      chmod "$2" "$1.new"
+      place "$4" "$1.new" "$2" "$3"
       return 0
     fi
   fi
   changing "write $1" || return 0
   mkdir -p "$top/written"
-  printf '%s\n' "$text" >"$1.writing"
-  chmod "$2" "$1.writing"
-  chgrp "$3" "$1.writing"
-  mv "$1.writing" "$1"
+  place "$4" "$1" "$2" "$3"
   sha256sum "$1" >"$record"
   restart=yes
 }
+
+# A file that is whole from one moment to the next.
+place() { install -D -m "$3" -g "$4" "$1" "$2.writing" && mv "$2.writing" "$2"; }
 
 # What is not said this time is as it was.
 in_config() { sed -n "s/^$1 = \"\\(.*\\)\"\$/\\1/p" "$config" 2>/dev/null | head -n 1; }
@@ -303,13 +301,14 @@ write_config() {
   if [ ! -d "$etc" ] && changing "make $etc"; then install -d -m 750 -g edgemux "$etc"; fi
   # Without a wish there is nothing to write over: an edited configuration is nobody's business.
   if [ -f "$config" ] && [ -z "$cloud$bundle" ]; then return 0; fi
-  config_text | put "$config" 640 edgemux
+  config_text >"$work/config"
+  put "$config" 640 edgemux "$work/config"
 }
 
 write_unit() {
   unit=$here/../systemd/edgemux-$part.service
   [ -f "$unit" ] || die "there is no $unit: take the whole folder deploy of the checkout along" 2
-  put "/etc/systemd/system/edgemux-$part.service" 644 root <"$unit"
+  put "/etc/systemd/system/edgemux-$part.service" 644 root "$unit"
 }
 
 run_service() {

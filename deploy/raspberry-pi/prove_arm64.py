@@ -1,6 +1,6 @@
 """Proves that the agent installs, starts and answers on 64-bit Arm, on an x86 machine, as root.
 
-    python deploy/raspberry-pi/prove_arm64.py [--python 3.11] [--cpu cortex-a53] [--samples 40] [--json FILE]
+    python deploy/raspberry-pi/prove_arm64.py [--python 3.11] [--cpu cortex-a53] [--samples 32] [--json FILE]
 
 For each Python: a Debian for arm64 in a folder, `edgemux[edge]` from wheels in it, and `edgemux edge` there under
 qemu-user, in front of a real `edgemux cloud` on this machine. Requests over gRPC and REST go to it and to an agent on
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.errors import EdgemuxError
 from edgemux.wire import Client
 
 MODEL = "fashion-mnist"
@@ -155,11 +156,17 @@ def _end(popen: subprocess.Popen[str]) -> None:
         popen.stdout.close()
 
 
+def givers(parameters: Mapping[str, Any], inputs: int) -> tuple[str, ...]:
+    """Who answered each input, as an agent says; the cloud itself says nothing of the kind."""
+    said = parameters.get("edgemux_variant")
+    return ("cloud",) * inputs if said is None else tuple(str(said).split(","))
+
+
 def ask(server: Served, model: str, images: NDArray[np.uint8]) -> Answer:
     """Over gRPC, with the client of this project."""
     with Client(server.grpc) as client:
         reply = client.infer(model, {"image": images}, timeout_s=ASK_S)
-    return Answer(reply.outputs["probabilities"], tuple(str(reply.parameters["edgemux_variant"]).split(",")))
+    return Answer(reply.outputs["probabilities"], givers(reply.parameters, len(images)))
 
 
 def ask_rest(server: Served, model: str, images: NDArray[np.uint8]) -> Answer:
@@ -172,7 +179,7 @@ def ask_rest(server: Served, model: str, images: NDArray[np.uint8]) -> Answer:
         answer = json.load(reply)
     (output,) = (each for each in answer["outputs"] if each["name"] == "probabilities")
     probabilities = np.array(output["data"], np.float32).reshape(output["shape"])
-    return Answer(probabilities, tuple(str(answer["parameters"]["edgemux_variant"]).split(",")))
+    return Answer(probabilities, givers(answer["parameters"], len(images)))
 
 
 def levels(printed: str) -> list[Answer]:
@@ -280,7 +287,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--python", action="append", choices=sorted(emulation.SUITES), help="default: all")
     parser.add_argument("--cpu", action="append", help="more CPUs, asked once each; default: cortex-a53; none: none")
-    parser.add_argument("--samples", type=int, default=40, help="inputs to compare")
+    parser.add_argument("--samples", type=int, default=32, choices=range(1, 33), metavar="1..32", help="inputs")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgemux" / "arm64"
     parser.add_argument("--cache", type=Path, default=cache, help="where roots and packages are kept")
     parser.add_argument("--json", type=Path, help="where the report goes too")
@@ -300,7 +307,7 @@ def main(arguments: Sequence[str]) -> int:
                 print(told(report), *(f"  MISSED: {miss}" for miss in report["misses"]), sep="\n", flush=True)
                 reports.append(report)
                 failed = failed or bool(report["misses"])
-    except emulation.Failed as error:
+    except (emulation.Failed, EdgemuxError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         failed = True
     if given.json:

@@ -18,7 +18,8 @@ import msgspec
 from numpy.typing import NDArray
 
 from edgemux.edge.breaker import Breaker, Call, State
-from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.events import CloudUnserved
+from edgemux.edge.metrics import EdgeMetrics, outcome_of
 from edgemux.edge.packing import Packing
 from edgemux.edge.peer import CALL_OVERHEAD_BYTES, Peer, digest_in
 from edgemux.edge.purse import Purse
@@ -40,6 +41,7 @@ from edgemux.multiplexer.errors import (
 from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, LinkEstimate, RecentMean, RecentShare
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import add_checksum, get_parameters, make_request
+from edgemux.wire.events import Name, tell, why
 from edgemux.wire.payload import RAW, encode, mark
 from edgemux.wire.renewed import RenewedChannel
 from edgemux.wire.service import Stub
@@ -115,6 +117,8 @@ class CloudExecutor:
         self.refused_until_s = float("-inf")
         # Whether the latest answer came from another model than the bundle's.
         self.foreign = False
+        # How the latest call ended.
+        self.outcome = outcome_of(None)
         self._incompatible = 0
         self._unserved = Reason.CLOUD_INCOMPATIBLE
         self._recheck_s = math.inf
@@ -349,7 +353,8 @@ class CloudExecutor:
         return error
 
     def _counted(self, error: ExecutionError | None) -> None:
-        self._metrics.called(self.index or 0, error)
+        self.outcome = outcome_of(error)
+        self._metrics.called(self.index or 0, self.outcome)
 
     def _differs(self, error: ExecutionError) -> None:
         """Count what says that the cloud does not serve what is wanted; said once in the log, until it does."""
@@ -361,7 +366,8 @@ class CloudExecutor:
         if self._incompatible == INCOMPATIBLE_IN_A_ROW:
             self._recheck_s = self._clock() + RECHECK_S
             self._reconnected = False
-            _log.error("the cloud is not asked any more until it serves what is wanted: %s", error)
+            model, reason = Name(self._peer.model), Name(self._unserved.value)
+            tell(_log, CloudUnserved(peer=self.index or 0, model=model, reason=reason, why=why(error)))
 
     def _learn(self, response: Any, size: int, elapsed: float) -> None:
         parameters = get_parameters(response)

@@ -39,6 +39,11 @@ CALLS: tuple[tuple[type[ExecutionError], str], ...] = (
 REFUSALS = ("input", "unknown_model", "too_large", "expired", "overloaded", "failed", "cancelled")
 
 
+def outcome_of(error: ExecutionError | None) -> str:
+    """How a call to a cloud has ended, out of a closed set; None for one that was answered."""
+    return "answered" if error is None else next(name for kind, name in CALLS if isinstance(error, kind))
+
+
 # Like Fallback: what can be missing while requests are answered all the same.
 NO_STATE = "no_state"
 
@@ -74,6 +79,8 @@ class EdgeMetrics:
         self._refused = self._counter("edgemux_refused", "Requests refused with a typed error.", "model", "reason")
         # Only read when somebody scrapes.
         self.inflight = 0
+        # Requests refused because there were too many; what the log says of it.
+        self.overloads = 0
         inside = self._gauge("edgemux_inflight", "Requests that are being answered.", "model").labels(model)
         inside.set_function(lambda: self.inflight)
         self.log_dropped = self._counter("edgemux_log_dropped", "Lines of the request log that were given up.")
@@ -171,6 +178,7 @@ class EdgeMetrics:
 
     def refused(self, reason: str) -> None:
         """A request was refused; ``reason`` is one of REFUSALS."""
+        self.overloads += reason == "overloaded"
         self._refused.labels(self._model, reason).inc()
 
     def stage(self, name: str, elapsed_s: float) -> None:
@@ -191,9 +199,8 @@ class EdgeMetrics:
         """An input is about to be sent in this form, one of wire/payload.py's."""
         self._forms.labels(encoding).inc()
 
-    def called(self, peer: int, error: ExecutionError | None) -> None:
-        """A call to a cloud, by its place in the configuration, has ended: well, or with an error."""
-        outcome = "answered" if error is None else next(name for kind, name in CALLS if isinstance(error, kind))
+    def called(self, peer: int, outcome: str) -> None:
+        """A call to a cloud, by its place in the configuration, has ended like this, one of ``outcome_of``'s."""
         self._calls.labels(str(peer), outcome).inc()
 
     def spent_cpu(self, place: Placement, cpu_s: float) -> None:

@@ -14,6 +14,7 @@ import grpc.aio
 
 from edgemux.multiplexer.errors import Untrusted
 from edgemux.wire.certificates import Certificates
+from edgemux.wire.events import PeerUntrusted, tell, why
 from edgemux.wire.security import AUTHORIZATION, REFRESH_S, TokenFile
 from edgemux.wire.status import from_peer
 
@@ -173,5 +174,5 @@ class RenewedChannel:
         if not isinstance(cause, Untrusted):
             return
         if str(cause) != self.untrusted:
-            _log.error("%s; nothing is sent in plaintext instead", cause)
+            tell(_log, PeerUntrusted(why=why(cause)))
         self.untrusted = str(cause)

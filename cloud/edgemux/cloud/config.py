@@ -14,6 +14,7 @@ from edgemux.cloud.admission import AdmissionSettings
 from edgemux.cloud.batcher import BatchingSettings
 from edgemux.cloud.ray_settings import RaySettings
 from edgemux.wire.admin import Admin
+from edgemux.wire.log_format import LogOptions
 from edgemux.wire.process import Listen
 from edgemux.wire.security import ClientTls
 from edgemux.wire.settings import load_settings
@@ -94,6 +95,7 @@ class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reload_s: float = 0.0
     admin: Admin = Admin()
     ray: RaySettings = RaySettings()
+    log: LogOptions = LogOptions()
 
     def __post_init__(self) -> None:
         if self.bundle is None and not self.models:

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from edgemux.cloud.admission import Admission, AdmissionSettings, BatchTime, Refusal, Refused
 from edgemux.cloud.backend import Arrays, Backend, Room, batched
 from edgemux.cloud.batcher import Batch, Batcher, BatchingSettings, Expired, Item, Wait
+from edgemux.cloud.events import BatchFailed, ModelNotClosed, ModelSlow
 from edgemux.cloud.statistics import Tally
 from edgemux.multiplexer.errors import BadAnswer, DeadlineExceeded, ExecutionError, Overloaded, TooLarge, Unreachable
+from edgemux.wire.events import kind, places, tell
 from edgemux.wire.worker import Worker
 
 # Handing a batch to a thread and its result back costs 0.15-0.2 ms: quicker models run in the event loop itself.
@@ -163,7 +165,7 @@ class Engine:
         """What was quick when it was measured may be slow with other inputs, and then keep the loop from its work."""
         self._inline_s += INLINE_FADE * (seconds - self._inline_s)
         if self._inline_s > INLINE_FULL_S:
-            _log.warning("a model takes longer than when it was measured: it goes over to a thread of its own")
+            tell(_log, ModelSlow(seconds=self._inline_s))
             self.inline = False
             self._worker = Worker("edgemux-model", self._loop)
 
@@ -203,8 +205,8 @@ class Engine:
     def _close_backend(self) -> None:
         try:
             self._backend.close()
-        except Exception:  # with any of a library's types, at the end of a thread
-            _log.exception("a model could not be closed")
+        except Exception as error:  # with any of a library's types, at the end of a thread
+            tell(_log, ModelNotClosed(error=kind(error), at=places(error)))
 
     def _check(self, rows: int, deadline_s: float, now_s: float) -> None:
         """Refuse what is refused however little there is to do, or return."""
@@ -306,8 +308,8 @@ class Engine:
             for name in outputs:
                 if self.batched and len(answer[name]) != rows:
                     raise BadAnswer(f"{name}: not {rows} rows")
-        except Exception:  # whatever a model raises must not end the worker
-            _log.exception("a batch of %d rows failed", rows)
+        except Exception as error:  # whatever a model raises must not end the worker
+            tell(_log, BatchFailed(rows=rows, error=kind(error), at=places(error)))
             return None
         return _Ran(answer, gathered_s - started_s, _now_s() - gathered_s)
 

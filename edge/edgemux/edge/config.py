@@ -18,6 +18,7 @@ from edgemux.edge.peer import OutputKind
 from edgemux.edge.purse import BudgetSettings, PriceSettings
 from edgemux.edge.scheduler import SchedulerSettings
 from edgemux.multiplexer.limits import TokenBucket, allowed_s
+from edgemux.wire.log_format import LogOptions
 from edgemux.wire.process import Listen
 from edgemux.wire.security import ClientTls
 from edgemux.wire.settings import load_settings
@@ -198,8 +199,10 @@ class DriftSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("audit_share_alarm must be in [0, 1]")
 
 
-class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """requests: a file that gets a line of JSON for every finished request, None for none. most_waiting: lines that
+class LogSettings(LogOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """format, level: of the process's own log.
+
+    requests: a file that gets a line of JSON for every finished request, None for none. most_waiting: lines that
     may wait to be written; while the file cannot take more, the oldest are dropped and counted.
     """
 

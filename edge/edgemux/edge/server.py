@@ -269,4 +269,4 @@ def serve(config: EdgeConfig) -> None:
             well=well,
         )
 
-    run(config.listen, make)
+    run(config.listen, make, log=config.log)

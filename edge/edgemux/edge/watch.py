@@ -104,10 +104,10 @@ def export(agent: Agent, now_s: float) -> None:
         metrics.breaker.set(agent.cloud.state(now_s))
         for number, peer in enumerate(agent.cloud.peers):
             metrics.peer_breaker.labels(str(number)).set(peer.state(now_s))
-    for kind, left in agent.purse.left(now_s).items():
-        metrics.budget.labels(kind).set(left)
-    for kind, price in agent.purse.prices(now_s).items():
-        metrics.toll.labels(kind).set(price)
+    for budget, left in agent.purse.left(now_s).items():
+        metrics.budget.labels(budget).set(left)
+    for budget, price in agent.purse.prices(now_s).items():
+        metrics.toll.labels(budget).set(price)
     metrics.bound.set(agent.vigil.state.bound)
     metrics.drift.set(agent.vigil.state.alarmed)
     metrics.resident.set(agent.family.resident_bytes)

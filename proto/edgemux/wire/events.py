@@ -49,9 +49,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         """One line, for people: ``breaker opened peer=0 failures=3``."""
-        return " ".join(
-            [self.name.replace("_", " "), *(f"{key}={shown(value)}" for key, value in self.fields().items())]
-        )
+        words = [f"{key}={shown(value)}" for key, value in self.fields().items()]
+        return " ".join([self.name.replace("_", " "), *words])
 
 
 class Warned(Event, frozen=True, kw_only=True):

@@ -264,6 +264,11 @@ class ForeignLine(Event, frozen=True, kw_only=True):
     error: Name | None = None
     at: Name | None = None
 
+    def __str__(self) -> str:
+        fields = self.fields()
+        text = json.dumps(fields.pop("text"))[1:-1].replace('\\"', '"')
+        return " ".join([text, *(f"{key}={shown(value)}" for key, value in fields.items())])
+
 
 WIRE_EVENTS: tuple[type[Event], ...] = (
     Ready,

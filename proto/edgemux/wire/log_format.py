@@ -89,8 +89,8 @@ def _named(logger: str) -> str:
 class Limits:
     """How many lines of each event may be written: BURST at once, one every EVERY_S after that."""
 
-    def __init__(self, burst: float = BURST, every_s: float = EVERY_S) -> None:
-        self._burst, self._rate_per_s = burst, 1.0 / every_s
+    def __init__(self, burst: float | None = None, every_s: float = EVERY_S) -> None:
+        self._burst, self._rate_per_s = BURST if burst is None else burst, 1.0 / every_s
         self._buckets: dict[str, TokenBucket] = {}
         self._suppressed: dict[str, int] = {}
 

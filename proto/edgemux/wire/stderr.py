@@ -35,13 +35,14 @@ class Lines(logging.Handler):
         most_waiting: int = MOST_WAITING,
         options: LogOptions = LogOptions(),  # noqa: B008 - it is frozen
         clock: Callable[[], float] = time.monotonic,
+        limits: Limits | None = None,
     ) -> None:
         """Raises ConfigError when the system allows no further thread."""
         super().__init__(options.threshold)
         self.dropped = 0
         self._as_json = options.format == "json"
         self._journal = is_journal(descriptor)
-        self._limits = Limits()
+        self._limits = limits or Limits()
         self._clock = clock
         self._descriptor = descriptor
         self._queue: queue.Queue[str | None] = queue.Queue(most_waiting)

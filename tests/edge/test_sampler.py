@@ -75,9 +75,7 @@ def test_a_sensor_that_starts_to_hang_is_unknown_complained_about_once_and_known
     clock.now_s += 1.1 * TIMEOUT_S
     for _ in range(3):
         assert sampler.refresh(clock()).temperature_c is None
-    assert [record.getMessage() for record in caplog.records] == [
-        'sensor lost sensor=heat cause="does not answer"'
-    ]
+    assert [record.getMessage() for record in caplog.records] == ['sensor lost sensor=heat cause="does not answer"']
     sensor.gate.set()
     thread.join(PATIENCE_S)
     assert sampler.refresh(clock()).temperature_c == 50.0

@@ -18,6 +18,7 @@ from edgemux.wire.log_format import LogOptions
 from edgemux.wire.process import Listen
 from edgemux.wire.security import ClientTls
 from edgemux.wire.settings import load_settings
+from edgemux.wire.tracing import TracingSettings
 
 MAX_THREADS = 256
 MAX_PROCESSES = 256
@@ -96,6 +97,7 @@ class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     admin: Admin = Admin()
     ray: RaySettings = RaySettings()
     log: LogOptions = LogOptions()
+    tracing: TracingSettings = TracingSettings()
 
     def __post_init__(self) -> None:
         if self.bundle is None and not self.models:

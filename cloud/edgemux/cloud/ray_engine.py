@@ -51,6 +51,8 @@ def serve(config: CloudConfig) -> None:
     does not work, found before Ray starts), Unreachable (the replicas did not come up).
     """
     check_reach(config)
+    if config.tracing.endpoint is not None:
+        raise ConfigError("tracing.endpoint: not with --engine ray, which has tracing of its own")
     models = asyncio.run(_tried(config))
     ports = _Ports.of(config)
     with tempfile.TemporaryDirectory(prefix="edgemux-ray-") as name:

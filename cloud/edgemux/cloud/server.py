@@ -15,6 +15,7 @@ from edgemux.cloud.service import CloudService
 from edgemux.wire.events import tell
 from edgemux.wire.process import Seat, Serving, run
 from edgemux.wire.spell import Overload
+from edgemux.wire.tracing import open_tracer
 
 # How often it is looked whether requests are being refused.
 LOOK_S = 0.5
@@ -61,7 +62,8 @@ async def _attend(metrics: Metrics) -> None:
 async def prepare(config: CloudConfig) -> Serving:
     """Load, check and measure every model. Raises ArtifactError."""
     metrics = Metrics()
-    service = CloudService([], config.admission, metrics, config.batching)
+    tracer = open_tracer(config.tracing, "edgemux-cloud")
+    service = CloudService([], config.admission, metrics, config.batching, tracer)
     repository = Repository(config, service, metrics)
     attending = asyncio.ensure_future(_attend(metrics))
 
@@ -70,6 +72,7 @@ async def prepare(config: CloudConfig) -> Serving:
         await asyncio.gather(attending, return_exceptions=True)
         await repository.close()
         await service.stop()
+        await asyncio.to_thread(tracer.close)
 
     try:
         await repository.open()

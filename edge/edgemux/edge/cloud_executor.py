@@ -24,6 +24,7 @@ from edgemux.edge.packing import Packing
 from edgemux.edge.peer import CALL_OVERHEAD_BYTES, Peer, digest_in
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
+from edgemux.edge.spans import offload, options
 from edgemux.edge.together import Row, Together, merged
 from edgemux.multiplexer.domain import Prediction, Reason, Route
 from edgemux.multiplexer.errors import (
@@ -46,6 +47,7 @@ from edgemux.wire.payload import RAW, encode, mark
 from edgemux.wire.renewed import RenewedChannel
 from edgemux.wire.service import Stub
 from edgemux.wire.status import from_peer, pushback_s
+from edgemux.wire.tracing import Attribute, Trace
 
 _log = logging.getLogger("edgemux.edge")
 
@@ -215,15 +217,25 @@ class CloudExecutor:
 
         Raises ExecutionError; the breaker and the estimates learn from every outcome.
         """
+        if sample.trace is None:
+            return await self._run(route, sample, timeout_s, exact, None)
+        with offload(sample.trace, self.index or 0) as trace:
+            return await self._run(route, sample, timeout_s, exact, trace)
+
+    async def _run(
+        self, route: Route, sample: Sample, timeout_s: float, exact: bool, trace: Trace | None
+    ) -> Prediction:
         began = self._clock()
         exact = exact or sample.exact
         encoding = self._packing.choose(self.link.bytes_per_s(began), timeout_s, began, exact) if self._ours else RAW
         if encoding != RAW and not self.breaker.allows(began):
             raise Unreachable("the cloud is not being asked")
-        row = Row(await self._request(sample, encoding), began + timeout_s)
+        row = Row(await self._request(sample, encoding), began + timeout_s, trace)
         # Exact for a call of its own; as a row of a larger one it is less, and still paid like this.
         size = row.request.ByteSize() + CALL_OVERHEAD_BYTES
         self.request_bytes = size
+        if trace is not None:
+            trace.put({Attribute.BYTES: size, Attribute.FORM: encoding})
         started = self._clock()
         call = self._claim(size, started)
         self._metrics.offloaded(size)
@@ -303,7 +315,8 @@ class CloudExecutor:
         request = rows[0].request if len(rows) == 1 else merged(rows)
         left_s = max(row.deadline_s for row in rows) - self._clock()
         try:
-            response = await self._stub.ModelInfer(request, timeout=max(0.001, left_s))
+            more = options([row.trace for row in rows])
+            response = await self._stub.ModelInfer(request, timeout=max(0.001, left_s), **more)
         except grpc.aio.AioRpcError as error:
             if len(rows) == 1 or error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
                 raise

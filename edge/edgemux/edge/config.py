@@ -22,6 +22,7 @@ from edgemux.wire.log_format import LogOptions
 from edgemux.wire.process import Listen
 from edgemux.wire.security import ClientTls
 from edgemux.wire.settings import load_settings
+from edgemux.wire.tracing import TracingSettings
 
 # Longer pauses than an hour between looks at the device or the link, and requests that take a day, are slips.
 MAX_INTERVAL_S = 3600.0
@@ -262,6 +263,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drift: DriftSettings = DriftSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
     admission: AdmissionSettings = AdmissionSettings()
     budgets: tuple[BudgetSettings, ...] = ()
     prices: PriceSettings = PriceSettings()

@@ -13,7 +13,7 @@ import logging
 import re
 from pathlib import PurePath
 from types import TracebackType
-from typing import Any, ClassVar, Literal, NewType
+from typing import Any, ClassVar, NewType
 
 import msgspec
 
@@ -254,7 +254,6 @@ class SpansLost(Warned, frozen=True, kw_only=True):
     """Spans were given up: the collector of [tracing] is away, too slow, or refuses them."""
 
     spans: int
-    cause: Literal["queue", "export"]
 
 
 class ForeignLine(Event, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from edgemux.wire.certificates import Certificates
 from edgemux.wire.events import PeerUntrusted, tell, why
 from edgemux.wire.security import AUTHORIZATION, REFRESH_S, TokenFile
 from edgemux.wire.status import from_peer
+from edgemux.wire.tracing import Headers
 
 # Calls that are under way when the channel is exchanged have so long to end.
 GRACE_S = 30.0
@@ -67,13 +68,13 @@ class RenewedChannel:
         """A callable as the library's: (request, timeout=...) to an awaitable answer."""
         made: tuple[Any, Any] = (None, None)
 
-        async def ask(request: Any, **options: Any) -> Any:
+        async def ask(request: Any, metadata: Headers = (), **options: Any) -> Any:
             nonlocal made
             channel = self._current()
             if made[0] is not channel:
                 made = (channel, channel.unary_unary(method, **how))
             try:
-                answer = await made[1](request, metadata=self._metadata(), **options)
+                answer = await made[1](request, metadata=(*self._metadata(), *metadata), **options)
             except grpc.aio.AioRpcError as error:
                 self._failed(error)
                 raise

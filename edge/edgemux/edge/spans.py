@@ -20,7 +20,7 @@ MOST_ROWS = 8
 _THEIRS = ("input", "unknown_model", "too_large", "cancelled")
 
 
-def of_rows(trace: Trace | None, rows: int) -> list[Trace | None]:
+def of_rows(trace: Trace | None, rows: int) -> Sequence[Trace | None]:
     """The trace for each row of a request; those that have no spans of their own say so to the cloud."""
     if trace is None or rows <= MOST_ROWS:
         return [trace] * rows

@@ -241,7 +241,7 @@ class LogSuppressed(Warned, frozen=True, kw_only=True):
     """At the end: so many lines of an event were held back by its limit and not yet said with a later one."""
 
     of: Name
-    suppressed: int
+    lines: int
 
 
 class LogDropped(Warned, frozen=True, kw_only=True):

@@ -73,7 +73,7 @@ class Lines(logging.Handler):
         """Let the thread write what it has, for LAST_LINES_S at most."""
         for key, count in self._limits.left().items():
             with contextlib.suppress(queue.Full):
-                self._queue.put_nowait(self._own(LogSuppressed(of=Name(key), suppressed=count)))
+                self._queue.put_nowait(self._own(LogSuppressed(of=Name(key), lines=count)))
         try:
             self._queue.put_nowait(None)
         except queue.Full:  # stuck: make room for the word that it is over

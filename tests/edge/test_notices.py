@@ -140,7 +140,7 @@ async def test_a_failing_cloud_is_an_error_in_the_trace_without_its_text(
         tracer = OtelTracer(TracingSettings(endpoint=receiver.endpoint), "edgemux-edge")
         async with agent_of(cloud.address) as agent:
             service = EdgeService({MODEL: agent}, 256, None, tracer)
-            for image in pictures(30, 2)[0]:
+            for image in pictures(60, 2)[0]:
                 await service.ModelInfer(make_request(MODEL, {"image": image[None]}), Call())
             service.close()
         tracer.close()
@@ -148,7 +148,7 @@ async def test_a_failing_cloud_is_an_error_in_the_trace_without_its_text(
     assert {(span.name, span.failed) for span in failed} == {("offload", "unreachable")}
     assert {span.attributes["edgemux.outcome"] for span in failed} == {"unreachable"}
     answered = [span for span in receiver.spans if span.name == "request"]
-    assert len(answered) == 30
+    assert len(answered) == 60
     assert {span.attributes["edgemux.outcome"] for span in answered} == {"answered"}
     assert any(span.attributes["edgemux.degraded"] for span in answered)
     sent = b"".join(receiver.raw)

@@ -43,6 +43,7 @@ async def prepare(config: CloudConfig) -> Serving:
     """Load, check and measure every model. Raises ArtifactError."""
     metrics = Metrics()
     service = CloudService([], config.admission, metrics, config.batching)
+    service.processes = config.processes
     repository = Repository(config, service, metrics)
 
     async def closed() -> None:
@@ -69,4 +70,5 @@ async def prepare(config: CloudConfig) -> Serving:
         well=service.well,
         admin=repository,
         announced=repository.announced,
+        live=service.live,
     )

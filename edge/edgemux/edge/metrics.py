@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -57,6 +57,23 @@ class EnergyProxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             # A counter refuses to go down: a negative price would fail every request.
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and not negative")
+
+
+class Answers(msgspec.Struct, frozen=True):
+    """So many inputs were answered so."""
+
+    route: str
+    variant: str
+    reason: str
+    count: int
+
+
+def _series(family: Any, model: str) -> Iterator[tuple[dict[str, str], float]]:
+    """Labels and value of each series of a model."""
+    for metric in family.collect():
+        for sample in metric.samples:
+            if sample.name.endswith("_total") and sample.labels["model"] == model:
+                yield sample.labels, sample.value
 
 
 class EdgeMetrics:
@@ -159,6 +176,15 @@ class EdgeMetrics:
         child.inc()
         self._durations[place].observe(elapsed_s)
         self._score.observe(score)
+
+    def totals(self) -> tuple[list[Answers], dict[str, int]]:
+        """Answered inputs by what became of them, and refused requests by reason, since the start."""
+        answers, refused = [], {}
+        for labels, value in _series(self._requests, self._model):
+            answers.append(Answers(labels["route"], labels["variant"], labels["reason"], int(value)))
+        for labels, value in _series(self._refused, self._model):
+            refused[labels["reason"]] = int(value)
+        return answers, refused
 
     def degraded(self, fallback: Fallback | None) -> None:
         """What is served instead of the bundle that was asked for, None for that bundle."""

@@ -42,16 +42,16 @@ export class CloudView {
 
   models() {
     const section = card("Models");
-    this.modelTable = new Table(`Each version that is served; times are of the last ${NOW_S} seconds, “99 %” within which so many were done`, [
+    this.modelTable = new Table(`Each version that is served; times are of the last ${NOW_S} seconds, within which half and 99 % were done`, [
       { head: "Model", row: true, wide: true, cell: (row) => ({ key: [row.name, row.version, row.away], build: () => [`${row.name} `, el("span", { class: "muted" }, `version ${row.version}`), row.away ? el("span", { class: "bad" }, ` away: ${row.away}`) : null] }) },
       { head: "Requests/s", num: true, cell: (row) => rate(row.asked) },
       { head: "Inputs/s", num: true, cell: (row) => rate(row.rows_s) },
-      { head: "In a batch", num: true, cell: (row) => num(row.mean) },
+      { head: "In a batch", num: true, cell: (row) => here(num, row.mean) },
       { head: "Inside", num: true, cell: (row) => num(row.inflight) },
-      { head: "Queue, half", num: true, cell: (row) => seconds(row.queue50) },
-      { head: "99 %", num: true, cell: (row) => seconds(row.queue99) },
-      { head: "Model, half", num: true, cell: (row) => seconds(row.compute50) },
-      { head: "99 %", num: true, cell: (row) => seconds(row.compute99) },
+      { head: "Queue, half", num: true, cell: (row) => here(seconds, row.queue50) },
+      { head: "Queue, 99 %", num: true, cell: (row) => here(seconds, row.queue99) },
+      { head: "Model, half", num: true, cell: (row) => here(seconds, row.compute50) },
+      { head: "Model, 99 %", num: true, cell: (row) => here(seconds, row.compute99) },
       { head: "Runs in", cell: (row) => row.worker || "–" },
     ], { class: "fold", none: "No model is served." });
     this.absent = el("div");
@@ -154,7 +154,7 @@ export class CloudView {
     this.outcomes.update(seen.map((key) => ({ key, rate: per_s(`request|${key}`), total: totals[`request|${key}`] || 0 })));
     const points = this.history.rates();
     const most = points.reduce((top, { values }) => Math.max(top, values ? sum(values, (key) => key.startsWith("request|")) : 0), 0);
-    this.chart.update(seen.map((key) => ({ key: `request|${key}`, name: key, ...OUTCOMES[key] })), points, data.clock_s, `Requests a second, by outcome, over the last ${SPAN_S / 60} minutes: at most ${rate(most)}. The table below has the numbers.`);
+    this.chart.update(seen.map((key) => ({ key: `request|${key}`, name: key, ...OUTCOMES[key] })), points, data.clock_s, `Requests a second, by outcome, for up to ${SPAN_S / 60} minutes: at most ${rate(most)}. The table below has the numbers.`);
     this.drawModels(counts, per_s);
     this.drawTimes();
     const bounds = data.models[0]?.batch_rows.bounds || [];
@@ -203,6 +203,9 @@ export class CloudView {
     this.timeChart.begin();
   }
 }
+
+// Where nothing has run lately there is nothing to say.
+const here = (write, value) => (Number.isFinite(value) ? write(value) : "–");
 
 const named = (bounds, at) => {
   if (at === bounds.length) return `more than ${bounds.at(-1)}`;

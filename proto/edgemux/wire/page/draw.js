@@ -132,7 +132,7 @@ export class Table {
 
   line() {
     const cells = this.columns.map((column) => {
-      const how = { class: [column.num ? "num" : "", column.wide ? "wide" : "", column.bare ? "bare" : ""].join(" ").trim() };
+      const how = { class: [column.num ? "num" : "", column.wide ? "wide" : "", column.bare ? "bare" : "", column.one ? "one" : ""].join(" ").trim() };
       const role = this.folds ? { role: column.row ? "rowheader" : "cell" } : {};
       return column.row ? el("th", { scope: "row", ...how, ...role }) : el("td", { ...how, ...role, "data-head": column.head });
     });
@@ -196,6 +196,7 @@ function lines(canvas, values, width, count) {
 // --- charts
 
 export const SPAN_S = 180;
+const SPANS_S = [60, 120, SPAN_S];
 const probe = document.createElement("span");
 export function color(name, group = "c-") {
   if (!probe.isConnected) document.body.append(Object.assign(probe, { hidden: true }));
@@ -254,6 +255,9 @@ export class Chart {
   update(keys, points, now, summary) {
     const same = this.uplot && keys.length === this.keys.length && keys.every((key, at) => key.key === this.keys[at].key);
     Object.assign(this, { keys, points, now });
+    // At first the chart is as wide as what there is to show.
+    const there_s = points.length ? now - points[0].t : 0;
+    this.span_s = SPANS_S.find((span_s) => there_s <= span_s) || SPAN_S;
     if (!same) this.begin();
     this.uplot.setData(this.data());
     text(this.caption, summary);
@@ -285,14 +289,14 @@ export class Chart {
       width: this.width(), height: this.height, padding: [8, 24, 0, 0],
       legend: { show: false }, cursor: { show: false }, select: { show: false },
       scales: {
-        x: { time: false, range: () => [this.now - SPAN_S, this.now] },
+        x: { time: false, range: () => [this.now - this.span_s, this.now] },
         y: this.log
           ? { distr: 3, range: (u, low, high) => [10 ** Math.floor(Math.log10(low || 1)), 10 ** Math.ceil(Math.log10((high || 10) * 1.01))] }
           : { range: (u, low, high) => [0, Math.max(1, (high || 0) * 1.1)] },
       },
       axes: [
-        { ...axis, splits: (u) => [180, 120, 60, 0].map((back) => u.scales.x.max - back), values: minutes, size: 30 },
-        { ...axis, size: 52, values: (u, splits) => splits.map((at) => (at === null ? "" : `${num(at)}${this.unit}`)) },
+        { ...axis, splits: (u) => [3, 2, 1, 0].map((part) => u.scales.x.max - (part / 3) * this.span_s), values: minutes, size: 30 },
+        { ...axis, size: 58, values: (u, splits) => splits.map((at) => (at === null ? "" : `${num(at)}${this.unit}`)) },
       ],
       series: [{}, ...order.map((key) => ({
         label: key.name, stroke: this.stacked ? color("card", "") : color(key.tint), width: this.stacked ? 0.5 : 2,

@@ -5,12 +5,12 @@ import { History, sum } from "./history.js";
 import { BREAKERS, FALLBACKS, KINDS, READINGS, REFUSALS, STANDINGS, WITHDRAWALS, inOrder, reasonOf, routeName } from "./words.js";
 
 const NOW_S = 10;
-const MOST_INPUTS = 24;
+const MOST_INPUTS = 12;
 const ALL = "";
 
 export class EdgeView {
   constructor(root, say, pick, choice) {
-    Object.assign(this, { say, pick, choice, after: 0, history: new History(), inputs: [], before: null });
+    Object.assign(this, { say, pick, choice, after: 0, history: new History(), inputs: [], before: null, planned: {} });
     this.aside = el("div", { class: "column" });
     const main = el("div", { class: "column" });
     root.append(this.now(), el("div", { class: "columns" }, main, this.aside));
@@ -39,7 +39,7 @@ export class EdgeView {
     const section = card("Where inputs go, and why");
     this.chart = new Chart({ stacked: true, unit: "", height: 220 });
     this.reasons = new Table(`Answered inputs by reason; “now” is the last ${NOW_S} seconds`, [
-      { head: "Reason", row: true, cell: (row) => ({ key: row.reason, build: () => [row.look ? swatch(row.look) : null, el("code", {}, row.reason)] }) },
+      { head: "Reason", row: true, one: true, cell: (row) => ({ key: row.reason, build: () => [row.look ? swatch(row.look) : null, el("code", {}, row.reason)] }) },
       { head: "Answered by", cell: (row) => row.by },
       { head: "What it means", wide: true, bare: true, cell: (row) => row.means },
       { head: "Now, a second", num: true, cell: (row) => rate(row.rate) },
@@ -53,11 +53,13 @@ export class EdgeView {
   last() {
     const section = card("The last inputs");
     this.inputsNone = "None yet.";
-    this.shown = new Table("The newest first", [
+    this.shown = new Table("The newest first. Expected: P(correct) of device and cloud, from the input alone. Score: of the answer given.", [
       { head: "Input", bare: true, cell: (row) => ({ key: row.number, build: () => (row.picture ? picture(row.picture, `Input answered with ${row.label ?? "nothing"}`) : el("span", { class: "muted" }, "–")) }) },
       { head: "Answer", row: true, cell: (row) => ({ key: row.number, build: () => this.answered(row) }) },
-      { head: "Route", bare: true, cell: (row) => ({ key: row.number, build: () => routed(row) }) },
-      { head: "P(correct)", cell: (row) => ({ key: row.number, build: () => scored(row) }) },
+      { head: "Route and reason", bare: true, cell: (row) => ({ key: row.number, build: () => routed(row) }) },
+      { head: "Expected: device", num: true, cell: (row) => score(row.device_before) },
+      { head: "Expected: cloud", num: true, cell: (row) => score(row.cloud_before) },
+      { head: "Score", num: true, cell: (row) => ({ key: row.number, build: () => [score(row.after), meter(row.after, row.after < 0.5 ? "warn" : "")] }) },
       { head: "Took", num: true, cell: (row) => millis(row.elapsed_ms) },
       { head: "At", num: true, cell: (row) => clockTime(row.time_s) },
     ], { class: "fold inputs", none: "No input has come in since this page was opened, or they are not shown here." });
@@ -184,7 +186,11 @@ export class EdgeView {
       if (was.certificate.standing !== standing) {
         this.say(`${name}: the certificate is ${STANDINGS[standing]?.[0] || standing}${standing === "withdrawn" && why ? `, because ${WITHDRAWALS[why] || why}` : ""}.`);
       } else if (!was.drift.alarm && each.drift.alarm) this.say(`${name}: drift was found, ${WITHDRAWALS[each.drift.alarm] || each.drift.alarm}.`);
-      if (was.planned !== each.planned) this.say(`${name}: level ${each.planned} is planned instead of ${was.planned}.`, false);
+      // A device that is busy is planned anew every second.
+      if (was.planned !== each.planned && !(data.clock_s - this.planned[name] < 30)) {
+        this.planned[name] = data.clock_s;
+        this.say(`${name}: level ${each.planned} is planned instead of ${was.planned}.`, false);
+      }
     }
   }
 
@@ -273,7 +279,7 @@ export class EdgeView {
     const keys = rows.filter((row) => row.look).map((row) => ({ key: row.key, name: `${row.reason} (${row.by})`, ...row.look }));
     const points = this.history.rates(pick);
     const most = points.reduce((top, { values }) => Math.max(top, values ? sum(values, (key) => !key.startsWith("|")) : 0), 0);
-    this.chart.update(keys, points, this.data.clock_s, `Inputs answered a second, by reason, over the last ${SPAN_S / 60} minutes: at most ${rate(most)}. The table below has the numbers.`);
+    this.chart.update(keys, points, this.data.clock_s, `Inputs answered a second, by reason, for up to ${SPAN_S / 60} minutes: at most ${rate(most)}. The table below has the numbers.`);
   }
 
   drawTimes() {
@@ -325,7 +331,7 @@ export class EdgeView {
     renewed(this.cloudBox, said, () => {
       const heads = cloud.peers.map((_, at) => el("th", { scope: "col" }, cloud.peers.length > 1 ? `Cloud ${at + 1}` : "Now"));
       const body = rows.map(([name, cell]) => el("tr", {}, el("th", { scope: "row" }, name), ...cloud.peers.map((peer) => el("td", {}, cell(peer)))));
-      const table = el("table", {}, el("caption", { class: "hidden" }, "The clouds and the links to them"), el("thead", {}, el("tr", {}, el("td"), ...heads)), el("tbody", {}, ...body));
+      const table = el("table", {}, el("caption", { class: "hidden" }, "The clouds and the links to them"), el("thead", { class: cloud.peers.length > 1 ? "" : "hidden" }, el("tr", {}, el("th", { scope: "col" }, "Measure"), ...heads)), el("tbody", {}, ...body));
       return cloud.peers.length > 2 ? scrolling(table, "Clouds") : table;
     });
   }
@@ -339,7 +345,7 @@ export class EdgeView {
   drawBudgets() {
     const write = { offloads: (value) => num(value), bytes, joules: (value) => `${num(value)} J`, money: (value) => num(value) };
     this.budgetTable.update(this.data.device.held.map(({ of, per, left, holds, price }) => ({
-      key: `${of}|${per}`, of, price, name: per === "rate" ? `${KINDS[of]}, rate` : `${KINDS[of]}, a ${per}`,
+      key: `${of}|${per}`, of, price, name: per === "rate" ? `${KINDS[of]}, rate` : `${KINDS[of]}, ${per === "hour" ? "an" : "a"} ${per}`,
       share: holds > 0 ? left / holds : 0, said: `${write[of](left)} of ${write[of](holds)}`,
     })));
   }
@@ -368,11 +374,6 @@ function routed(row) {
   if (!row.route) return [badge("refused", "bad"), el("br"), el("code", {}, row.reason)];
   const look = reasonOf(row.route, row.reason);
   return [swatch(look), el("b", { class: row.route }, routeName(row.route)), ` ${row.variant}`, el("br"), el("code", {}, row.reason), row.degraded ? el("span", { class: "warn small" }, " second best") : null];
-}
-
-function scored(row) {
-  const words = `before: device ${score(row.device_before)}, cloud ${score(row.cloud_before)}`;
-  return [el("span", { class: "num" }, score(row.after)), meter(row.after, row.after < 0.5 ? "warn" : ""), el("span", { class: "muted small num" }, words)];
 }
 
 function ladder({ level, resident, of }) {

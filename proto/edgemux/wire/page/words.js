@@ -59,7 +59,10 @@ export const BREAKERS = {
   half_open: ["half open", "warn", "one call finds out whether the cloud is back"],
   open: ["open", "bad", "the cloud is not asked for now"],
 };
-export const FALLBACKS = { previous_bundle: "the previous bundle is served", cloud_only: "only the cloud answers" };
+export const FALLBACKS = {
+  previous_bundle: "the previous bundle is served",
+  no_device_model: "only the cloud answers",
+};
 
 // Readings of the device: name, how it is written, the sensor that says it, from where on it is much, whether it is a share.
 export const READINGS = {

@@ -225,7 +225,7 @@ def test_only_what_happens_is_read_out_and_not_every_second(agent: Server, look:
     assert all(re.match("Breaker|fashion-mnist: ", words) for words in spoken), spoken
 
 
-@pytest.mark.parametrize("width", [320, 390, 700, 1100])
+@pytest.mark.parametrize("width", [320, 390, 780, 1100])
 def test_no_width_needs_to_be_scrolled_sideways(agent: Server, look: Looking, width: int) -> None:
     page = look(agent, width).page
     rows(page, "The last inputs").first.wait_for()

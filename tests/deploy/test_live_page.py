@@ -132,7 +132,8 @@ def look(browser: Browser) -> Iterator[Looking]:
             page = context.new_page()
             page.set_default_timeout(PATIENT_MS)
             seen = Look(page, [], [])
-            page.on("response", lambda response: seen.responses.append(response))
+            # The library hangs something on what it is given, which a built-in method does not bear.
+            page.on("response", lambda response: seen.responses.append(response))  # noqa: PLW0108
             page.on("pageerror", lambda error: seen.complaints.append(str(error)))
             page.on("console", lambda said: seen.complaints.append(said.text) if said.type != "log" else None)
             page.on("dialog", lambda dialog: seen.complaints.append(dialog.message))

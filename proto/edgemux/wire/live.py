@@ -9,6 +9,7 @@ import functools
 import ipaddress
 import os
 import platform
+import secrets
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -53,6 +54,8 @@ class Live:
         self._guard = guard
         self._version = version("edgemux")
         self._started_s = time.monotonic()
+        # In a container every process has the same number.
+        self._life = secrets.token_hex(8)
 
     def opens(self, path: str) -> bool:
         """Whether what lies there holds no data."""
@@ -81,6 +84,7 @@ class Live:
             "host": platform.node(),
             "machine": platform.machine(),
             "process": os.getpid(),
+            "life": self._life,
             "clock_s": round(now_s, 6),
             "time_s": round(time.time(), 3),
             "up_s": round(now_s - self._started_s, 1),

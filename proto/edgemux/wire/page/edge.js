@@ -239,7 +239,7 @@ export class EdgeView {
     const names = reasons.sort((a, b) => b[1] - a[1]).slice(0, 2).map(([key, count]) => `${key.split("|")[1]} ${percent(count / answered)}`);
     text(this.sentence, answered
       ? `${rate(answered / over_s)} inputs a second over the last ${Math.round(over_s)} seconds. Mostly: ${names.join(", ")}.`
-      : "No input was answered in the last seconds.");
+      : over_s ? `No input was answered in the last ${Math.round(over_s)} seconds.` : "Counting.");
     this.drawFacts();
   }
 

@@ -14,7 +14,7 @@ const MOST_EVENTS = 60;
 
 let token = sessionStorage.getItem(TOKEN);
 let view = null;
-let process = null;
+let life = null;
 let paused = false;
 let lost = false;
 let latest = null;
@@ -55,7 +55,7 @@ async function ask() {
     answer = await fetched(view?.after || 0);
     if (!answer.ok) return { answer };
     const data = await answer.json();
-    if (process === null || data.process === process || !(data.processes > 1)) return { answer, data };
+    if (life === null || data.life === life || !(data.processes > 1)) return { answer, data };
   }
   return { answer, data: null };
 }
@@ -68,7 +68,10 @@ async function poll() {
   try {
     const { answer, data } = await ask();
     if (answer.status === 401) return askToken();
-    if (answer.status === 421) return banner((await answer.json()).error);
+    if (answer.status === 421) {
+      beat("Refused", "lost");
+      return banner((await answer.json()).error);
+    }
     if (!answer.ok) throw new Error("no answer");
     if (data !== null) show(data);
     else missed();
@@ -89,7 +92,7 @@ function missed() {
   const what = latest ? `What you see is from ${clockTime(latest.time_s)}.` : "";
   banner(`Nobody answers. ${what} Trying again every second.`);
   // Another process of a cloud server may have taken the place of the one that we began with.
-  if (latest?.processes > 1) process = null;
+  if (latest?.processes > 1) life = null;
 }
 
 function show(data) {
@@ -98,8 +101,8 @@ function show(data) {
     $("view").classList.remove("stale");
     if (latest) say("The connection is back.");
   }
-  if (process !== data.process) {
-    if (process !== null) say("The server was started anew: its counts begin at zero.");
+  if (life !== data.life) {
+    if (life !== null) say("The server was started anew: its counts begin at zero.");
     begin(data);
   }
   if (latest?.ready && !data.ready) say("The server is stopping: it takes no new inputs.");
@@ -118,7 +121,7 @@ function about(data) {
 }
 
 function begin(data) {
-  process = data.process;
+  life = data.life;
   const root = $("view");
   root.replaceChildren();
   root.hidden = false;
@@ -142,7 +145,7 @@ function happened() {
 // --- the token
 
 function askToken() {
-  view = process = latest = null;
+  view = life = latest = null;
   $("view").hidden = true;
   $("ask").hidden = false;
   $("forget").hidden = true;

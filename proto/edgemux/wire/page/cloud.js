@@ -1,6 +1,6 @@
 // The cloud server: its models, what they have to do, how full batches are, what is refused and why.
 
-import { Chart, SPAN_S, Table, card, el, num, percent, rate, renewed, seconds, swatch, text } from "./draw.js";
+import { Chart, SPAN_S, Table, card, el, num, onAxis, percent, rate, renewed, seconds, swatch, text } from "./draw.js";
 import { History, sum } from "./history.js";
 import { OUTCOMES, REFUSED } from "./words.js";
 
@@ -29,7 +29,7 @@ export class CloudView {
 
   requests() {
     const section = card("Requests");
-    this.chart = new Chart({ stacked: true, unit: "", height: 220 });
+    this.chart = new Chart({ stacked: true, height: 220 });
     this.outcomes = new Table(`By outcome; “now” is the last ${NOW_S} seconds`, [
       { head: "Outcome", row: true, cell: (row) => ({ key: row.key, build: () => [swatch(OUTCOMES[row.key]), el("code", {}, row.key)] }) },
       { head: "What it means", wide: true, bare: true, cell: (row) => OUTCOMES[row.key].means },
@@ -61,7 +61,7 @@ export class CloudView {
 
   times() {
     const section = card("Queue and model time");
-    this.timeChart = new Chart({ unit: " ms", log: true, height: 180 });
+    this.timeChart = new Chart({ write: onAxis, log: true, height: 180 });
     section.append(this.timeChart.node);
     return section;
   }

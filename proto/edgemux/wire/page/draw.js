@@ -51,6 +51,8 @@ export function millis(ms) {
   return `${ms >= 99.5 ? Math.round(ms) : ms.toPrecision(2)} ms`;
 }
 export const seconds = (s) => (known(s) ? millis(s * 1e3) : UNKNOWN);
+// On an axis.
+export const onAxis = (ms) => (ms >= 1000 ? `${num(ms / 1000)} s` : `${num(ms)} ms`);
 export function bytes(value) {
   if (!known(value)) return UNKNOWN;
   const units = ["B", "kB", "MB", "GB", "TB"];
@@ -236,8 +238,8 @@ const minutes = (u, splits) => splits.map((at) => {
 
 // Lines, or areas on top of each other, over the last minutes. keys: [{key, name, tint, pattern}], from below.
 export class Chart {
-  constructor({ height = 200, stacked = false, unit, log = false }) {
-    Object.assign(this, { height, stacked, unit, log, keys: [], points: [], uplot: null });
+  constructor({ height = 200, stacked = false, write = num, log = false }) {
+    Object.assign(this, { height, stacked, write, log, keys: [], points: [], uplot: null });
     this.box = el("div", { class: "chart" });
     this.caption = el("figcaption");
     this.legend = el("ul", { class: "keys" });
@@ -296,7 +298,7 @@ export class Chart {
       },
       axes: [
         { ...axis, splits: (u) => [3, 2, 1, 0].map((part) => u.scales.x.max - (part / 3) * this.span_s), values: minutes, size: 30 },
-        { ...axis, size: 58, values: (u, splits) => splits.map((at) => (at === null ? "" : `${num(at)}${this.unit}`)) },
+        { ...axis, size: 56, values: (u, splits) => splits.map((at) => (at === null ? "" : this.write(at))) },
       ],
       series: [{}, ...order.map((key) => ({
         label: key.name, stroke: this.stacked ? color("card", "") : color(key.tint), width: this.stacked ? 0.5 : 2,

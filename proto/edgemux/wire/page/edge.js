@@ -1,6 +1,6 @@
 // The agent: what is routed where and why, what it has left to spend, how link, cloud and certificate stand.
 
-import { Chart, SPAN_S, Table, badge, bytes, card, clockTime, el, lasting, meter, millis, num, pairs, percent, picture, rate, renewed, score, scrolling, seconds, swatch, text } from "./draw.js";
+import { Chart, SPAN_S, Table, badge, bytes, card, clockTime, el, lasting, meter, millis, num, onAxis, pairs, percent, picture, rate, renewed, score, scrolling, seconds, swatch, text } from "./draw.js";
 import { History, sum } from "./history.js";
 import { BREAKERS, FALLBACKS, KINDS, READINGS, REFUSALS, STANDINGS, WITHDRAWALS, inOrder, reasonOf, routeName } from "./words.js";
 
@@ -37,7 +37,7 @@ export class EdgeView {
 
   routes() {
     const section = card("Where inputs go, and why");
-    this.chart = new Chart({ stacked: true, unit: "", height: 220 });
+    this.chart = new Chart({ stacked: true, height: 220 });
     this.reasons = new Table(`Answered inputs by reason; “now” is the last ${NOW_S} seconds`, [
       { head: "Reason", row: true, one: true, cell: (row) => ({ key: row.reason, build: () => [row.look ? swatch(row.look) : null, el("code", {}, row.reason)] }) },
       { head: "Answered by", cell: (row) => row.by },
@@ -79,7 +79,7 @@ export class EdgeView {
 
   latency() {
     const section = card("How long answers take");
-    this.times = new Chart({ unit: " ms", log: true, height: 180 });
+    this.times = new Chart({ write: onAxis, log: true, height: 180 });
     this.timesTable = new Table(`Of the last ${NOW_S} seconds`, [
       { head: "Answered by", row: true, cell: (row) => row.by },
       { head: "Answers", num: true, cell: (row) => num(row.n) },

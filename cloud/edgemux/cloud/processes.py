@@ -21,11 +21,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from edgemux.cloud.metrics import count_processes
 from edgemux.multiplexer.errors import EdgemuxError, ExecutionError
 from edgemux.wire.process import Listen, Seat, guard_of, ready_line, take_port
 from edgemux.wire.security import Guard
@@ -91,7 +92,7 @@ class _Team:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgemux-")))
             self._members = [_Member(number, folder / str(number)) for number in range(self._count)]
             registry.register(_Together(self._members))
-            self._alive = Gauge("edgemux_cloud_processes", "Processes that serve.", registry=registry)
+            self._alive = count_processes(registry)
             self._over = asyncio.Event()
             stack.callback(self._end)
             self._signals(guard)

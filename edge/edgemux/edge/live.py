@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from prometheus_client import CollectorRegistry
 
 from edgemux.edge.agent import Agent
 from edgemux.edge.gallery import Gallery
 from edgemux.edge.status import device_status, status_of
+
+ANSWERED, REFUSED = "edgemux_requests_total", "edgemux_refused_total"
 
 
 def live_of_all(agents: Mapping[str, Agent], gallery: Gallery, after: int) -> dict[str, Any]:
@@ -26,7 +29,7 @@ def live_of_all(agents: Mapping[str, Agent], gallery: Gallery, after: int) -> di
 
 def live_of(name: str, agent: Agent, gallery: Gallery) -> dict[str, Any]:
     """One application: its state, its levels, its plan, and what became of its inputs since the start."""
-    answers, refused = agent.metrics.totals()
+    answers, refused = totals(agent.metrics.registry, name)
     manifest = agent.manifest
     return status_of(agent) | {
         "version": manifest.version,
@@ -39,6 +42,30 @@ def live_of(name: str, agent: Agent, gallery: Gallery) -> dict[str, Any]:
         "refused": refused,
         "times": gallery.times(name),
     }
+
+
+class Answers(msgspec.Struct, frozen=True):
+    """So many inputs were answered so."""
+
+    route: str
+    variant: str
+    reason: str
+    count: int
+
+
+def totals(registry: CollectorRegistry, model: str) -> tuple[list[Answers], dict[str, int]]:
+    """Answered inputs of a model by what became of them, and its refused requests by reason, since the start."""
+    answers, refused = [], {}
+    for metric in registry.restricted_registry([ANSWERED, REFUSED]).collect():
+        for sample in metric.samples:
+            labels = sample.labels
+            if labels.get("model") != model:
+                continue
+            if sample.name == ANSWERED and sample.value:
+                answers.append(Answers(labels["route"], labels["variant"], labels["reason"], int(sample.value)))
+            elif sample.name == REFUSED:
+                refused[labels["reason"]] = int(sample.value)
+    return answers, refused
 
 
 def _held(agent: Agent) -> list[dict[str, Any]]:

@@ -3,6 +3,8 @@
 const SPAN_S = 190;
 // A page that was not looked at does not know what happened meanwhile, only how much.
 const GAP_S = 5;
+// Inputs that come by chance make a curve of single seconds that nobody can read.
+const SMOOTH = 3;
 
 export class History {
   constructor() { this.samples = []; }
@@ -15,12 +17,14 @@ export class History {
     while (this.samples[0].t < t - SPAN_S) this.samples.shift();
   }
 
-  // A second, as {t, values: {key: per second}}; null for values where nothing is known.
+  // Per second, over SMOOTH seconds each, as {t, values: {key: number}}; null for values where nothing is known.
   rates(pick = (totals) => totals) {
+    const picked = this.samples.map((sample) => pick(sample.totals));
     return this.samples.map((sample, at) => {
       if (sample.gap) return { t: sample.t, values: null };
-      const before = this.samples[at - 1];
-      return { t: sample.t, values: grown(pick(before.totals), pick(sample.totals), sample.t - before.t) };
+      let from = at - 1;
+      while (from > at - SMOOTH && !this.samples[from].gap) from -= 1;
+      return { t: sample.t, values: grown(picked[from], picked[at], sample.t - this.samples[from].t) };
     });
   }
 

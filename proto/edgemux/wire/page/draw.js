@@ -298,7 +298,7 @@ export class Chart {
       },
       axes: [
         { ...axis, splits: (u) => [3, 2, 1, 0].map((part) => u.scales.x.max - (part / 3) * this.span_s), values: minutes, size: 30 },
-        { ...axis, size: 56, values: (u, splits) => splits.map((at) => (at === null ? "" : this.write(at))) },
+        { ...axis, size: this.log ? 56 : 38, values: (u, splits) => splits.map((at) => (at === null ? "" : this.write(at))) },
       ],
       series: [{}, ...order.map((key) => ({
         label: key.name, stroke: this.stacked ? color("card", "") : color(key.tint), width: this.stacked ? 0.5 : 2,

@@ -237,6 +237,14 @@ def prove(version: str, cpus: Sequence[str], samples: int, cache: Path, wheel: P
     return {"python": version, "installed": installed, "resident": memory, "answers": answers, "ready_s": agent.ready_s}
 
 
+def install(version: str, cache: Path, wheel: Path) -> dict[str, Any]:
+    """The packages for one Python, without the bytecode of an earlier run."""
+    tell(f"Python {version}: packages for arm64")
+    installed = emulation.sizes(emulation.make_site(version, wheel, cache))
+    print(f"Python {version}\n  installed {installed['without_bytecode'] / 1e6:.1f} MB without bytecode", flush=True)
+    return {"python": version, "installed": installed}
+
+
 def misses(report: dict[str, Any]) -> list[str]:
     """What of the limits is missed, a line each."""
     found = [
@@ -288,6 +296,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--python", action="append", choices=sorted(emulation.SUITES), help="default: all")
     parser.add_argument("--cpu", action="append", help="more CPUs, asked once each; default: cortex-a53; none: none")
     parser.add_argument("--samples", type=int, default=32, choices=range(1, 33), metavar="1..32", help="inputs")
+    parser.add_argument("--install-only", action="store_true", help="only find and install the packages; start nothing")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgemux" / "arm64"
     parser.add_argument("--cache", type=Path, default=cache, help="where roots and packages are kept")
     parser.add_argument("--json", type=Path, help="where the report goes too")
@@ -302,6 +311,9 @@ def main(arguments: Sequence[str]) -> int:
         with tempfile.TemporaryDirectory() as folder:
             wheel = emulation.make_wheel(Path(folder))
             for version in given.python or emulation.SUITES:
+                if given.install_only:
+                    reports.append(install(version, given.cache.resolve(), wheel))
+                    continue
                 report = prove(version, cpus, given.samples, given.cache.resolve(), wheel, Path(folder))
                 report["misses"] = misses(report)
                 print(told(report), *(f"  MISSED: {miss}" for miss in report["misses"]), sep="\n", flush=True)

@@ -251,3 +251,10 @@ def test_uninstalling_leaves_the_configuration_unless_told_otherwise(debian: Deb
 def _bundle(debian: Debian) -> str:
     (name,) = os.listdir(debian.root / "opt/edgemux/bundles")
     return name
+
+
+def test_shellcheck_has_nothing_to_say() -> None:
+    scripts = sorted(str(path) for path in (REPOSITORY / "deploy").rglob("*.sh") if "node_modules" not in path.parts)
+    assert scripts
+    done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == ""

@@ -159,7 +159,7 @@ def _end(popen: subprocess.Popen[str]) -> None:
 
 
 def patiently(call: Callable[[], Any], failure: type[Exception]) -> Any:
-    """Call again while it fails like that: where much else runs, shaking hands with an emulated server takes too long."""
+    """Call again while it fails like that: where much else runs, an emulated server may shake hands too slowly."""
     until = time.monotonic() + ASK_S
     while True:
         try:

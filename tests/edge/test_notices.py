@@ -139,7 +139,7 @@ async def test_a_failing_cloud_is_an_error_in_the_trace_without_its_text(
     with receiving() as receiver:
         tracer = OtelTracer(TracingSettings(endpoint=receiver.endpoint), "edgemux-edge")
         async with agent_of(cloud.address) as agent:
-            service = EdgeService({MODEL: agent}, 256, None, tracer)
+            service = EdgeService({MODEL: agent}, 256, tracer=tracer)
             for image in pictures(60, 2)[0]:
                 await service.ModelInfer(make_request(MODEL, {"image": image[None]}), Call())
             service.close()
@@ -207,7 +207,7 @@ async def test_an_input_that_no_route_answers_is_an_error_in_the_trace(
     with receiving() as receiver:
         tracer = OtelTracer(TracingSettings(endpoint=receiver.endpoint), "edgemux-edge")
         async with agent_of(None) as agent:
-            service = EdgeService({MODEL: agent}, 256, None, tracer)
+            service = EdgeService({MODEL: agent}, 256, tracer=tracer)
             with pytest.raises(Unreachable):
                 await service.ModelInfer(make_request(MODEL, {"image": pictures(1, 2)[0]}), Call())
             service.close()

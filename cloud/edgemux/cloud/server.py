@@ -64,6 +64,7 @@ async def prepare(config: CloudConfig) -> Serving:
     metrics = Metrics()
     tracer = open_tracer(config.tracing, "edgemux-cloud")
     service = CloudService([], config.admission, metrics, config.batching, tracer)
+    service.processes = config.processes
     repository = Repository(config, service, metrics)
     attending = asyncio.ensure_future(_attend(metrics))
 
@@ -94,4 +95,5 @@ async def prepare(config: CloudConfig) -> Serving:
         well=service.well,
         admin=repository,
         announced=repository.announced,
+        live=service.live,
     )

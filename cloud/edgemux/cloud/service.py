@@ -11,6 +11,7 @@ from typing import Any
 from edgemux.cloud.admission import AdmissionSettings
 from edgemux.cloud.batcher import BatchingSettings
 from edgemux.cloud.engine import Answers
+from edgemux.cloud.live import counted
 from edgemux.cloud.metrics import Metrics
 from edgemux.cloud.spans import finish
 from edgemux.cloud.statistics import Outcome, Tally, model_statistics
@@ -69,6 +70,8 @@ class CloudService(ModelService):
         self._metrics = metrics
         # Why versions that could be served are not, by name and version.
         self.absent: dict[tuple[str, str], str] = {}
+        # How many servers there are behind the same ports; this is one of them.
+        self.processes = 1
         for name in dict.fromkeys(each.served.name for each in models):
             self.put(name, [each for each in models if each.served.name == name])
 
@@ -213,6 +216,25 @@ class CloudService(ModelService):
             "digest": hosted.digest,
             "max_batch": hosted.served.max_batch,
             "counters": self._metrics.counters(hosted.served.name),
+        }
+
+    def _live_of(self, hosted: Hosted) -> dict[str, Any]:
+        return hosted.engine.status() | {
+            "name": hosted.served.name,
+            "version": hosted.served.version,
+            "digest": hosted.digest,
+            "max_batch": hosted.served.max_batch,
+            "away": hosted.away,
+            **counted(hosted.tally),
+        }
+
+    def live(self, after: int) -> dict[str, Any]:
+        """What the live page shows. No inputs: what they are is their owners' business, and says nothing here."""
+        return super().status() | {
+            "kind": "cloud",
+            "processes": self.processes,
+            "models": [self._live_of(each) for each in self.hosted],
+            "absent": [{"name": name, "version": version, "why": why} for (name, version), why in self.absent.items()],
         }
 
     async def stop(self) -> None:

@@ -17,6 +17,7 @@ from edgemux.edge.cloud_executor import Clock
 from edgemux.edge.clouds import Cloud
 from edgemux.edge.config import DriftSettings, EdgeConfig, RequestSettings
 from edgemux.edge.device_executor import DeviceExecutor
+from edgemux.edge.gallery import Gallery
 from edgemux.edge.loading import CloudGates, Fallback
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.purse import Purse
@@ -102,6 +103,8 @@ class Agent:
         self.sampler = sampler
         self._home = Home()
         self.self_check: SelfCheck | None = None
+        # Of a server with a live page; keeps something only while somebody looks.
+        self.gallery = Gallery("none")
         self.loop_lag_s = 0.0
         self.rate = RateEstimate()
         self.family = family
@@ -221,6 +224,8 @@ class Agent:
                     if self.cloud is not None:
                         self.purse.settle(lacks_tokens(case), now)
                     self.metrics.answered(route.placement, route.variant, reason, prediction.confidence, elapsed)
+                    if self.gallery.open:
+                        self._show(sample, reason, prediction, degraded, elapsed)
                     drawn = self._draws()
                     if route.placement is Placement.EDGE:
                         self._ask_again(sample, reason, prediction if drawn else None, degraded)
@@ -232,8 +237,17 @@ class Agent:
                         self._ask_again(sample, reason)
                     return Answer(prediction, reason, degraded, elapsed)
                 case Shed(reason):
+                    if self.gallery.open:
+                        self._show(sample, reason, None, False, self._clock() - arrived)
                     self._ask_again(sample, reason)
                     raise _refusal(reason, self._device.backlog.wait_s)
+
+    def _show(
+        self, sample: Sample, reason: Reason, prediction: Prediction | None, degraded: bool, elapsed_s: float
+    ) -> None:
+        """To whoever looks at the live page."""
+        manifest = self.manifest
+        self.gallery.add(manifest.name, manifest.classes, self.planned, sample, reason, prediction, degraded, elapsed_s)
 
     async def _attempt(self, case: Case, decision: Run, sample: Sample) -> Case:
         """Run the chosen route and return the case as it stands afterwards."""

@@ -13,6 +13,7 @@ import msgspec
 
 from edgemux.edge.admission import AdmissionSettings
 from edgemux.edge.breaker import BreakerSettings
+from edgemux.edge.gallery import PageSettings
 from edgemux.edge.metrics import EnergyProxy
 from edgemux.edge.peer import OutputKind
 from edgemux.edge.purse import BudgetSettings, PriceSettings
@@ -264,6 +265,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scheduler: SchedulerSettings = SchedulerSettings()
     log: LogSettings = LogSettings()
     tracing: TracingSettings = TracingSettings()
+    page: PageSettings = PageSettings()
     admission: AdmissionSettings = AdmissionSettings()
     budgets: tuple[BudgetSettings, ...] = ()
     prices: PriceSettings = PriceSettings()

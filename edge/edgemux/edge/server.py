@@ -16,6 +16,7 @@ from edgemux.edge.cloud_executor import CloudExecutor
 from edgemux.edge.clouds import Cloud, Clouds
 from edgemux.edge.config import ApplicationSettings, CloudSettings, EdgeConfig
 from edgemux.edge.device_executor import DeviceExecutor
+from edgemux.edge.gallery import Gallery
 from edgemux.edge.gauges import export_settings
 from edgemux.edge.loading import Loaded, load
 from edgemux.edge.metrics import EdgeMetrics
@@ -250,7 +251,8 @@ def serve(config: EdgeConfig) -> None:
         agents = await stack.enter_async_context(open_agents(config))
         metrics = next(iter(agents.values())).metrics
         log = _request_log(config, metrics)
-        service = EdgeService(agents, config.request.max_batch, log, tracer)
+        gallery = Gallery(config.page.shown(config.listen))
+        service = EdgeService(agents, config.request.max_batch, log, gallery, tracer)
 
         def drain() -> None:
             service.draining = True
@@ -273,6 +275,7 @@ def serve(config: EdgeConfig) -> None:
             drain=drain,
             closed=closed,
             well=well,
+            live=service.live,
         )
 
     run(config.listen, make, log=config.log)

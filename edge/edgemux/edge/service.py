@@ -10,6 +10,8 @@ import numpy as np
 
 from edgemux.edge.admission import Shares
 from edgemux.edge.agent import Agent, Answer
+from edgemux.edge.gallery import Gallery
+from edgemux.edge.live import live_of_all
 from edgemux.edge.request_log import Line, RequestLog
 from edgemux.edge.spans import finish
 from edgemux.edge.status import status_of_all
@@ -37,9 +39,14 @@ class EdgeService(ModelService):
     EXTENSIONS = (*ModelService.EXTENSIONS, "statistics")
 
     def __init__(
-        self, agents: Mapping[str, Agent], max_batch: int, log: RequestLog | None = None, tracer: Tracer = OFF
+        self,
+        agents: Mapping[str, Agent],
+        max_batch: int,
+        log: RequestLog | None = None,
+        gallery: Gallery | None = None,
+        tracer: Tracer = OFF,
     ) -> None:
-        """``agents``: at least one, by the name of its model on the wire."""
+        """``agents``: at least one, by the name of its model on the wire. ``gallery``: for the live page."""
         models = [Served.of(agent.manifest, "edgemux", max_batch) for agent in agents.values()]
         super().__init__("edgemux-edge", models, max_decoding=max_batch)
         self._agents = agents
@@ -49,6 +56,9 @@ class EdgeService(ModelService):
         self._nobody = first.metrics.of_nobody() if others else first.metrics
         self._log = log
         self._tracer = tracer
+        self._gallery = gallery or Gallery("none")
+        for agent in agents.values():
+            agent.gallery = self._gallery
         self._places = Shares()
         self._max_inflight = first.max_inflight
 
@@ -130,6 +140,16 @@ class EdgeService(ModelService):
     def status(self) -> dict[str, Any]:
         """The agents' state now."""
         return super().status() | status_of_all(self._agents) | {"tracing": self._tracer.describe()}
+
+    def live(self, after: int) -> dict[str, Any]:
+        """What the live page shows: of the inputs those after that number. What comes in is kept for a while now."""
+        self._gallery.look()
+        return super().status() | live_of_all(self._agents, self._gallery, after)
+
+    def close(self) -> None:
+        """As the servicer's; and nothing is kept for the live page any more."""
+        self._gallery.close()
+        super().close()
 
 
 def _line(request: Any, outcome: str, elapsed_s: float, answers: Sequence[Answer]) -> Line:

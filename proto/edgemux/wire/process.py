@@ -30,6 +30,7 @@ from edgemux.wire.channel import MAX_REQUEST_BYTES, bind, server_options
 from edgemux.wire.events import Draining, InternalError, Name, Ready, ReloadAsked, Stopped, kind, places, tell
 from edgemux.wire.forks import served
 from edgemux.wire.http import Page
+from edgemux.wire.live import Live
 from edgemux.wire.log_format import LogOptions
 from edgemux.wire.rest import Rest
 from edgemux.wire.security import Gate, Guard, ServerTls, TokenCheck, check_exposure
@@ -113,7 +114,8 @@ class Serving(msgspec.Struct, frozen=True):
     """What a process serves. ``pages``: HTTP paths and what each answers. ``drain`` is called once, first, when the
     process is told to stop: from then on ready is False; what was accepted is still answered. ``well``: whether models
     answer as they should, asked now and then where there is a watchdog. ``admin``: who takes orders, where there is an
-    address for them. ``announced``: is told whom to tell of models that come and go."""
+    address for them. ``announced``: is told whom to tell of models that come and go. ``live``: what the live page
+    shows, of the inputs those after a number; None for no such page."""
 
     name: str
     models: tuple[str, ...]
@@ -125,6 +127,7 @@ class Serving(msgspec.Struct, frozen=True):
     well: Callable[[], Awaitable[bool]] = _always_well
     admin: Any = None
     announced: Callable[[Announce], None] = lambda announce: None
+    live: Callable[[int], dict[str, Any]] | None = None
 
 
 async def serve(
@@ -168,7 +171,8 @@ async def serve(
         asks = (guard.gate, guard.certificates) if seat is None else (Gate(), None)
         stack.enter_context(exporting(metrics_socket, serving.registry, *asks))
         pages = _with_security(serving.pages, guard)
-        rest = Rest(serving.servicer, door, pages, guard.gate, listen.max_message_bytes)
+        site = None if serving.live is None else Live(serving.live, guard)
+        rest = Rest(serving.servicer, door, pages, guard.gate, listen.max_message_bytes, site)
         await stack.enter_async_context(answering(http_socket, rest, guard.certificates))
         _settle()
         await server.start()

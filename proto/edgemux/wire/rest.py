@@ -15,7 +15,7 @@ import msgspec
 
 from edgemux.multiplexer.errors import EdgemuxError, InputError, Overloaded
 from edgemux.wire import oip_pb2 as oip
-from edgemux.wire.http import Answer, App, Page, Reply, Request, json_reply
+from edgemux.wire.http import Answer, App, Page, Reply, Request, Site, json_reply
 from edgemux.wire.rest_answer import plain, write_infer
 from edgemux.wire.rest_codec import Wanted, read_infer, seconds, unfold
 from edgemux.wire.security import Gate
@@ -89,9 +89,10 @@ class Rest(App):
         pages: Mapping[str, Callable[[], Page]],
         gate: Gate | None = None,
         max_body_bytes: int = 4 * 2**20,
+        site: Site | None = None,
     ) -> None:
         """``max_body_bytes``: of a request, also after it is unfolded."""
-        super().__init__(pages, gate)
+        super().__init__(pages, gate, site)
         self.max_body_bytes = max_body_bytes
         self._servicer = servicer
         self._door = door

@@ -121,11 +121,11 @@ def script(stages: list[Stage], folder: Path, mounts: dict[str, Path]) -> str:
     return "\n".join(lines)
 
 
-def health_check(stage: Stage, pid: int) -> list[str]:
-    """The words that run HEALTHCHECK beside a process that ``script`` became, as `docker exec` would."""
-    inside = ["nsenter", f"--target={pid}", "--mount", "--root", "--wd"]
+def beside(stage: Stage, pid: int, command: list[str]) -> list[str]:
+    """The words that run a command beside a process that ``script`` became, as `docker exec` would."""
     user = stage.last("USER").replace(":", " ").split()
-    return [*inside, *_become(user), "env", "-i", *shlex.split(_environment(stage)), *stage.command("HEALTHCHECK")]
+    inside = ["nsenter", f"--target={pid}", "--mount", "--root", "--wd"]
+    return [*inside, *_become(user), "env", "-i", *shlex.split(_environment(stage)), *command]
 
 
 def _root(at: str) -> list[str]:

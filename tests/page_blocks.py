@@ -5,6 +5,10 @@ A block of bash, sh, python or toml is run, unless a comment right before it say
     <!-- not run: REASON -->     a reader can, a test cannot
     <!-- file: NAME -->          the block is the content of a file, for the blocks after it
 
+A page that takes for granted that servers of the starter bundle run says so once, above its blocks:
+
+    <!-- servers: cloud edge -->
+
 bash: lines that start a server (edgemux cloud, edgemux edge) leave it running; the others are run by bash, which stops
 at the first that fails. toml: what is no file must be a configuration of the agent's or of the cloud's.
 """
@@ -34,7 +38,8 @@ _BLOCK = re.compile(
     r"(?:^<!-- (?P<word>not run|file): (?P<text>.+?) -->\n+)?^```(?P<language>\w*)\n(?P<content>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-_COMMENT = re.compile(r"^<!-- (?!(?:not run|file): .+ -->$)", re.MULTILINE)
+_SERVERS = re.compile(r"^<!-- servers:((?: cloud| edge)+) -->$", re.MULTILINE)
+_COMMENT = re.compile(r"^<!-- (?!(?:not run|file|servers): .+ -->$)", re.MULTILINE)
 _SERVER = re.compile(r"^edgemux (cloud|edge) ")
 _READY = re.compile(r"edgemux (cloud|edge) ready .*grpc=(\S+) http=(\S+) metrics=(\S+)")
 _ADDRESS = re.compile(r"\b((?:127\.0\.0\.1|localhost):)(\d{4})\b")
@@ -60,7 +65,7 @@ class Block(msgspec.Struct, frozen=True):
 def blocks(page: str) -> list[Block]:
     """In the order of the page. Raises ValueError for a comment that is nearly one of ours."""
     for found in _COMMENT.finditer(page):
-        raise ValueError(f"line {page[: found.start()].count(chr(10)) + 1}: neither not run: nor file:")
+        raise ValueError(f"line {page[: found.start()].count(chr(10)) + 1}: neither not run: nor file: nor servers:")
     return [
         Block(
             found["language"],
@@ -71,6 +76,16 @@ def blocks(page: str) -> list[Block]:
         )
         for found in _BLOCK.finditer(page)
     ]
+
+
+def servers(page: str) -> list[str]:
+    """Commands that start what the page takes for granted."""
+    found = _SERVERS.search(page)
+    parts = [] if found is None else found[1].split()
+    ours = {part: f"edgemux {part} --bundle deploy/bundles/fashion-mnist" for part in parts}
+    if len(parts) == 2:
+        ours["edge"] += " --cloud 127.0.0.1:8001"
+    return [ours[part] for part in sorted(parts)]
 
 
 class Reader:
@@ -103,7 +118,7 @@ class Reader:
             self._run(["sh", "-e", "-c", self._here(block.content)])
         else:
             for part in parts(block.content):
-                self._start(part) if _SERVER.match(part) else self._run(
+                self.start(part) if _SERVER.match(part) else self._run(
                     ["bash", "-e", "-o", "pipefail", "-c", self._here(part)]
                 )
 
@@ -115,7 +130,8 @@ class Reader:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return os.environ | {"PATH": path, "no_proxy": "127.0.0.1,localhost"}
 
-    def _start(self, line: str) -> None:
+    def start(self, line: str) -> None:
+        """Start a server and wait until it is ready; it stays. Raises AssertionError with its log."""
         words = shlex.split(self._here(line), comments=True)
         options = [f"--{name}-port" for name in ("grpc", "http", "metrics")]
         told = [words[words.index(option) + 1] if option in words else None for option in options]

@@ -2,8 +2,8 @@
 
     python deploy/docker/pin.py
 
-Run it when a requirement in pyproject.toml changes, or to take newer packages; it asks the index that pip is set up for,
-and installs nothing. Fails when a package has no wheel for one of the architectures.
+Run it when a requirement in pyproject.toml changes, or to take newer packages; it asks the index that pip is set up
+for, and installs nothing. Fails when a package has no wheel for one of the architectures.
 """
 
 from __future__ import annotations

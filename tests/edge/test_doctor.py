@@ -9,32 +9,24 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
-import numpy as np
 import pytest
 
+from edgemux.cli.main import run
 from edgemux.edge import ApplicationSettings, EdgeConfig
 from edgemux.edge.config import CloudSettings, LogSettings
 from edgemux.edge.doctor import probes, timing
 from edgemux.edge.doctor.access import Port
-from edgemux.edge.doctor.cloud_probe import Target, look_at_cloud
 from edgemux.edge.doctor.examination import examine
-from edgemux.edge.doctor.link import LinkSeen
-from edgemux.edge.peer import Peer
 from edgemux.edge.sensors import cpu_limit, memory_limit
-from edgemux.multiplexer.bundle import Bundle
-from edgemux.multiplexer.errors import ConfigError, Incompatible, Unauthenticated
+from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.findings import Grade, can_serve
-from edgemux.wire.codec import CHECKSUM
 from edgemux.wire.process import Listen
-from edgemux.wire.security import ClientTls
-from tests.authority import DAY, Authority
-from tests.simulated_cloud import SimulatedCloud, listening
+from tests.authority import Authority
+from tests.simulated_cloud import SimulatedCloud
 
 FREE = Listen(grpc_port=0, http_port=0, metrics_port=0)
 
@@ -221,121 +213,6 @@ def test_a_damaged_file_of_the_cloud_s_is_told_and_in_nobody_s_way(tiny_bundle: 
     assert "cloud.onnx" in seen.others
 
 
-# --- clouds
-
-
-@pytest.fixture
-def target_of(tiny_bundle: Path) -> Callable[..., Target]:
-    """``target_of(address, ...)``: the tiny bundle's cloud model is asked for, with two inputs."""
-    bundle = Bundle.open(tiny_bundle)
-
-    def make(address: str, tls: ClientTls = ClientTls(), token: Path | None = None) -> Target:  # noqa: B008 - frozen
-        peer = Peer.of(bundle.manifest, bundle.sha256("cloud.onnx"))
-        return Target(address, tls, token, peer, {"image": np.zeros((2, 28, 28), np.uint8)})
-
-    return make
-
-
-async def looked(target: Target) -> LinkSeen:
-    return await asyncio.to_thread(look_at_cloud, target, 20.0)
-
-
-def with_digest(digest: str) -> Callable[[Any], None]:
-    def bend(response: Any) -> None:
-        response.parameters.pop(CHECKSUM, None)  # it is of the whole answer
-        response.parameters["edgemux_model_digest"].string_param = digest
-
-    return bend
-
-
-@pytest.mark.parametrize("told", ["right", "other", "unknown"])
-async def test_the_model_that_a_cloud_serves_is_told_apart(
-    cloud: SimulatedCloud, target_of: Callable[..., Target], told: str
-) -> None:
-    target = target_of(cloud.address)
-    assert target.peer is not None
-    cloud.ready = True
-    digest = {"right": str(target.peer.digest), "other": "0" * 64, "unknown": ""}[told]
-    if digest:
-        cloud.answer = cloud.bending(with_digest(digest))
-    seen = await looked(target)
-    assert (seen.error, seen.cause, seen.digest) == ("", None, told)
-    assert seen.rtt_s is not None
-    # A server of other make is not asked for several inputs at once.
-    assert [call.rows for call in seen.calls] == ([1] if told == "unknown" else [1, 2])
-
-
-async def test_a_cloud_without_the_model_and_one_that_wants_a_token_are_told_apart(
-    cloud: SimulatedCloud, target_of: Callable[..., Target]
-) -> None:
-    seen = await looked(target_of(cloud.address))
-    assert (seen.step, type(seen.cause)) == ("model", Incompatible)
-    cloud.ready = True
-    cloud.answer = cloud.refusing(grpc.StatusCode.UNAUTHENTICATED)
-    assert type((await looked(target_of(cloud.address))).cause) is Unauthenticated
-
-
-def test_a_cloud_that_is_not_there_ends_at_the_step_that_failed(target_of: Callable[..., Target]) -> None:
-    assert look_at_cloud(target_of("cloud.invalid:8001")).step == "resolve"
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        number = server.getsockname()[1]
-    assert look_at_cloud(target_of(f"127.0.0.1:{number}")).step == "connect"
-
-
-def test_something_that_never_says_a_word_is_given_up(taken: socket.socket, target_of: Callable[..., Target]) -> None:
-    began = time.monotonic()
-    seen = look_at_cloud(target_of(f"127.0.0.1:{taken.getsockname()[1]}"), timeout_s=0.3)
-    assert (seen.step, seen.cause is None) == ("gRPC", False)
-    assert time.monotonic() - began < 30.0
-
-
-def served(authority: Authority, name: str, **issued: Any) -> grpc.ServerCredentials:
-    pair = authority.issue(name, **issued)
-    return grpc.ssl_server_credentials([(pair.key.read_bytes(), pair.cert.read_bytes())])
-
-
-@pytest.mark.parametrize(
-    ("name", "issued", "word"),
-    [
-        ("doctor-good", {}, ""),
-        ("doctor-expired", {"first": -9 * DAY, "last": -DAY}, "expired"),
-        ("doctor-early", {"first": DAY}, "not yet valid"),
-        ("doctor-elsewhere", {"names": "DNS:elsewhere"}, "mismatch"),
-    ],
-)
-async def test_what_is_wrong_with_a_cloud_s_certificate_is_told(
-    tiny_bundle: Path,
-    authority: Authority,
-    target_of: Callable[..., Target],
-    name: str,
-    issued: dict[str, Any],
-    word: str,
-) -> None:
-    cloud = SimulatedCloud(Bundle.open(tiny_bundle))
-    cloud.ready = True
-    async with listening(cloud, served(authority, name, **issued)):
-        seen = await looked(target_of(cloud.address, ClientTls(ca=authority.ca)))
-    if word:
-        assert word in seen.tls_error
-        assert seen.calls == ()
-    else:
-        assert seen.tls_error == ""
-        assert seen.peer_until is not None
-        assert seen.calls
-
-
-async def test_a_cloud_in_plaintext_and_one_of_another_authority_are_told_apart(
-    cloud: SimulatedCloud, tiny_bundle: Path, authority: Authority, target_of: Callable[..., Target]
-) -> None:
-    seen = await looked(target_of(cloud.address, ClientTls(ca=authority.ca)))
-    assert seen.tls_error != ""
-    assert "certificate" not in seen.tls_error
-    other = SimulatedCloud(Bundle.open(tiny_bundle))
-    async with listening(other, served(authority, "doctor-stranger")):
-        seen = await looked(target_of(other.address, ClientTls(enabled=True)))
-    assert "certificate" in seen.tls_error
-
-
 # --- files, and the whole
 
 
@@ -434,14 +311,18 @@ def test_the_command_exits_with_1_where_something_is_in_the_way(tiny_bundle: Pat
         (("--wrong",), "--wrong"),
     ],
 )
-def test_the_command_exits_with_2_and_a_line_on_wrong_use(options: tuple[str, ...], word: str) -> None:
-    done = doctor(*options)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1
-    assert word in done.stderr
+def test_the_command_exits_with_2_and_a_line_on_wrong_use(
+    options: tuple[str, ...], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["doctor", *options]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert word in said.err
 
 
-def test_a_wrong_setting_is_told_with_its_key(tiny_bundle: Path, tmp_path: Path) -> None:
-    done = doctor("--config", settings(tmp_path, tiny_bundle, "threads = 2"))
-    assert done.returncode == 2
-    assert "threads: no such setting" in done.stderr
+def test_a_wrong_setting_is_told_with_its_key(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["doctor", "--config", settings(tmp_path, tiny_bundle, "treads = 2")]) == 2
+    assert "treads: no such setting" in capsys.readouterr().err

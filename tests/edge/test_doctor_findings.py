@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgemux.edge.budget import RANGES, Readings
 from edgemux.edge.doctor.access import FilesSeen, Port, PortSeen, file_findings, port_findings
-from edgemux.edge.doctor.link import CallSeen, LinkSeen, bytes_per_s, link_findings
+from edgemux.edge.doctor.link import CallSeen, LinkSeen, bytes_per_s, link_findings, proxy_for
 from edgemux.edge.doctor.models import (
     BundleSeen,
     LevelTiming,
@@ -51,6 +51,7 @@ from edgemux.multiplexer.errors import (
 )
 from edgemux.multiplexer.findings import Finding, Grade, can_serve, verdict
 
+PATIENT = settings(deadline=None, max_examples=60)  # machines that are shared
 NOW = datetime.datetime(2026, 11, 27, tzinfo=datetime.UTC)
 BYTES = st.floats(0, 1e12)
 TEXT = st.text(max_size=12)
@@ -119,6 +120,7 @@ def test_only_a_problem_can_stop_an_agent_and_a_problem_says_how_to_fix_it() -> 
         Finding("a", "b", Grade.PROBLEM, "c")
 
 
+@PATIENT
 @given(st.lists(st.sampled_from(Grade), max_size=5), st.booleans())
 def test_the_verdict_says_whether_it_can_serve(grades: list[Grade], stops: bool) -> None:
     found = [Finding("a", "b", g, "c", "d", stops and g is Grade.PROBLEM) for g in grades]
@@ -129,6 +131,7 @@ def test_the_verdict_says_whether_it_can_serve(grades: list[Grade], stops: bool)
 # --- what the device has
 
 
+@PATIENT
 @given(BYTES, BYTES, st.none() | BYTES, BYTES, st.booleans())
 def test_more_memory_is_never_worse(
     total: float, available: float, limit: float | None, levels: float, running: bool
@@ -151,6 +154,7 @@ def test_what_an_agent_that_runs_has_taken_is_not_missed() -> None:
     assert one(memory_findings(MemorySeen(5e8, AGENT_BYTES - 1, running=True)), "memory").grade is Grade.OK
 
 
+@PATIENT
 @given(st.lists(SENSORS, max_size=5), st.booleans())
 def test_every_configured_sensor_is_spoken_of_and_none_of_ours_stops_an_agent(
     seen: list[SensorSeen], psi: bool
@@ -188,6 +192,7 @@ def test_a_reading_that_makes_the_agent_do_less_is_noted(name: str, readings: di
     assert word in found.says
 
 
+@PATIENT
 @given(st.integers(0, 2**20 - 1))
 def test_the_firmware_s_flags_are_a_problem_now_and_a_note_afterwards(flags: int) -> None:
     found = power_findings(flags)
@@ -201,11 +206,13 @@ def test_no_firmware_of_a_raspberry_pi_is_nothing_bad() -> None:
     assert worst(power_findings(None)) is Grade.OK
 
 
+@PATIENT
 @given(st.floats(1, 1e6) | st.just(math.inf))
 def test_an_agent_needs_some_descriptors(limit: float) -> None:
     assert can_serve(descriptor_findings(limit)) == (limit >= DESCRIPTORS)
 
 
+@PATIENT
 @given(st.floats(1, 64), st.none() | st.floats(0.01, 64))
 def test_less_than_a_cpu_is_noted(count: float, limit: float | None) -> None:
     assert (worst(cpu_findings(count, limit, 0.5)) is Grade.NOTE) == (limit is not None and limit < 1)
@@ -251,6 +258,7 @@ def timing_of(median_s: float, level: int = 1, cpu_s: float | None = None) -> Le
     return LevelTiming("level", level, 100, median_s, 2 * median_s, median_s if cpu_s is None else cpu_s, 0.001)
 
 
+@PATIENT
 @given(
     st.floats(1e-6, 10),
     st.floats(1e-6, 10),
@@ -285,6 +293,7 @@ def test_how_many_inputs_a_level_carries_follows_the_share_and_the_free_cpu() ->
 # --- who may ask, and where
 
 
+@PATIENT
 @given(st.sampled_from(Port), st.sampled_from(Port), st.sampled_from(Port))
 def test_a_taken_port_stops_an_agent_unless_an_agent_has_them(a: Port, b: Port, c: Port) -> None:
     found = port_findings([PortSeen(f"listen.{name}", 1000, state) for name, state in zip("abc", (a, b, c))])  # noqa: B905
@@ -297,6 +306,7 @@ def test_port_0_is_always_free() -> None:
     assert worst(port_findings([PortSeen("listen.grpc_port", 0, Port.FREE)])) is Grade.OK
 
 
+@PATIENT
 @given(MAYBE_DATE, st.booleans(), st.booleans())
 def test_a_certificate_is_noted_before_it_ends(until: datetime.datetime | None, tls: bool, token: bool) -> None:
     trouble = "expired" if until is not None and until < NOW else None
@@ -320,6 +330,7 @@ def test_files_that_cannot_be_used_stop_an_agent_and_a_readable_key_is_noted() -
 # --- the link
 
 
+@PATIENT
 @given(LINKS, st.floats(0.01, 10), st.booleans())
 def test_whatever_becomes_of_the_cloud_the_agent_can_serve(seen: LinkSeen, timeout_s: float, others: bool) -> None:
     found = link_findings(seen, timeout_s, others, NOW)
@@ -327,6 +338,7 @@ def test_whatever_becomes_of_the_cloud_the_agent_can_serve(seen: LinkSeen, timeo
     assert can_serve(found)
 
 
+@PATIENT
 @given(LINKS)
 def test_a_step_that_failed_is_a_problem_that_says_what_to_check(seen: LinkSeen) -> None:
     failed = bool(seen.step in ("resolve", "connect") or seen.error or seen.cause or (seen.tls and seen.tls_error))
@@ -348,6 +360,7 @@ def test_another_model_is_a_problem_unless_others_are_accepted(digest: str, othe
     assert one(link_findings(seen, 1.0, others, NOW), "127.0.0.1:8001 model").grade is grade
 
 
+@PATIENT
 @given(st.floats(0, 0.1), st.floats(0.01, 1), st.integers(1000, 10**6), st.floats(1e3, 1e7))
 def test_the_bandwidth_is_what_the_larger_call_takes_longer(
     rtt_s: float, server_s: float, small: int, rate: float
@@ -361,6 +374,31 @@ def test_the_bandwidth_is_what_the_larger_call_takes_longer(
     else:
         assert 8 * small / rate < 0.0021
     assert bytes_per_s(LinkSeen("a:1", calls=(call(small),))) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "variable"),
+    [
+        ({}, ""),
+        ({"http_proxy": "proxy:3128"}, "http_proxy"),
+        ({"http_proxy": "a:1", "grpc_proxy": "b:1"}, "grpc_proxy"),
+        ({"https_proxy": "a:1", "no_proxy": "localhost, .example"}, ""),
+        ({"https_proxy": "a:1", "no_proxy": "localhost", "no_grpc_proxy": ".com"}, "https_proxy"),
+    ],
+)
+def test_a_proxy_between_agent_and_cloud_is_told_without_its_address(
+    environment: dict[str, str], variable: str
+) -> None:
+    assert proxy_for("cloud.example", environment) == variable
+    seen = LinkSeen("cloud.example:8001", ("192.0.2.7",), 0.001, proxy=variable)
+    told = [finding.says for finding in link_findings(seen, 1.0, False, NOW) if finding.about.endswith("proxy")]
+    assert len(told) == bool(variable)
+    assert all(variable in says and "3128" not in says for says in told)
+
+
+def test_levels_that_have_no_room_are_noted() -> None:
+    found = level_findings("m", [timing_of(0.001)], Wanted(0.1, 1.0, 0.5), Readings(), left_out=3)
+    assert "the highest 3 of 4" in one(found, "m levels").says
 
 
 def test_values_of_findings_are_json() -> None:

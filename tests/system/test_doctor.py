@@ -46,7 +46,7 @@ def test_an_agent_that_runs_is_seen_at_its_ports(agent: Any, tiny_bundle: Path, 
     settings.write_text("\n".join([f'bundle = "{tiny_bundle}"', "[listen]", *lines]))
     status, found = doctor("--config", str(settings))
     assert status == 0
-    assert "an agent that is ready" in found["ports: listen.http_port"]["says"]
+    assert "a server that is ready" in found["ports: listen.http_port"]["says"]
     assert [found[f"ports: listen.{name}_port"]["grade"] for name in ports] == ["ok"] * 3
 
 
@@ -79,3 +79,14 @@ def test_a_cloud_s_token_and_certificate_are_tried(
         )
         status, found = doctor("--config", str(settings))
         assert (status, found[f"cloud: {server.grpc} model"]["grade"]) == (0, "ok")
+
+
+def test_a_cloud_s_own_file_is_looked_at_too(tiny_bundle: Path, tmp_path: Path) -> None:
+    ports = "grpc_port = 0\nhttp_port = 0\nmetrics_port = 0"
+    settings = tmp_path / "cloud.toml"
+    settings.write_text(f'threads = 1\nbundle = "{tiny_bundle}"\n[listen]\n{ports}\n')
+    status, found = doctor("--config", str(settings))
+    assert (status, found["models: bundle"]["grade"]) == (0, "ok")
+    settings.write_text(f'[[models]]\nonnx = "{tmp_path}/nowhere.onnx"\n[listen]\n{ports}\n')
+    status, found = doctor("--config", str(settings))
+    assert (status, found["models: models[0]"]["stops"]) == (1, True)

@@ -26,7 +26,10 @@ def doctor(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Say what this device has and can do for an agent, what is wrong, and how to fix it."""
+    """Say what this device has and can do for an agent, what is wrong, and how to fix it.
+
+    With a cloud server's file: whether that could serve here.
+    """
     overrides = {
         "bundle": None if bundle is None else str(bundle),
         "cloud.address": None if cloud is None else cloud.split(",")[0],
@@ -66,11 +69,25 @@ def examine(config: Path | None, overrides: dict[str, Any]) -> Iterator[Finding]
     served = config is not None or overrides["bundle"] is not None
     try:
         settings = load(config, overrides if served else overrides | {"bundle": "."})
-    except ConfigError as error:
-        hint = "; is this an agent's file? doctor looks at agents" if "no such setting" in str(error) else ""
-        raise ConfigError(f"{error}{hint}") from error
+    except ConfigError:
+        rest = _of_a_cloud(config)
+        if rest is None:
+            raise
+    else:
+        rest = examine_agent(settings, served)
     yield from first
-    yield from examine_agent(settings, served)
+    yield from rest
+
+
+def _of_a_cloud(config: Path | None) -> Iterator[Finding] | None:
+    """The examination of a cloud server's machine, where ``config`` is its file and it is installed here."""
+    try:
+        from edgemux.cli.cloud_examination import examine as examine_cloud
+        from edgemux.cloud.config import load
+
+        return None if config is None else examine_cloud(load(config, {}))
+    except (ImportError, ConfigError):
+        return None
 
 
 def report(found: Iterable[Finding]) -> dict[str, Any]:

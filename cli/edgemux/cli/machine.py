@@ -98,6 +98,8 @@ def machine_findings(machine: Machine) -> list[Finding]:
     known = family.get(machine.architecture.lower())
     if known is not None and machine.bits == 64:
         _flags(machine, known, found)
+    elif machine.bits == 64:
+        found.note("CPU", "ONNX Runtime's packages are for x86-64 and 64-bit Arm", "build onnxruntime for this machine")
     _python(machine, found)
     return found.all
 

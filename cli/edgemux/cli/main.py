@@ -39,8 +39,7 @@ from edgemux.cli.options import (
     listening,
     protected,
 )
-from edgemux.cli.ready import ready
-from edgemux.cli.steady import traffic
+from edgemux.cli.visits import ready, traffic
 from edgemux.multiplexer.errors import ConfigError, EdgemuxError, ExecutionError, PassError
 
 if TYPE_CHECKING:

@@ -7,41 +7,11 @@ import json
 import socket
 import ssl
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from edgemux.cli.options import TlsCertOption, TlsKeyOption, check_address
 from edgemux.multiplexer.errors import BadAnswer, ConfigError, Unreachable
 
 _PATH = "/v2/health/ready"
 _LONGEST_ANSWER = 4096
-
-
-def ready(
-    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The server's HTTP port.")],
-    timeout: Annotated[float, typer.Option(min=0.001, help="How long to wait for each step, in s.")] = 3.0,
-    tls: Annotated[bool, typer.Option("--tls", help="TLS, with whom the system trusts.")] = False,
-    tls_ca: Annotated[
-        Path | None,
-        typer.Option("--tls-ca", metavar="PEM", help="TLS, with the authority that vouches for the server."),
-    ] = None,
-    tls_cert: TlsCertOption = None,
-    tls_key: TlsKeyOption = None,
-    server_name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What the certificate says, where that is not HOST.")
-    ] = None,
-) -> None:
-    """Exit 0 when the agent or cloud server at this address is ready, 1 when it is not."""
-    check_address("ready", address)
-    context = None
-    if tls or tls_ca is not None or tls_cert is not None:
-        context = context_of(tls_ca, tls_cert, tls_key)
-    elif server_name is not None or tls_key is not None:
-        raise ConfigError("ready: --server-name and --tls-key are for TLS; give --tls or --tls-ca too")
-    if not is_ready(address, timeout, context, server_name):
-        raise Unreachable(f"{address} is there, but not ready")
-    typer.echo(f"{address} is ready")
 
 
 def context_of(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:

@@ -12,16 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from pathlib import Path
 from time import monotonic, sleep
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
-import typer
-
-from edgemux.cli.extras import extra
-from edgemux.cli.options import JsonOption, TlsCertOption, TlsKeyOption, check_address
-from edgemux.multiplexer.errors import ConfigError, EdgemuxError, Unreachable
+from edgemux.multiplexer.errors import EdgemuxError
 
 # Requests on their way at once, a thread each.
 MOST_UNDER_WAY = 32
@@ -48,55 +42,6 @@ class Tally:
 
     def answered(self) -> int:
         return sum(number for what, number in self.counts().items() if what not in ("unanswered", "skipped"))
-
-
-def traffic(
-    to: Annotated[str, typer.Option(metavar="HOST:PORT", help="An agent or a cloud server (its gRPC port).")],
-    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: the repository's own.")] = None,
-    rate: Annotated[float, typer.Option(min=0.01, max=1000, help="Requests per second.")] = 10.0,
-    requests: Annotated[int, typer.Option(min=0, help="So many and no more; 0: until it is stopped.")] = 0,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Deadline of each request, in s.")] = 1.0,
-    tls: Annotated[bool, typer.Option("--tls", help="TLS, with whom the system trusts.")] = False,
-    tls_ca: Annotated[
-        Path | None,
-        typer.Option("--tls-ca", metavar="PEM", help="TLS, with the authority that vouches for the server."),
-    ] = None,
-    tls_cert: TlsCertOption = None,
-    tls_key: TlsKeyOption = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option("--token-file", metavar="FILE", help="The bearer token, sent over TLS or to localhost."),
-    ] = None,
-    json: JsonOption = False,
-) -> None:
-    """Send a bundle's sample images to a server, one a request, until SIGTERM or Ctrl-C."""
-    with extra("edge"):
-        from edgemux.cli.demo import samples_of, starter_bundle
-        from edgemux.multiplexer.bundle import Bundle
-        from edgemux.wire import Client
-        from edgemux.wire.security import ClientTls
-    check_address("--to", to)
-    if (tls_cert is None) != (tls_key is None):
-        raise ConfigError("traffic: --tls-cert and --tls-key go together")
-    source = Bundle.open(bundle or starter_bundle())
-    images, manifest = samples_of(source).images, source.manifest
-    security = ClientTls(enabled=tls or None, ca=tls_ca, cert=tls_cert, key=tls_key)
-    tally = Tally()
-    stop = stopped_by_signals()
-    with Client(to, security, token_file) as client:
-
-        def ask(index: int) -> str:
-            at = index % len(images)
-            inputs = {manifest.inputs[0].name: images[at : at + 1]}
-            return str(client.infer(manifest.name, inputs, timeout).parameters.get("edgemux_route", "cloud"))
-
-        def report() -> None:
-            typer.echo(in_words(tally), err=json)
-
-        send(ask, schedule(rate, requests, stop), tally, report)
-    typer.echo(msgspec.json.encode(tally.counts()).decode() if json else in_words(tally))
-    if tally.counts() and not tally.answered():
-        raise Unreachable(f"{to} answered none of the requests")
 
 
 def in_words(tally: Tally) -> str:

@@ -42,6 +42,11 @@ class Metrics(Collector):
         """The tally of one version of a model that is served."""
         return self._tallies.setdefault(model, {}).setdefault(version, Tally())
 
+    def overloads(self) -> int:
+        """Requests refused since the start because there were too many."""
+        every = (tally.refused for versions in self._tallies.values() for tally in versions.values())
+        return sum(refused[Refused.FULL] + refused[Refused.WAIT] for refused in every)
+
     def collect(self) -> Iterator[Metric]:
         """What the metrics port shows."""
         models = {model: list(versions.values()) for model, versions in list(self._tallies.items())}

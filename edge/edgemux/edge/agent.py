@@ -24,6 +24,7 @@ from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
 from edgemux.edge.sampler import Sampler
 from edgemux.edge.self_check import SelfCheck
+from edgemux.edge.spans import aside, of_rows
 from edgemux.edge.variants import Family
 from edgemux.edge.vigil import Standing, Vigil
 from edgemux.multiplexer.bundle import Manifest
@@ -55,6 +56,7 @@ from edgemux.multiplexer.estimate import RateEstimate
 from edgemux.multiplexer.gates import Gates
 from edgemux.multiplexer.policy import Policy, lacks_tokens
 from edgemux.wire.forks import Home
+from edgemux.wire.tracing import Attribute, Stage, Trace
 
 # A higher level must promise at least this much more P(correct) than the answer at hand.
 REFINE_PRICE = 0.02
@@ -148,7 +150,11 @@ class Agent:
         return self._config.drift
 
     async def infer(
-        self, tensors: Mapping[str, NDArray[Any]], timeout_s: float | None = None, client: str = ""
+        self,
+        tensors: Mapping[str, NDArray[Any]],
+        timeout_s: float | None = None,
+        client: str = "",
+        trace: Trace | None = None,
     ) -> list[Answer]:
         """Answer each row of ``tensors`` (by input name, [N, ...]) on its own; ``client`` is for its fair share.
 
@@ -162,15 +168,18 @@ class Agent:
         self.arrived += rows
         began = time.perf_counter()
         scores = self._gates.before(tensors)
-        self.metrics.stage("pre_gate", time.perf_counter() - began)
+        elapsed = time.perf_counter() - began
+        self.metrics.stage("pre_gate", elapsed)
+        if trace is not None:
+            trace.took(Stage.PRE_GATE, elapsed)
         self.vigil.saw(tensors, scores)
         deadline = arrived + self._config.request.allowed_s(timeout_s)
         if rows == 1:
-            return [await self._answer(Sample(dict(tensors), scores, deadline, client), arrived)]
+            return [await self._answer(Sample(dict(tensors), scores, deadline, client, trace), arrived)]
         return await self._each(
             [
-                Sample({name: t[i : i + 1] for name, t in tensors.items()}, scores[i : i + 1], deadline, client)
-                for i in range(rows)
+                Sample({name: t[i : i + 1] for name, t in tensors.items()}, scores[i : i + 1], deadline, client, span)
+                for i, span in enumerate(of_rows(trace, rows))
             ],
             arrived,
         )
@@ -269,7 +278,10 @@ class Agent:
         else:
             scores = self._gates.after(prediction.probabilities[None, :], level, sample.scores)
         self.vigil.answered(prediction, sample, scores, terms)
-        self.metrics.stage("post_gate", time.perf_counter() - began)
+        elapsed = time.perf_counter() - began
+        self.metrics.stage("post_gate", elapsed)
+        if sample.trace is not None:
+            sample.trace.took(Stage.POST_GATE, elapsed, {Attribute.LEVEL: level})
         confident = Prediction(
             prediction.route, prediction.label, prediction.probabilities, float(scores[0, level - 1])
         )
@@ -378,14 +390,17 @@ class Agent:
         # What takes longer counts as failed in any case, and would hold the only place for finding out.
         timeout_s = min(self._config.request.default_timeout_s, self.cloud.slow_s)
         second: Prediction | None = None
-        with contextlib.suppress(ExecutionError):
-            if kept is None:
-                second = await self.cloud.shadow(self._cloud_route, sample, timeout_s, reason)
-            else:
-                # The certificate is about what the cloud says of the input itself.
-                second = await self.cloud.run(self._cloud_route, sample, timeout_s, exact=True)
-        if kept is not None:
-            self.metrics.audited("failed" if second is None else "agree" if second.label == kept.label else "differ")
+        with aside(sample, Stage.SHADOW if kept is None else Stage.AUDIT) as said:
+            with contextlib.suppress(ExecutionError):
+                if kept is None:
+                    second = await self.cloud.shadow(self._cloud_route, sample, timeout_s, reason)
+                else:
+                    # The certificate is about what the cloud says of the input itself.
+                    second = await self.cloud.run(self._cloud_route, sample, timeout_s, exact=True)
+            if kept is not None:
+                outcome = "failed" if second is None else "agree" if second.label == kept.label else "differ"
+                self.metrics.audited(outcome)
+                said[Attribute.OUTCOME] = outcome
         if kept is not None and second is not None:
             self.vigil.compared(sample, second, kept=not degraded, drawn=True)
 

@@ -50,6 +50,11 @@ PLACES = (Placement.EDGE, Placement.CLOUD)
 NOBODY = "other"
 
 
+def outcome_of(error: ExecutionError | None) -> str:
+    """How a call to a cloud has ended, out of a closed set; None for one that was answered."""
+    return "answered" if error is None else next(name for kind, name in CALLS if isinstance(error, kind))
+
+
 # Like Fallback: what can be missing while requests are answered all the same.
 NO_STATE = "no_state"
 
@@ -82,11 +87,14 @@ class Doorway:
         self._refused = {reason: refused.labels(model, reason) for reason in REFUSALS}
         # Only read when somebody scrapes.
         self.inflight = 0
+        # Requests refused because there were too many; what the log says of it.
+        self.overloads = 0
         inside = self._gauge("edgemux_inflight", "Requests that are being answered.", "model").labels(model)
         inside.set_function(lambda: self.inflight)
 
     def refused(self, reason: str) -> None:
         """A request was refused; ``reason`` is one of REFUSALS."""
+        self.overloads += reason == "overloaded"
         self._refused[reason].inc()
 
     def of_nobody(self) -> Doorway:
@@ -285,9 +293,8 @@ class EdgeMetrics(Doorway):
         """An input is about to be sent in this form, one of wire/payload.py's."""
         self._forms.labels(encoding).inc()
 
-    def called(self, peer: int, error: ExecutionError | None) -> None:
-        """A call to a cloud, by its place in the configuration, has ended: well, or with an error."""
-        outcome = "answered" if error is None else next(name for kind, name in CALLS if isinstance(error, kind))
+    def called(self, peer: int, outcome: str) -> None:
+        """A call to a cloud, by its place in the configuration, has ended like this, one of ``outcome_of``'s."""
         self._calls.labels(str(peer), outcome).inc()
 
     def spent_cpu(self, place: Placement, cpu_s: float) -> None:

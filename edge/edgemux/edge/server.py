@@ -39,6 +39,7 @@ from edgemux.multiplexer.policy import Policy
 from edgemux.wire.channel import open_renewed_channel
 from edgemux.wire.process import Serving, run
 from edgemux.wire.renewed import RenewedChannel
+from edgemux.wire.tracing import open_tracer
 
 # An answer is a few hundred bytes; what is far larger is not one.
 MAX_ANSWER_BYTES = 2**20
@@ -245,11 +246,13 @@ def serve(config: EdgeConfig) -> None:
     stack = contextlib.AsyncExitStack()
 
     async def make() -> Serving:
+        tracer = open_tracer(config.tracing, "edgemux-edge")
+        stack.push_async_callback(asyncio.to_thread, tracer.close)
         agents = await stack.enter_async_context(open_agents(config))
         metrics = next(iter(agents.values())).metrics
         log = _request_log(config, metrics)
         gallery = Gallery(config.page.shown(config.listen))
-        service = EdgeService(agents, config.request.max_batch, log, gallery)
+        service = EdgeService(agents, config.request.max_batch, log, gallery, tracer)
 
         def drain() -> None:
             service.draining = True
@@ -275,4 +278,4 @@ def serve(config: EdgeConfig) -> None:
             live=service.live,
         )
 
-    run(config.listen, make)
+    run(config.listen, make, log=config.log)

@@ -27,9 +27,11 @@ from prometheus_client import CollectorRegistry
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.wire.admin import Admin, AdminServer
 from edgemux.wire.channel import MAX_REQUEST_BYTES, bind, server_options
+from edgemux.wire.events import Draining, InternalError, Name, Ready, ReloadAsked, Stopped, kind, places, tell
 from edgemux.wire.forks import served
 from edgemux.wire.http import Page
 from edgemux.wire.live import Live
+from edgemux.wire.log_format import LogOptions
 from edgemux.wire.rest import Rest
 from edgemux.wire.security import Gate, Guard, ServerTls, TokenCheck, check_exposure
 from edgemux.wire.service import Door, register
@@ -101,6 +103,7 @@ Announce = Callable[[str, bool], Awaitable[None]]
 
 
 NO_ADMIN = Admin()
+PLAIN_LOG = LogOptions()
 
 
 async def _always_well() -> bool:
@@ -186,11 +189,13 @@ async def serve(
             seat.tie.send((serving.name, serving.models))
             asyncio.get_running_loop().add_reader(seat.tie.fileno(), stop.set)
         notifier = stack.enter_context(contextlib.closing(Notifier()))
+        tell(_log, Ready(server=Name(serving.name), models=len(serving.models)))
         notifier.tell("READY=1")
         life = asyncio.ensure_future(show_life(notifier, serving.well))
         stack.callback(life.cancel)
         await stop.wait()
         notifier.tell("STOPPING=1")
+        tell(_log, Draining(inside=door.inside))
         serving.drain()
         await checks.enter_graceful_shutdown()
         await _stop(server, door, stop_now, listen.drain_s)
@@ -257,9 +262,11 @@ async def _stop(server: grpc.aio.Server, door: Door, stop_now: asyncio.Event, dr
     await _unless(stop_now, asyncio.sleep(LAME_DUCK_S))
     door.closed = True
     await _unless(stop_now, asyncio.wait_for(_quiet(door), drain_s))
+    unanswered = door.inside
     await door.clear(LAST_WORDS_S)
     await _unless(stop_now, server.stop(LAST_WORDS_S))
     await server.stop(0)
+    tell(_log, Stopped(unanswered=unanswered))
 
 
 def run(
@@ -268,14 +275,25 @@ def run(
     seat: Seat | None = None,
     admin: Admin = NO_ADMIN,
     new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
+    log: LogOptions = PLAIN_LOG,
 ) -> None:
     """``serve`` on an event loop of its own, by default asyncio's, with a log that never waits for its reader.
 
     Raises ConfigError when the system does not allow the threads that serving takes, and what ``serve`` raises.
     """
     _check_threads()
-    with unblocked_log(), asyncio.Runner(loop_factory=new_loop) as runner:
+    with unblocked_log(log), asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.get_loop().set_exception_handler(_nobody_caught)
         runner.run(serve(listen, make, seat, admin))
+
+
+def _nobody_caught(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What the loop found in a task that nobody waits for. Its own words would hold a callback's arguments."""
+    error = context.get("exception")
+    if isinstance(error, Exception):
+        tell(_log, InternalError(error=kind(error), at=places(error)))
+    else:
+        tell(_log, InternalError(error=Name("asyncio"), at=Name(str(context.get("message")).partition("(")[0])))
 
 
 def _check_threads() -> None:
@@ -318,7 +336,7 @@ def _signals(guard: Guard) -> tuple[asyncio.Event, asyncio.Event]:
         stop.set()
 
     def on_hangup() -> None:
-        _log.warning("SIGHUP: looking at certificates and tokens")
+        tell(_log, ReloadAsked())
         guard.reload()
 
     loop = asyncio.get_running_loop()

@@ -17,9 +17,9 @@ class Port(Enum):
     """What is at a port: nothing; an agent or another server of the protocol, ready or not; something else."""
 
     FREE = "free"
-    READY = "an agent that is ready"
-    NOT_READY = "an agent that is not ready"
-    GUARDED = "something that wants a client certificate, an agent as it seems"
+    READY = "a server that is ready"
+    NOT_READY = "a server that is not ready"
+    GUARDED = "something that wants a client certificate, the server as it seems"
     TAKEN = "in use"
     DENIED = "not allowed"
     NO_ADDRESS = "no such address"
@@ -50,7 +50,7 @@ def port_findings(seen: Sequence[PortSeen]) -> list[Finding]:
                 says = f"{port.port}: {port.state.value}: it starts, stops, or fails its self-check"
                 found.problem(port.setting, says, "see its log, and /status on its HTTP port")
             case Port.TAKEN if agents:
-                found.ok(port.setting, f"{port.port} is in use, by that agent as it seems")
+                found.ok(port.setting, f"{port.port} is in use, by that server as it seems")
             case Port.TAKEN:
                 fix = f"end what has it (ss -ltnp 'sport = :{port.port}' names it), or set another"
                 found.problem(port.setting, f"{port.port} is in use by something else", fix, stops=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import os
 import socket
 import ssl
 import statistics
@@ -17,7 +18,7 @@ import grpc
 import grpc.aio
 import msgspec
 
-from edgemux.edge.doctor.link import CallSeen, LinkSeen
+from edgemux.edge.doctor.link import CallSeen, LinkSeen, proxy_for
 from edgemux.edge.doctor.probes import within
 from edgemux.edge.peer import Peer, digest_in
 from edgemux.multiplexer.errors import ConfigError, DeadlineExceeded, EdgemuxError, ExecutionError, Incompatible
@@ -54,9 +55,10 @@ class Target(msgspec.Struct, frozen=True):
 
 def look_at_cloud(target: Target, timeout_s: float = STEP_TIMEOUT_S) -> LinkSeen:
     """As far as it can be reached; ``timeout_s`` for each step. Raises nothing that a cloud could cause."""
-    seen = LinkSeen(target.address, tls=target.tls.on, model="" if target.peer is None else target.peer.model)
     host, _, port = target.address.rpartition(":")
     host = host.strip("[]")
+    model = "" if target.peer is None else target.peer.model
+    seen = LinkSeen(target.address, tls=target.tls.on, model=model, proxy=proxy_for(host, os.environ))
     try:
         found = within(timeout_s, lambda: socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM))
     except TimeoutError:

@@ -44,13 +44,14 @@ def examine(config: EdgeConfig, served: bool = True) -> Iterator[Finding]:
     seen = probes.look_at_sensors(config.sensors, lambda name: plugins.load("edgemux.sensors", name)())
     readings = Readings(**{name: value for sensor in seen for name, value in sensor.readings.items()})
     yield from cpu_findings(readings.cpu_count or 1.0, cpu_limit(), config.limits.compute_share)
-    levels = sum(timing.level_bytes(each.bundle) for each in applications)
+    bundles = [bundle for bundle in map(_opened, applications) if bundle is not None]
+    levels = sum(bundle.size(bundle.manifest.levels[-1].files) for bundle in bundles)
     yield from memory_findings(probes.look_at_memory(levels, running))
     yield from sensor_findings(seen, psi=(PROC / "pressure/cpu").exists())
     yield from power_findings(probes.look_at_firmware())
     yield from descriptor_findings(probes.look_at_descriptors())
     yield from _disk(config)
-    yield from _security(config, applications)
+    yield from _security(config, bundles)
     yield from port_findings(ports)
     yield from _policies(config, applications)
     yield from runtime_findings(timing.look_at_runtime())
@@ -67,22 +68,30 @@ def _disk(config: EdgeConfig) -> list[Finding]:
     return disk_findings(seen, bool(config.budgets))
 
 
-def _security(config: EdgeConfig, applications: Sequence[ApplicationSettings]) -> Iterator[Finding]:
+def _opened(application: ApplicationSettings) -> Bundle | None:
+    """A bundle's manifest, None where it cannot be read now; why is said later."""
+    try:
+        return probes.within(probes.DISK_TIMEOUT_S, lambda: Bundle.open(application.bundle))
+    except (ArtifactError, TimeoutError):
+        return None
+
+
+def _security(config: EdgeConfig, bundles: Sequence[Bundle]) -> Iterator[Finding]:
     now = datetime.datetime.now(datetime.UTC)
     tls = config.cloud.tls.on or config.listen.tls.cert is not None
-    yield from clock_findings(now, tls, _made_at(applications))
+    yield from clock_findings(now, tls, _made_at(bundles))
     yield from file_findings(probes.look_at_own_files(config.listen), now)
     for address in config.cloud.every_address()[:1]:
         yield from file_findings(probes.look_at_cloud_files(address, config.cloud.tls, config.cloud.token_file), now)
 
 
-def _made_at(applications: Sequence[ApplicationSettings]) -> datetime.datetime | None:
+def _made_at(bundles: Sequence[Bundle]) -> datetime.datetime | None:
     """When the newest bundle was made: it is later now."""
     dates = []
-    for each in applications:
+    for bundle in bundles:
         try:
-            date = datetime.datetime.fromisoformat(Bundle.open(each.bundle).manifest.provenance.created)
-        except (ArtifactError, ValueError):
+            date = datetime.datetime.fromisoformat(bundle.manifest.provenance.created)
+        except ValueError:
             continue
         dates.append(date if date.tzinfo is not None else date.replace(tzinfo=datetime.UTC))
     return max(dates, default=None)
@@ -118,7 +127,9 @@ def _bundles(
         if loaded is not None and loaded.golden is not None:
             left_s = config.request.default_timeout_s - config.request.margin_s
             wanted = Wanted(each.latency_s, left_s, config.limits.compute_share)
-            yield from level_findings(loaded.bundle.manifest.name, timing.time_levels(loaded), wanted, readings)
+            timings, all_levels = timing.time_levels(loaded), len(loaded.family.routes)
+            name = loaded.bundle.manifest.name
+            yield from level_findings(name, timings, wanted, readings, all_levels - len(timings))
     return served
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 
 import msgspec
 
@@ -35,7 +36,8 @@ class LinkSeen(msgspec.Struct, frozen=True):
     """A cloud, step by step; what was not reached is None, and ``error`` says of which ``step`` that was the end.
 
     addresses: the name's. connect_s: TCP. tls: whether it is spoken; peer_until: the certificate's last second.
-    rtt_s: the median of the smallest calls. model: its name there; digest: "right", "other" or "unknown".
+    proxy: the variable of the environment that sends gRPC through a proxy, empty for none. rtt_s: the median of the
+    smallest calls. model: its name there; digest: "right", "other" or "unknown".
     """
 
     address: str
@@ -44,6 +46,7 @@ class LinkSeen(msgspec.Struct, frozen=True):
     tls: bool = False
     tls_error: str = ""
     peer_until: datetime.datetime | None = None
+    proxy: str = ""
     rtt_s: float | None = None
     model: str = ""
     digest: str = ""
@@ -59,6 +62,19 @@ _CHECKS = {
 }
 
 
+# As gRPC looks for them, in this order.
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+_NO_PROXIES = ("no_grpc_proxy", "no_proxy")
+
+
+def proxy_for(host: str, environment: Mapping[str, str]) -> str:
+    """The variable that sends gRPC to ``host`` through a proxy, empty where it goes straight."""
+    variable = next((name for name in _PROXIES if environment.get(name)), "")
+    exempt = next((environment[name] for name in _NO_PROXIES if environment.get(name)), "")
+    suffixes = [each.strip() for each in exempt.split(",") if each.strip()]
+    return "" if any(host.endswith(suffix) for suffix in suffixes) else variable
+
+
 def link_findings(seen: LinkSeen, timeout_s: float, accept_others: bool, now: datetime.datetime) -> list[Finding]:
     """What holds of a cloud. Nothing of it stops an agent: what the cloud does not answer, the device does."""
     found = Findings("cloud")
@@ -68,6 +84,9 @@ def link_findings(seen: LinkSeen, timeout_s: float, accept_others: bool, now: da
     if seen.connect_s is not None:
         says = f"{', '.join(seen.addresses[:3])} connects in {seen.connect_s * 1e3:.1f} ms"
         found.ok(f"{seen.address} TCP", says)
+    if seen.proxy:
+        says = f"{seen.proxy} is set: the agent's calls go through that proxy, which must let HTTP/2 through"
+        found.note(f"{seen.address} proxy", says, "name the cloud's host in no_proxy of the agent's environment")
     if not _certificate(seen, found, now):
         return found.all
     if seen.cause is not None or seen.error:

@@ -92,9 +92,17 @@ class Wanted(msgspec.Struct, frozen=True):
     compute_share: float
 
 
-def level_findings(name: str, timings: Sequence[LevelTiming], wanted: Wanted, readings: Readings) -> list[Finding]:
-    """What each level takes here, against what the configuration allows it, now that the device is as it is."""
+def level_findings(
+    name: str, timings: Sequence[LevelTiming], wanted: Wanted, readings: Readings, left_out: int = 0
+) -> list[Finding]:
+    """What each level takes here, against what the configuration allows it, now that the device is as it is.
+
+    left_out: levels of the bundle above these, for which limits.memory_bytes has no room.
+    """
     found = Findings("levels")
+    if left_out:
+        says = f"the highest {left_out} of {left_out + len(timings)} levels are never loaded: limits.memory_bytes"
+        found.note(f"{name} levels", says, "raise limits.memory_bytes, if their accuracy is worth the memory")
     share = cpu_share(readings) * wanted.compute_share
     for timing in timings:
         about = f"{name} level {timing.level}"

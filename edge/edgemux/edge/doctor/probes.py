@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 DISK_TIMEOUT_S = 3.0
 PORT_TIMEOUT_S = 2.0
+# A plug-in is imported, which takes a while on a slow card.
+MAKE_TIMEOUT_S = 10.0
 # Between the two readings that it takes to know how busy the CPUs are.
 PAUSE_S = 0.3
 
@@ -69,7 +71,9 @@ def look_at_sensors(names: Sequence[str], make: Callable[[str], Sensor], pause_s
     sensors: dict[str, Sensor | SensorSeen] = {}
     for name in names:
         try:
-            sensors[name] = make(name)
+            sensors[name] = within(MAKE_TIMEOUT_S, lambda name=name: make(name))  # type: ignore[misc]
+        except TimeoutError:
+            sensors[name] = SensorSeen(name, trouble=f"cannot be made within {MAKE_TIMEOUT_S:g} s")
         except ConfigError as error:
             sensors[name] = SensorSeen(name, trouble=str(error), unknown=True)
         except Exception as error:  # it may be anybody's

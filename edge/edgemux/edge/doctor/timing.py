@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
-
-import onnxruntime as ort
 
 from edgemux.edge.config import ApplicationSettings
 from edgemux.edge.doctor.models import BundleSeen, LevelTiming, RuntimeSeen
 from edgemux.edge.loading import Fallback, Loaded, load
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.errors import ArtifactError
+from edgemux.multiplexer.onnx_model import runtime
 
 # Enough for a median, and no longer than somebody likes to wait.
 RUNS = 200
@@ -29,9 +26,7 @@ INSTEAD = {
 
 def look_at_runtime() -> RuntimeSeen:
     """The library as it is in this process, which has loaded it in the way that an agent does."""
-    return RuntimeSeen(
-        ort.__version__, tuple(ort.get_available_providers()), os.environ.get("ORT_DISABLE_TELEMETRY") == "1"
-    )
+    return RuntimeSeen(*runtime())
 
 
 def look_at_bundle(
@@ -68,15 +63,6 @@ def _others(bundle: Bundle) -> str:
     except ArtifactError as error:
         return str(error)
     return ""
-
-
-def level_bytes(folder: Path) -> float:
-    """Bytes of the files of all levels of a bundle, 0 where it cannot be opened."""
-    try:
-        bundle = Bundle.open(folder)
-    except ArtifactError:
-        return 0.0
-    return float(bundle.size(bundle.manifest.levels[-1].files))
 
 
 def time_levels(

@@ -56,7 +56,10 @@ try {
   for (const file of bundle.outputFiles) {
     await (file.path.endsWith('.css') ? page.addStyleTag({ content: file.text }) : page.addScriptTag({ content: file.text }));
   }
-  await page.evaluate(([...args]) => window.draw(...args), [dashboard, results, mode, WIDTH]);
+  const empty = await page.evaluate((args) => window.draw(...args), [dashboard, results, mode, WIDTH]);
+  for (const panel of empty) {
+    console.error(`no data: ${dashboard.title}: ${panel}`);
+  }
   await page.waitForTimeout(1500);
   if (errors.length) {
     throw new Error(errors.join('\n'));

@@ -5,7 +5,7 @@ import {
   DataFrame, Field, FieldType, GrafanaTheme2, ThresholdsMode, fieldColorModeRegistry, formattedValueToString, getFieldDisplayName, getValueFormat,
 } from '@grafana/data';
 import { AxisPlacement, LegendDisplayMode, ScaleDirection, ScaleOrientation, UPlotChart, UPlotConfigBuilder, VizLayout, VizLegend, useTheme2 } from '@grafana/ui';
-import type { Results } from './frames';
+import type { Source } from './frames';
 
 interface Box { row: number; from: number; to: number; color: string; text?: string }
 interface Boxes { boxes: Box[]; names: string[]; onEdges?: boolean; fill: number; gap: number }
@@ -17,14 +17,14 @@ function numbersOf(frame: DataFrame) {
 }
 
 /** Boxes in rows, the first on top, on Grafana's plot. ``onEdges``: names stand at the upper edge of their row. */
-function Plot({ boxes, names, onEdges, fill, gap, results, width, height }: Boxes & Size & { results: Results }) {
+function Plot({ boxes, names, onEdges, fill, gap, source, width, height }: Boxes & Size & { source: Source }) {
   const theme = useTheme2();
   const builder = new UPlotConfigBuilder('utc');
   const rows = names.length;
   const middle = onEdges ? 0 : 0.5;
   builder.addScale({
     scaleKey: 'x', isTime: true, orientation: ScaleOrientation.Horizontal, direction: ScaleDirection.Right,
-    range: () => [results.from * 1000, results.to * 1000],
+    range: () => [source.from * 1000, source.to * 1000],
   });
   builder.addScale({ scaleKey: 'y', orientation: ScaleOrientation.Vertical, direction: ScaleDirection.Down, range: () => [0, rows] });
   builder.addAxis({ scaleKey: 'x', isTime: true, placement: AxisPlacement.Bottom, timeZone: 'utc', theme, grid: { show: true } });
@@ -60,14 +60,14 @@ function Plot({ boxes, names, onEdges, fill, gap, results, width, height }: Boxe
     }
     ctx.restore();
   });
-  const empty = [[results.from * 1000, results.to * 1000], [0, 0]] as any;
+  const empty = [[source.from * 1000, source.to * 1000], [0, 0]] as any;
   builder.setPrepData(() => empty);
   return <UPlotChart config={builder} data={empty} width={width} height={height} />;
 }
 
 /** Each series a row; equal neighbours are one box; a missing sample is a hole. */
-export function States({ frames, results, width, height }: { frames: DataFrame[]; results: Results } & Size) {
-  const step = results.step * 1000;
+export function States({ frames, source, width, height }: { frames: DataFrame[]; source: Source } & Size) {
+  const step = source.step * 1000;
   const boxes: Box[] = [];
   const legend = new Map<string, string>();
   frames.forEach((frame, row) => {
@@ -96,7 +96,7 @@ export function States({ frames, results, width, height }: { frames: DataFrame[]
     >
       {(w: number, h: number) => (
         <Plot boxes={boxes} names={frames.map((frame) => getFieldDisplayName(numbersOf(frame).value, frame, frames))} fill={0.8} gap={0}
-          results={results} width={w} height={h} />
+          source={source} width={w} height={h} />
       )}
     </VizLayout>
   );
@@ -108,7 +108,7 @@ function upperEdge(frame: DataFrame): number {
 }
 
 /** The buckets of a histogram over time: Prometheus counts from below, so each bucket is less the one under it. */
-export function Heat({ frames, results, options, width, height }: { frames: DataFrame[]; results: Results; options: any } & Size) {
+export function Heat({ frames, source, options, width, height }: { frames: DataFrame[]; source: Source; options: any } & Size) {
   const theme = useTheme2();
   const sorted = [...frames].sort((a, b) => upperEdge(b) - upperEdge(a));
   const counts = sorted.map((frame) => {
@@ -125,9 +125,9 @@ export function Heat({ frames, results, options, width, height }: { frames: Data
     <VizLayout width={width} height={height} legend={<VizLayout.Legend placement="bottom"><Scale most={most} paint={paint} /></VizLayout.Legend>}>
       {(w: number, h: number) => (
         <Plot
-          boxes={cells.map(({ row, from, count }) => ({ row, from: from - results.step * 1000, to: from, color: paint(count / most) }))}
+          boxes={cells.map(({ row, from, count }) => ({ row, from: from - source.step * 1000, to: from, color: paint(count / most) }))}
           names={sorted.map((frame) => (upperEdge(frame) === Infinity ? '+Inf' : formattedValueToString(format(upperEdge(frame)))))}
-          onEdges fill={1} gap={options.cellGap ?? 1} results={results} width={w} height={h}
+          onEdges fill={1} gap={options.cellGap ?? 1} source={source} width={w} height={h}
         />
       )}
     </VizLayout>

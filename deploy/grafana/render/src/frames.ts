@@ -9,7 +9,6 @@ import { lastValueFrom } from 'rxjs';
 
 type Labels = Record<string, string>;
 interface Series { metric: Labels; values?: Array<[number, string]>; value?: [number, string] }
-interface Answer { status: string; data: { resultType: 'matrix' | 'vector' | 'scalar'; result: any } }
 interface Target { refId: string; expr: string; legendFormat?: string; format?: string; instant?: boolean; hide?: boolean }
 
 export interface Panel {
@@ -27,17 +26,38 @@ export interface Panel {
   panels?: Panel[];
 }
 
-/** What a dashboard's panels were answered: by panel id, then by the target's refId. Times in seconds. */
+/** What Prometheus answered one target of a panel: over the whole time, and at its end. */
+interface Answer { dashboard: string; panel: number; ref_id: string; result: Series[]; instant: Series[] }
+
+/** What deploy/grafana/check/drive.py writes. ``picked``: by dashboard, its variables as a person reads them. */
 export interface Results {
-  from: number;
-  to: number;
-  step: number;
-  variables?: Record<string, string>;
-  panels: Record<string, Record<string, Answer>>;
+  span: { start_s: number; end_s: number };
+  step_s: number;
+  answers: Answer[];
+  picked?: Record<string, Record<string, string>>;
+}
+
+export interface Dashboard {
+  title: string;
+  uid: string;
+  panels: Panel[];
+  templating?: { list: Array<{ name: string; label?: string; type: string; hide?: number }> };
+}
+
+/** What one dashboard is drawn from. Times in seconds. */
+export interface Source { answers: Map<string, Answer>; from: number; to: number; step: number; variables: Record<string, string> }
+
+/** A dashboard's part of the results. */
+export function sourceOf({ uid }: Dashboard, { span, step_s, answers, picked }: Results): Source {
+  const own = answers.filter(({ dashboard }) => dashboard === uid);
+  return {
+    answers: new Map(own.map((answer) => [`${answer.panel}/${answer.ref_id}`, answer])),
+    from: span.start_s, to: span.end_s, step: step_s, variables: picked?.[uid] ?? {},
+  };
 }
 
 /** Text with the dashboard's variables filled in. */
-export function filled(text: string | undefined, variables: Record<string, string> = {}): string {
+export function filled(text: string | undefined, variables: Record<string, string>): string {
   return (text ?? '').replace(/\$\{(\w+)(?::\w+)?\}|\$(\w+)/g, (whole, braced, bare) => variables[braced ?? bare] ?? whole);
 }
 
@@ -49,15 +69,15 @@ standardTransformersRegistry.setInit(() =>
 );
 
 /** The frames of a panel: converted, transformed, and with units, thresholds, mappings, colours and overrides applied. */
-export async function framesOf(panel: Panel, results: Results, theme: GrafanaTheme2): Promise<DataFrame[]> {
-  const answers = results.panels[String(panel.id)] ?? {};
+export async function framesOf(panel: Panel, source: Source, theme: GrafanaTheme2): Promise<DataFrame[]> {
   const targets = (panel.targets ?? []).filter((target) => !target.hide);
   const frames = targets.flatMap((target) => {
-    const answer = answers[target.refId];
-    if (answer?.status !== 'success') {
+    const answer = source.answers.get(`${panel.id}/${target.refId}`);
+    if (!answer) {
       throw new Error(`panel ${panel.id} (${panel.title}): no answer for target ${target.refId}`);
     }
-    return target.format === 'table' ? [tableOf(answer, target, targets.length)] : seriesOf(answer, target, results.step);
+    const series = target.instant ? answer.instant : answer.result;
+    return target.format === 'table' ? [tableOf(series, target, targets.length)] : seriesOf(series, target, source.step);
   });
   const transformed = await lastValueFrom(transformDataFrame(panel.transformations ?? [], frames));
   const fieldConfig = withDefaults(panel);
@@ -65,7 +85,7 @@ export async function framesOf(panel: Panel, results: Results, theme: GrafanaThe
     data: transformed,
     fieldConfig,
     fieldConfigRegistry: registryOf(fieldConfig),
-    replaceVariables: (text) => filled(text, results.variables),
+    replaceVariables: (text) => filled(text, source.variables),
     theme,
     timeZone: 'utc',
   });
@@ -73,13 +93,8 @@ export async function framesOf(panel: Panel, results: Results, theme: GrafanaThe
   return overridden;
 }
 
-function rowsOf(answer: Answer): Series[] {
-  const { resultType, result } = answer.data;
-  return resultType === 'scalar' ? [{ metric: {}, value: result }] : result;
-}
-
-function seriesOf(answer: Answer, target: Target, step: number): DataFrame[] {
-  return rowsOf(answer).map(({ metric, values, value }) => {
+function seriesOf(series: Series[], target: Target, step: number): DataFrame[] {
+  return series.map(({ metric, values, value }) => {
     const points = values ?? [value!];
     const { __name__, ...labels } = metric;
     return createDataFrame({
@@ -96,8 +111,8 @@ function seriesOf(answer: Answer, target: Target, step: number): DataFrame[] {
   });
 }
 
-function tableOf(answer: Answer, target: Target, targets: number): DataFrame {
-  const rows = rowsOf(answer).map(({ metric, values, value }) => ({ metric, last: value ?? values![values!.length - 1] }));
+function tableOf(series: Series[], target: Target, targets: number): DataFrame {
+  const rows = series.map(({ metric, values, value }) => ({ metric, last: value ?? values![values!.length - 1] }));
   const names = [...new Set(rows.flatMap(({ metric }) => Object.keys(metric)))].filter((name) => name !== '__name__').sort();
   return createDataFrame({
     refId: target.refId,

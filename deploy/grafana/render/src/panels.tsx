@@ -1,35 +1,35 @@
 // One component for every type of panel that the dashboards use, each around Grafana's own.
 
 import {
-  DataFrame, GrafanaTheme2, VizOrientation, dateTime, getDisplayValueAlignmentFactors, getFieldDisplayValues, renderMarkdown,
+  DataFrame, FieldType, GrafanaTheme2, VizOrientation, dateTime, getDisplayValueAlignmentFactors, getFieldDisplayValues, renderMarkdown,
 } from '@grafana/data';
 import { BarGauge, BigValue, TimeSeries, VizRepeater, useTheme2 } from '@grafana/ui';
 import { TableNG } from '@grafana/ui/unstable';
 import { Heat, States } from './boxes';
-import { Panel, Results, filled } from './frames';
+import { Panel, Source, filled } from './frames';
 
-interface Drawn { panel: Panel; frames: DataFrame[]; results: Results; width: number; height: number }
+interface Drawn { panel: Panel; frames: DataFrame[]; source: Source; width: number; height: number }
 
-function rangeOf({ from, to }: Results) {
+function rangeOf({ from, to }: Source) {
   const range = { from: dateTime(from * 1000), to: dateTime(to * 1000) };
   return { ...range, raw: range };
 }
 
-function Graph({ panel, frames, results, width, height }: Drawn) {
+function Graph({ panel, frames, source, width, height }: Drawn) {
   const legend = { showLegend: true, displayMode: 'list', placement: 'bottom', calcs: [], ...panel.options?.legend };
   return (
     <TimeSeries
-      frames={frames} structureRev={1} timeRange={rangeOf(results)} timeZone="utc" width={width} height={height}
+      frames={frames} structureRev={1} timeRange={rangeOf(source)} timeZone="utc" width={width} height={height}
       legend={legend} options={panel.options}
     />
   );
 }
 
-function displayValues({ panel, frames, results }: Drawn, theme: GrafanaTheme2, sparkline: boolean) {
-  const range = rangeOf(results);
+function displayValues({ panel, frames, source }: Drawn, theme: GrafanaTheme2, sparkline: boolean) {
+  const range = rangeOf(source);
   const values = getFieldDisplayValues({
     fieldConfig: panel.fieldConfig!, reduceOptions: { calcs: ['lastNotNull'], ...panel.options?.reduceOptions },
-    replaceVariables: (text) => filled(text, results.variables), theme, data: frames, sparkline, timeZone: 'utc',
+    replaceVariables: (text) => filled(text, source.variables), theme, data: frames, sparkline, timeZone: 'utc',
   });
   for (const value of values) {
     if (value.sparkline) {
@@ -87,18 +87,18 @@ function Bars(drawn: Drawn) {
   );
 }
 
-function Rows({ panel, frames, results, width, height }: Drawn) {
+function Rows({ panel, frames, source, width, height }: Drawn) {
   const { sortBy, cellHeight = 'sm', showHeader = true } = panel.options ?? {};
   return (
     <TableNG
       data={frames[0]} width={width} height={height} noHeader={!showHeader} sortBy={sortBy} cellHeight={cellHeight}
-      timeRange={rangeOf(results)} structureRev={1} fieldConfig={panel.fieldConfig} enableVirtualization={false} transparent
+      timeRange={rangeOf(source)} structureRev={1} fieldConfig={panel.fieldConfig} enableVirtualization={false} transparent
     />
   );
 }
 
-function Words({ panel, results }: Drawn) {
-  return <div style={{ padding: 8 }} className="markdown-html" dangerouslySetInnerHTML={{ __html: renderMarkdown(filled(panel.options?.content, results.variables)) }} />;
+function Words({ panel, source }: Drawn) {
+  return <div style={{ padding: 8 }} className="markdown-html" dangerouslySetInnerHTML={{ __html: renderMarkdown(filled(panel.options?.content, source.variables)) }} />;
 }
 
 const DRAW: Record<string, (drawn: Drawn) => React.JSX.Element> = {
@@ -112,5 +112,21 @@ export function Visualization(drawn: Drawn) {
   if (!Draw) {
     throw new Error(`panel ${drawn.panel.id}: nothing here draws the type ${drawn.panel.type}`);
   }
-  return <Draw {...drawn} />;
+  return hasData(drawn) ? <Draw {...drawn} /> : <Nothing {...drawn} />;
+}
+
+/** Whether there is a value to draw. Text needs none, and a stat says itself what it shows then. */
+export function hasData({ panel, frames }: Pick<Drawn, 'panel' | 'frames'>): boolean {
+  return ['text', 'stat', 'row'].includes(panel.type) || frames.some((frame) => frame.fields.some(
+    ({ type, values }) => type === FieldType.number && values.some((value) => value !== null)
+  ));
+}
+
+function Nothing({ panel, height }: Drawn) {
+  const theme = useTheme2();
+  return (
+    <div style={{ ...theme.typography.body, color: theme.colors.text.secondary, height, display: 'grid', placeContent: 'center' }}>
+      {panel.fieldConfig?.defaults.noValue ?? 'No data'}
+    </div>
+  );
 }

@@ -4,7 +4,7 @@
 import {
   DataFrame, Field, FieldType, GrafanaTheme2, ThresholdsMode, fieldColorModeRegistry, formattedValueToString, getFieldDisplayName, getValueFormat,
 } from '@grafana/data';
-import { AxisPlacement, LegendDisplayMode, ScaleDirection, ScaleOrientation, UPlotChart, UPlotConfigBuilder, VizLayout, VizLegend, useTheme2 } from '@grafana/ui';
+import { AxisPlacement, LegendDisplayMode, ScaleDirection, ScaleOrientation, UPlotChart, UPlotConfigBuilder, VizLayout, VizLegend, measureText, useTheme2 } from '@grafana/ui';
 import type { Source } from './frames';
 
 interface Box { row: number; from: number; to: number; color: string; text?: string }
@@ -31,6 +31,7 @@ function Plot({ boxes, names, onEdges, fill, gap, source, width, height }: Boxes
   const every = Math.ceil((rows * 16) / height);
   builder.addAxis({
     scaleKey: 'y', placement: AxisPlacement.Left, theme, grid: { show: false }, ticks: { show: false },
+    size: Math.max(...names.map((name) => measureText(name, 12).width)) + 20,
     splits: names.map((_, row) => row + middle), values: names.map((name, row) => (row % every ? '' : name)),
   });
   builder.addSeries({ scaleKey: 'y', theme, pathBuilder: () => null, pointsBuilder: () => false, show: true } as any);

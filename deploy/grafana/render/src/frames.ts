@@ -8,8 +8,8 @@ import {
 import { lastValueFrom } from 'rxjs';
 
 type Labels = Record<string, string>;
-interface Series { metric: Labels; values?: Array<[number, string]>; value?: [number, string] }
-interface Target { refId: string; expr: string; legendFormat?: string; format?: string; instant?: boolean; hide?: boolean }
+interface Series { metric: Labels; values: Array<[number, string]> }
+interface Target { refId: string; expr: string; legendFormat?: string; format?: string; hide?: boolean }
 
 export interface Panel {
   id: number;
@@ -26,12 +26,12 @@ export interface Panel {
   panels?: Panel[];
 }
 
-/** What Prometheus answered one target of a panel: over the whole time, and at its end. */
-interface Answer { dashboard: string; panel: number; ref_id: string; result: Series[]; instant: Series[] }
+/** What Prometheus answered one target of a panel, over the whole time. */
+interface Answer { dashboard: string; panel: number; ref_id: string; result: Series[] }
 
-/** What deploy/grafana/check/drive.py writes. ``picked``: by dashboard, its variables as a person reads them. */
+/** What the driver in tests/deploy/dashboards writes. ``picked``: by dashboard, its variables as a person reads them. */
 export interface Results {
-  span: { start_s: number; end_s: number };
+  acts: Array<{ name: string; start_s: number; end_s: number }>;
   step_s: number;
   answers: Answer[];
   picked?: Record<string, Record<string, string>>;
@@ -45,14 +45,16 @@ export interface Dashboard {
 }
 
 /** What one dashboard is drawn from. Times in seconds. */
-export interface Source { answers: Map<string, Answer>; from: number; to: number; step: number; variables: Record<string, string> }
+export interface Source { answers: Map<string, Series[]>; from: number; to: number; step: number; variables: Record<string, string> }
 
-/** A dashboard's part of the results. */
-export function sourceOf({ uid }: Dashboard, { span, step_s, answers, picked }: Results): Source {
+/** A dashboard's part of the results, from the first act to the end of the last: servers start before, and end after. */
+export function sourceOf({ uid }: Dashboard, { acts, step_s, answers, picked }: Results): Source {
+  const [from, to] = [acts[0].start_s, acts[acts.length - 1].end_s];
+  const cut = ({ metric, values }: Series) => ({ metric, values: values.filter(([at]) => at >= from && at <= to) });
   const own = answers.filter(({ dashboard }) => dashboard === uid);
   return {
-    answers: new Map(own.map((answer) => [`${answer.panel}/${answer.ref_id}`, answer])),
-    from: span.start_s, to: span.end_s, step: step_s, variables: picked?.[uid] ?? {},
+    answers: new Map(own.map(({ panel, ref_id, result }) => [`${panel}/${ref_id}`, result.map(cut)])),
+    from, to, step: step_s, variables: picked?.[uid] ?? {},
   };
 }
 
@@ -72,12 +74,11 @@ standardTransformersRegistry.setInit(() =>
 export async function framesOf(panel: Panel, source: Source, theme: GrafanaTheme2): Promise<DataFrame[]> {
   const targets = (panel.targets ?? []).filter((target) => !target.hide);
   const frames = targets.flatMap((target) => {
-    const answer = source.answers.get(`${panel.id}/${target.refId}`);
-    if (!answer) {
+    const series = source.answers.get(`${panel.id}/${target.refId}`);
+    if (!series) {
       throw new Error(`panel ${panel.id} (${panel.title}): no answer for target ${target.refId}`);
     }
-    const series = target.instant ? answer.instant : answer.result;
-    return target.format === 'table' ? [tableOf(series, target, targets.length)] : seriesOf(series, target, source.step);
+    return target.format === 'table' ? [tableOf(series, target, targets.length)] : graphsOf(series, target, source.step);
   });
   const transformed = await lastValueFrom(transformDataFrame(panel.transformations ?? [], frames));
   const fieldConfig = withDefaults(panel);
@@ -93,17 +94,16 @@ export async function framesOf(panel: Panel, source: Source, theme: GrafanaTheme
   return overridden;
 }
 
-function seriesOf(series: Series[], target: Target, step: number): DataFrame[] {
-  return series.map(({ metric, values, value }) => {
-    const points = values ?? [value!];
+function graphsOf(series: Series[], target: Target, step: number): DataFrame[] {
+  return series.map(({ metric, values }) => {
     const { __name__, ...labels } = metric;
     return createDataFrame({
       refId: target.refId,
       fields: [
         // The interval lets Grafana leave a gap where samples are missing.
-        { name: 'Time', type: FieldType.time, values: points.map(([s]) => s * 1000), config: { interval: step * 1000 } },
+        { name: 'Time', type: FieldType.time, values: values.map(([s]) => s * 1000), config: { interval: step * 1000 } },
         {
-          name: 'Value', type: FieldType.number, values: points.map(([, text]) => numberIn(text)), labels,
+          name: 'Value', type: FieldType.number, values: values.map(([, text]) => numberIn(text)), labels,
           config: { displayNameFromDS: legendOf(target, metric) },
         },
       ],
@@ -111,8 +111,10 @@ function seriesOf(series: Series[], target: Target, step: number): DataFrame[] {
   });
 }
 
+/** The last values, as an instant query at the end has them. */
 function tableOf(series: Series[], target: Target, targets: number): DataFrame {
-  const rows = series.map(({ metric, values, value }) => ({ metric, last: value ?? values![values!.length - 1] }));
+  const end = Math.max(...series.flatMap(({ values }) => values.map(([at]) => at)));
+  const rows = series.map(({ metric, values }) => ({ metric, last: values[values.length - 1] })).filter(({ last }) => last?.[0] === end);
   const names = [...new Set(rows.flatMap(({ metric }) => Object.keys(metric)))].filter((name) => name !== '__name__').sort();
   return createDataFrame({
     refId: target.refId,

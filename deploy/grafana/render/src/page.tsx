@@ -12,6 +12,7 @@ const ROW = 30;
 const GAP = 8;
 const MARGIN = 16;
 
+interface Picture { mode?: 'dark' | 'light'; rows?: Array<string | null> }
 interface Ready { panel: Panel; frames: DataFrame[] }
 
 function Head({ dashboard, source }: { dashboard: Dashboard; source: Source }) {
@@ -76,27 +77,36 @@ function Page({ dashboard, ready, source, width }: { dashboard: Dashboard; ready
   );
 }
 
+/** The panels from one row heading up to another, where they are named, moved to the top. */
+function between(panels: Panel[], [first, end]: Array<string | null>): Panel[] {
+  const top = (title: string | null | undefined, otherwise: number) => {
+    const row = panels.find((panel) => panel.type === 'row' && panel.title === title);
+    if (title && !row) {
+      throw new Error(`there is no row ${title}`);
+    }
+    return row?.gridPos.y ?? otherwise;
+  };
+  const [from, to] = [top(first, 0), top(end, Infinity)];
+  return panels.filter(({ gridPos: { y } }) => y >= from && y < to)
+    .map((panel) => ({ ...panel, gridPos: { ...panel.gridPos, y: panel.gridPos.y - from } }));
+}
+
 /** Draw a dashboard; resolves to the titles of panels without data. Rejects when a panel has no answer or cannot be drawn. */
-async function draw(dashboard: Dashboard, results: Results, mode: 'dark' | 'light', width: number) {
+async function draw(dashboard: Dashboard, results: Results, { mode = 'dark', rows = [] }: Picture, width: number) {
   await initPluginTranslations('grafana');
   const theme = createTheme({ colors: { mode } });
   const source = sourceOf(dashboard, results);
-  const panels = dashboard.panels.flatMap((panel) => [panel, ...(panel.collapsed ? [] : panel.panels ?? [])]);
+  const panels = between(dashboard.panels.flatMap((panel) => [panel, ...(panel.collapsed ? [] : panel.panels ?? [])]), rows);
   const ready = await Promise.all(panels.map(async (panel) => ({ panel, frames: await framesOf(panel, source, theme) })));
   const root = createRoot(document.getElementById('root')!, { onUncaughtError: (error) => { throw error; } });
-  const page = () => root.render(
-    <ThemeContext.Provider value={theme}>
-      <GlobalStyles />
-      <Page dashboard={dashboard} ready={ready} source={source} width={width} />
-    </ThemeContext.Provider>
+  const themed = (content: React.ReactNode) => root.render(
+    <ThemeContext.Provider value={theme}><GlobalStyles />{content}</ThemeContext.Provider>
   );
-  // Twice: widths are measured with the font, which loads only once something is written in it.
-  page();
-  await new Promise((done) => setTimeout(done, 300));
-  await document.fonts.ready;
-  root.render(null);
-  await new Promise((done) => setTimeout(done, 50));
-  page();
+  // Widths are measured once with whatever font there is: Grafana's must have come before anything is drawn.
+  themed(null);
+  await new Promise((done) => setTimeout(done, 100));
+  await Promise.all([400, 500].map((weight) => document.fonts.load(`${weight} 12px Inter`)));
+  themed(<Page dashboard={dashboard} ready={ready} source={source} width={width} />);
   return ready.filter((one) => !hasData(one)).map(({ panel }) => `${panel.id} ${panel.title}`);
 }
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from edgemux.cloud.admission import Refused
 from edgemux.cloud.statistics import ROWS, SECONDS, Outcome, Spread, Tally
+from edgemux.wire.registry import ProcessRegistry
 
 __all__ = ["Metrics", "Outcome"]
 
@@ -29,7 +29,7 @@ class Metrics(Collector):
 
     def __init__(self) -> None:
         self._tallies: dict[str, dict[str, Tally]] = {}
-        self.registry = CollectorRegistry()
+        self.registry = ProcessRegistry()
         self.registry.register(self)
 
     def of(self, model: str, version: str = "") -> Tally:

@@ -75,6 +75,14 @@ class Tariff(msgspec.Struct, frozen=True):
         return {"bytes": size, "joules": size * self.joules_per_byte, "money": size * self.money_per_byte}
 
 
+class Limit(msgspec.Struct, frozen=True):
+    """How the budgets of a kind stand: tokens a second, the share of what they can hold, tokens taken in all."""
+
+    rate_per_s: float
+    left_share: float
+    spent: float
+
+
 class Purse:
     """The budgets, and what is taken from them. Not thread-safe: one event loop owns it.
 
@@ -90,12 +98,15 @@ class Purse:
         self._budgets: list[tuple[Kind, TokenBucket | TolledBudget]] = []
         self._tolled: list[tuple[Kind, TolledBudget]] = []
         self._joules: list[TokenBucket] = []
+        self._limited: list[tuple[Kind, TokenBucket]] = []
         self._buckets: dict[str, TokenBucket] = {}
 
     def limit(self, kind: Kind, bucket: TokenBucket, name: str | None = None) -> None:
         """Add a budget; one with a ``name`` is in ``tokens``."""
         if name is not None:
             self._buckets[name] = bucket
+        if not bucket.unlimited:
+            self._limited.append((kind, bucket))
         budget: TokenBucket | TolledBudget = bucket
         if kind == "joules":
             self._joules.append(bucket)
@@ -110,6 +121,18 @@ class Purse:
         for kind, budget in self._budgets:
             left[kind] = min(left[kind], budget.available(now_s))
         return left
+
+    def limits(self, now_s: float) -> dict[Kind, Limit]:
+        """How what is limited stands: of several budgets of a kind the one that is tightest, in each respect."""
+        found: dict[Kind, Limit] = {}
+        for kind, bucket in self._limited:
+            share = bucket.available(now_s) / bucket.burst if bucket.burst > 0 else 0.0
+            mine = Limit(bucket.rate_per_s, share, bucket.taken)
+            known = found.get(kind, mine)
+            found[kind] = Limit(
+                min(known.rate_per_s, mine.rate_per_s), min(known.left_share, mine.left_share), mine.spent
+            )
+        return found
 
     def allowance(self, now_s: float) -> Allowance:
         """``left`` as the policy's budget takes it."""

@@ -16,6 +16,7 @@ from edgemux.edge.cloud_executor import CloudExecutor
 from edgemux.edge.clouds import Cloud, Clouds
 from edgemux.edge.config import ApplicationSettings, CloudSettings, EdgeConfig
 from edgemux.edge.device_executor import DeviceExecutor
+from edgemux.edge.gauges import export_settings
 from edgemux.edge.loading import Loaded, load
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.pager import Pager
@@ -152,6 +153,8 @@ def _agent(
     routes = manifest.multiplexer.routes
     if first is None:
         metrics = EdgeMetrics(manifest.name, routes, config.energy)
+        metrics.asks(len(channels))
+        export_settings(metrics, config)
     else:
         metrics = first.metrics.of_another(manifest.name, routes)
     for delta in family.loads:

@@ -42,7 +42,7 @@ class EdgeService(ModelService):
         self._counts = {name: Counts() for name in agents}
         first, *others = agents.values()
         # What asks for no model that is here is counted with the only one, or with none of several.
-        self._nobody = first.metrics.of_another("other") if others else first.metrics
+        self._nobody = first.metrics.of_nobody() if others else first.metrics
         self._log = log
         self._places = Shares()
         self._max_inflight = first.max_inflight

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from edgemux.edge.agent import Agent
 from edgemux.edge.budget import Readings
+from edgemux.edge.gauges import export
 from edgemux.edge.pager import Pager
 from edgemux.edge.vigil import Vigil, Withdrawal
 
@@ -89,22 +90,3 @@ def sense(agents: Sequence[Agent], now_s: float) -> None:
     first.metrics.aged(first.sampler.ages_s(now_s))
     for agent in agents:
         export(agent, now_s)
-
-
-def export(agent: Agent, now_s: float) -> None:
-    """Bring an application's gauges up to date, and those of the budgets and the breaker."""
-    metrics = agent.metrics
-    if agent.cloud is not None:
-        metrics.breaker.set(agent.cloud.state(now_s))
-        for number, peer in enumerate(agent.cloud.peers):
-            metrics.peer_breaker.labels(str(number)).set(peer.state(now_s))
-    for kind, left in agent.purse.left(now_s).items():
-        metrics.budget.labels(kind).set(left)
-    for kind, price in agent.purse.prices(now_s).items():
-        metrics.toll.labels(kind).set(price)
-    metrics.bound.set(agent.vigil.state.bound)
-    metrics.drift.set(agent.vigil.state.alarmed)
-    metrics.resident.set(agent.family.resident_bytes)
-    metrics.plan_level.set(agent.planned)
-    metrics.plan_share.set(agent.share)
-    metrics.level.set(agent.affordable_level(agent.sampler.latest))

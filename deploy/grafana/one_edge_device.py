@@ -226,6 +226,7 @@ DEVICE = Row(
             "Since each could last be read. More than some seconds: it is broken, and its readings are unknown.",
             "s",
             (Query(f"edgemux_sensor_age_seconds{{{AGENT}}}", "{{sensor}}"),),
+            width=12,
             steps=((5.0, WARNING),),
         ),
         Panel(
@@ -234,6 +235,7 @@ DEVICE = Row(
             "How late the agent's own loop is: more than its requests can wait is a device without a CPU to spare.",
             "s",
             (Query(reading("loop_lag_seconds"), "lag"),),
+            width=12,
             steps=((0.1, WARNING),),
         ),
     ),

@@ -38,6 +38,8 @@ SLOW = Conditions(round_trip_s=0.3, bits_per_s=0.2e6)
 # The names that Prometheus gives them: with dots, as the names of hosts have.
 EDGES = ("edge-1.site-a:9002", "edge-2.site-b:9002")
 CLOUD = "cloud-1.site-c:8002"
+# Everything happens to it; the second sees the outage and the overload of the cloud only.
+FIRST = f'instance="{EDGES[0]}"'
 
 _LISTEN = """[listen]
 grpc_port = {grpc}
@@ -205,8 +207,11 @@ class _Traffic:
 class _Play:
     """The acts, one after the other, with traffic all the while."""
 
-    def __init__(self, processes: _Processes, link: Link, traffic: Mapping[str, _Traffic], stretch: float) -> None:
+    def __init__(
+        self, processes: _Processes, link: Link, traffic: Mapping[str, _Traffic], server: Prometheus, stretch: float
+    ) -> None:
         """``stretch``: how many times as long each act is."""
+        self._server = server
         self._stretch = stretch
         self._processes = processes
         self._link = link
@@ -220,24 +225,30 @@ class _Play:
         self.acts.append(Act(name, start_s, time.time()))
 
     async def _pass(self, seconds: float, until: str = "") -> None:
-        """So long, and longer on a busy machine: until Prometheus has series for ``until``."""
+        """So long, and longer on a busy machine: until Prometheus has series for ``until``. Raises TimeoutError."""
         await asyncio.sleep(seconds * self._stretch)
+        if until:
+            await asyncio.to_thread(self._await, until)
+
+    def _await(self, expression: str) -> None:
         end_s = time.monotonic() + PATIENCE_S
-        while until and time.monotonic() < end_s and not await asyncio.to_thread(self._server.at, until, time.time()):
-            await asyncio.sleep(SCRAPE_S / 2)
+        while not self._server.at(expression, time.time()):
+            if time.monotonic() > end_s:
+                raise TimeoutError(f"it does not come to {expression}")
+            time.sleep(SCRAPE_S / 2)
 
     async def all(self) -> None:
         with self._act("calm"):
-            await self._pass(10.0, 'edgemux_budget_price{budget="offloads"} > 0')
+            await self._pass(10.0, f'edgemux_budget_price{{{FIRST},budget="offloads"}} > 0')
         with self._act("outage"):
             self._processes.kill("cloud")
-            await self._pass(6.0, "edgemux_breaker_state == 2")
+            await self._pass(6.0, f"edgemux_breaker_state{{{FIRST}}} == 2")
             await asyncio.to_thread(self._processes.start, "cloud")
         with self._act("recovery"):
-            await self._pass(5.0, "edgemux_breaker_state == 0")
+            await self._pass(5.0, f"edgemux_breaker_state{{{FIRST}}} == 0")
         with self._act("squeeze"):
             self._processes.devices[EDGES[0]].be(SQUEEZED)
-            await self._pass(7.0, "edgemux_plan_level == 1")
+            await self._pass(7.0, f"edgemux_plan_level{{{FIRST}}} == 1")
             self._processes.devices[EDGES[0]].be(FINE)
         with self._act("slow link"):
             self._link.set(SLOW)
@@ -249,7 +260,7 @@ class _Play:
             await asyncio.gather(*floods)
         with self._act("drift"):
             self._traffic[EDGES[0]].inverted = True
-            await self._pass(8.0, "edgemux_drift == 1")
+            await self._pass(8.0, f"edgemux_drift{{{FIRST}}} == 1")
 
 
 @contextlib.contextmanager

@@ -9,11 +9,12 @@ import UPNG from 'upng-js';
 
 // rows: from that row heading on, and up to that one. A page that is longer than two screens makes two pictures.
 const PICTURES = [
-  { name: 'edge-fleet', dashboard: 'edge-fleet' },
-  { name: 'edge-fleet-light', dashboard: 'edge-fleet', mode: 'light' },
+  { name: 'edge-fleet', dashboard: 'edge-fleet', rows: [null, 'Devices'] },
+  { name: 'edge-fleet-devices', dashboard: 'edge-fleet', rows: ['Devices', null] },
   { name: 'one-edge', dashboard: 'one-edge', rows: [null, 'Cloud and link'] },
   { name: 'one-edge-device', dashboard: 'one-edge', rows: ['Cloud and link', null] },
   { name: 'cloud', dashboard: 'cloud' },
+  { name: 'cloud-light', dashboard: 'cloud', mode: 'light' },
 ];
 const WIDTH = 1440;
 const COLOURS = 256;

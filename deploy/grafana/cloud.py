@@ -27,7 +27,7 @@ def mean(histogram: str, by: str = "") -> str:
 
 def ratio(over: str, under: str, by: str = "") -> str:
     """Of two counters' rates."""
-    return f"{rate(over, by)} / {rate(under, by)}"
+    return f"{rate(over, by)} / ({rate(under, by)} > 0)"
 
 
 REFUSED = "sum(rate(edgemux_cloud_requests_total{" + SERVED + ',outcome=~"refused|expired"}[$__rate_interval]))'
@@ -184,7 +184,7 @@ BATCHES = Row(
             "Of a request for its batch: half of them, and 99 of 100, waited less. Rises before anything is refused.",
             "s",
             (
-                Query(quantile(0.5, "edgemux_cloud_queue_seconds", "model"), "{{model}} p50"),
+                Query(quantile(0.5, "edgemux_cloud_queue_seconds", "model"), "{{model}} p50", dotted=True),
                 Query(quantile(0.99, "edgemux_cloud_queue_seconds", "model"), "{{model}} p99"),
             ),
         ),
@@ -194,7 +194,7 @@ BATCHES = Row(
             "What the model takes. Rises with the rows of a batch; else the machine is busy with something else.",
             "s",
             (
-                Query(quantile(0.5, "edgemux_cloud_compute_seconds", "model"), "{{model}} p50"),
+                Query(quantile(0.5, "edgemux_cloud_compute_seconds", "model"), "{{model}} p50", dotted=True),
                 Query(quantile(0.99, "edgemux_cloud_compute_seconds", "model"), "{{model}} p99"),
             ),
         ),
@@ -295,6 +295,7 @@ ALERTS = Row(
             width=12,
             decimals=0,
             least=None,
+            plain=True,
             steps=((None, BAD), (172_800.0, WARNING), (1_209_600.0, GOOD)),
         ),
         Panel(
@@ -306,6 +307,7 @@ ALERTS = Row(
             kind="stat",
             width=12,
             decimals=0,
+            plain=True,
         ),
     ),
 )

@@ -56,7 +56,7 @@ NOW = Row(
         ),
         Panel(
             13,
-            "Answered by the cloud",
+            "From the cloud",
             "Share of the answers that came from the cloud. What that may cost: Offloads and budgets below.",
             "percentunit",
             (Query(f"{total(ANSWERS, where=BY_CLOUD)} / {total(ANSWERS)}"),),
@@ -150,7 +150,7 @@ ROUTES = Row(
             "From arrival to answer: half of the inputs, and 99 of 100, were quicker. The worst of the models.",
             "s",
             (
-                Query(f"max by (route) ({LATENCY}:p50_rate5m{{{MODEL}}})", "{{route}} p50"),
+                Query(f"max by (route) ({LATENCY}:p50_rate5m{{{MODEL}}})", "{{route}} p50", dotted=True),
                 Query(f"max by (route) ({LATENCY}:p99_rate5m{{{MODEL}}})", "{{route}} p99"),
             ),
             colours=palette.ROUTES,
@@ -177,9 +177,10 @@ OFFLOADS = Row(
             "all agents together allow for good. Sent stays below allowed but for short bursts.",
             "percentunit",
             (
-                Query("fleet:edgemux_offload_attempts:rate5m / fleet:edgemux_requests:rate5m", "sent"),
+                Query("fleet:edgemux_offload_attempts:rate5m / (fleet:edgemux_requests:rate5m > 0)", "sent"),
                 Query(
-                    'sum(budget:edgemux_budget_rate:sum{budget="offloads"}) / fleet:edgemux_requests:rate5m',
+                    'clamp_max(sum(budget:edgemux_budget_rate:sum{budget="offloads"}) / '
+                    "(fleet:edgemux_requests:rate5m > 0), 1)",
                     "allowed",
                     dashed=True,
                 ),
@@ -192,7 +193,7 @@ OFFLOADS = Row(
             "What is taken from the budgets, of what they fill up by in the same time. 100 % for long is a fleet that "
             "could use more; above it, agents live on what they have saved.",
             "percentunit",
-            (Query("budget:edgemux_budget_spent:rate5m / budget:edgemux_budget_rate:sum", "{{budget}}"),),
+            (Query("budget:edgemux_budget_spent:rate5m / (budget:edgemux_budget_rate:sum > 0)", "{{budget}}"),),
             colours=palette.BUDGETS,
             steps=((1.0, WARNING),),
         ),
@@ -249,6 +250,7 @@ ACCURACY = Row(
                 Query(f"model:edgemux_disagreement_upper_bound:max{{{MODEL}}}", "{{model}}"),
                 Query(f"model:edgemux_certificate_alpha:min{{{MODEL}}}", "{{model}} promised", dashed=True),
             ),
+            colours=palette.BOUND,
         ),
         Panel(
             42,
@@ -292,7 +294,7 @@ ACCURACY = Row(
             "Energy of an answer",
             "By the proxy in [energy], in the configurations: CPU seconds and bytes sent. Not a measurement.",
             "joule",
-            (Query(f"{total('model_route:edgemux_energy_joules:rate5m')} / {total(ANSWERS)}", "mean"),),
+            (Query(f"{total('model_route:edgemux_energy_joules:rate5m')} / ({total(ANSWERS)} > 0)", "mean"),),
         ),
     ),
 )

@@ -18,6 +18,11 @@ def spread(sensor: str, *kinds: str) -> tuple[Query, ...]:
     return tuple(Query(f'sensor:edgemux_resource:{kind}{{sensor="{sensor}"}}', words[kind]) for kind in kinds)
 
 
+def column_of(metric: str, where: str = "") -> Query:
+    """A value for each agent, with no label but its name: columns are joined by all labels, their own name included."""
+    return Query(f"max by (instance) ({metric}{{{where}{PICKED}}})")
+
+
 SPREAD = {"least": palette.SKY, "mean": palette.BLUE, "most": palette.ORANGE}
 
 DEVICES = Row(
@@ -31,7 +36,7 @@ DEVICES = Row(
             "none",
             (
                 Query(f"model:edgemux_plan_level:avg{{{MODEL}}}", "{{model}} mean"),
-                Query(f"model:edgemux_plan_level:min{{{MODEL}}}", "{{model}} lowest"),
+                Query(f"model:edgemux_plan_level:min{{{MODEL}}}", "{{model}} lowest", dotted=True),
             ),
             decimals=1,
         ),
@@ -122,12 +127,12 @@ TABLE = Row(
             "Now, an agent a line. Sort by a column to find the worst; click on a name for that agent's own page.",
             "short",
             (
-                Query(f'up{{job="edgemux-edge",{PICKED}}}'),
+                column_of("up", 'job="edgemux-edge",'),
                 Query(f"sum by (instance) (instance_route:edgemux_requests:rate5m{{{PICKED}}})"),
-                Query(f"instance:edgemux_offload:ratio_rate5m{{{PICKED}}}"),
-                Query(f"instance:edgemux_refused:ratio_rate5m{{{PICKED}}}"),
-                Query(f"instance:edgemux_request_duration_seconds:p99_rate5m{{{PICKED}}}"),
-                Query(f"instance:edgemux_kept_for_budget:ratio_rate5m{{{PICKED}}}"),
+                column_of("instance:edgemux_offload:ratio_rate5m"),
+                column_of("instance:edgemux_refused:ratio_rate5m"),
+                column_of("instance:edgemux_request_duration_seconds:p99_rate5m"),
+                column_of("instance:edgemux_kept_for_budget:ratio_rate5m"),
             ),
             kind="table",
             width=24,
@@ -170,9 +175,10 @@ ALERTS = Row(
             "How many processes run which version. Two for long: an update that stopped half-way.",
             "none",
             (Query("job_version:edgemux_build_info:count", "{{job}} {{version}}"),),
-            kind="bars",
+            kind="stat",
             height=8,
             decimals=0,
+            plain=True,
         ),
     ),
 )

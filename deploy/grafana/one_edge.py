@@ -25,7 +25,7 @@ def quantile(share: float, metric: str, by: str = "", where: str = MODEL) -> str
 
 def mean(histogram: str, by: str = "", where: str = MODEL) -> str:
     """The mean of a histogram."""
-    return f"{rate(f'{histogram}_sum', by, where)} / {rate(f'{histogram}_count', by, where)}"
+    return f"{rate(f'{histogram}_sum', by, where)} / ({rate(f'{histogram}_count', by, where)} > 0)"
 
 
 def reading(name: str) -> str:
@@ -50,6 +50,7 @@ def standing() -> str:
 
 ANSWERED = "edgemux_requests_total"
 REFUSED = "edgemux_refused_total"
+SOME = rate(ANSWERED, where=AGENT)
 
 NOW = Row(
     10,
@@ -77,7 +78,7 @@ NOW = Row(
         ),
         Panel(
             13,
-            "Answered by the cloud",
+            "From the cloud",
             "Share of the answers that came from the cloud. High while the network is dear: lower a budget.",
             "percentunit",
             (Query(f"{rate(ANSWERED, where=FROM_CLOUD)} / {rate(ANSWERED)}"),),
@@ -98,7 +99,7 @@ NOW = Row(
         ),
         Panel(
             15,
-            "Disagreement, at most",
+            "Differs, at most",
             "Bound on the share of inputs that are kept on the device and answered other than the cloud would have. "
             "It is the certificate's while that is in force, then that of the audits.",
             "percentunit",
@@ -216,9 +217,9 @@ OFFLOADS = Row(
             "offload budget allows for good. Above it for a while is a burst of what was saved.",
             "percentunit",
             (
-                Query(f"{rate('edgemux_offload_attempts_total', where=AGENT)} / {rate(ANSWERED, where=AGENT)}", "sent"),
+                Query(f"{rate('edgemux_offload_attempts_total', where=AGENT)} / ({SOME} > 0)", "sent"),
                 Query(
-                    f'sum(edgemux_budget_rate{{{AGENT},budget="offloads"}}) / {rate(ANSWERED, where=AGENT)}',
+                    f'clamp_max(sum(edgemux_budget_rate{{{AGENT},budget="offloads"}}) / ({SOME} > 0), 1)',
                     "allowed",
                     dashed=True,
                 ),
@@ -267,7 +268,10 @@ OFFLOADS = Row(
             "Offloads, bytes, joules or money, as they are in the budgets. What is not limited is not shown.",
             "short",
             (Query(f"edgemux_budget_remaining{{{AGENT}}} < Inf", "{{budget}}"),),
-            colours=palette.BUDGETS,
+            kind="stat",
+            height=8,
+            units={"bytes": "bytes", "joules": "joule"},
+            plain=True,
             least=None,
             width=12,
         ),
@@ -310,6 +314,8 @@ ACCURACY = Row(
                 Query(f"edgemux_disagreement_upper_bound{{{MODEL}}}", "{{model}}"),
                 Query(f"edgemux_certificate_alpha{{{MODEL}}}", "{{model}} promised", dashed=True),
             ),
+            colours=palette.BOUND,
+            most=1.0,
         ),
         Panel(
             42,
@@ -342,6 +348,7 @@ ACCURACY = Row(
                 Query(f"edgemux_disagreement_interval{{{MODEL}}}", "{{model}} {{end}}"),
                 Query(f"edgemux_certificate_alpha{{{MODEL}}}", "{{model}} promised", dashed=True),
             ),
+            colours=palette.ENDS,
         ),
         Panel(
             45,
@@ -378,7 +385,7 @@ ACCURACY = Row(
             "percentunit",
             (
                 Query(quantile(0.5, "edgemux_score", "model"), "{{model}} half"),
-                Query(quantile(0.1, "edgemux_score", "model"), "{{model}} 9 of 10"),
+                Query(quantile(0.1, "edgemux_score", "model"), "{{model}} 9 of 10", dotted=True),
             ),
             width=12,
             most=1.0,
@@ -398,7 +405,7 @@ LATENCY = Row(
             "of requests that give none.",
             "s",
             (
-                Query(quantile(0.5, "edgemux_request_duration_seconds", "route"), "{{route}} p50"),
+                Query(quantile(0.5, "edgemux_request_duration_seconds", "route"), "{{route}} p50", dotted=True),
                 Query(quantile(0.99, "edgemux_request_duration_seconds", "route"), "{{route}} p99"),
                 Query(f"edgemux_default_timeout_seconds{{{AGENT}}}", "deadline", dashed=True),
             ),

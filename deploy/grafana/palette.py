@@ -82,3 +82,16 @@ STANDINGS = {"none": GREY, "unwatched": SKY, "in_force": BLUE, "re_certified": G
 STANDING = {number: (name.replace("_", " "), colour) for number, (name, colour) in enumerate(STANDINGS.items())}
 CAUSES = {"audits": RED, "score_shift": PINK, "input_shift": ORANGE, "other_model": GREEN, "watch_failed": GREY}
 DIRECTIONS = {"raise": BLUE, "lower": ORANGE}
+# Shares of the CPU and of time, and CPUs.
+SENSORS = {
+    "cpu_others": BLUE,
+    "cpu_pressure": ORANGE,
+    "cpu_speed": GREEN,
+    "cpu_count": BLUE,
+    "cpu_quota": ORANGE,
+    "memory_pressure": BLUE,
+    "io_pressure": ORANGE,
+}
+# What a line of any model is drawn as.
+ENDS = {".* high": ORANGE, ".* low": BLUE, ".* promised": GREY}
+BOUND = {"(?!.* promised$).*": BLUE, ".* promised": GREY}

@@ -13,23 +13,26 @@ from grafana_foundation_sdk.models import common, dashboard
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode, HeatmapColorScale
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from deploy.grafana.palette import GOOD
+from deploy.grafana.palette import BLUE, GOOD
 
 DATASOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
 Kind = Literal["lines", "stack", "stat", "states", "heat", "table", "bars"]
 # From which value on which colour. A first step without a value is for all values below; otherwise they are good.
 Steps = tuple[tuple[float | None, str], ...]
 HEIGHT = {"stat": 4, "states": 6}
-# A legend value is a column; more than two do not fit a third of the screen.
+# A legend value is a column; more than two do not fit a third of the screen. Neither do more than three rows: longer
+# legends are lists.
 CALCS = ["lastNotNull", "max"]
+ROWS = 3
 
 
 class Query(msgspec.Struct, frozen=True):
-    """What is asked. ``legend`` as Grafana's, {{label}} and text; ``dashed``: drawn as a limit, not as a reading."""
+    """What is asked. ``legend`` as Grafana's, {{label}} and text; ``dashed``: a limit; ``dotted``: a median."""
 
     expr: str
     legend: str = ""
     dashed: bool = False
+    dotted: bool = False
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -48,8 +51,8 @@ class Panel(msgspec.Struct, frozen=True):
     """A panel. ``id`` is part of links to it: never given to another. ``text``: what it says, and what to do.
 
     colours: by the name in the legend. states: by value, the word and its colour. named: a stat shows its legend
-    instead of its value. ``width`` of 24 columns. sort: the column
-    by which a table is sorted, from the largest.
+    instead of its value; plain: without its course. units: by the name in the legend. ``width`` of 24 columns.
+    sort: the column by which a table is sorted, from the largest.
     """
 
     id: int
@@ -71,6 +74,8 @@ class Panel(msgspec.Struct, frozen=True):
     no_value: str = ""
     sort: str = ""
     named: bool = False
+    plain: bool = False
+    units: Mapping[str, str] = {}
 
     @property
     def rows(self) -> int:
@@ -129,18 +134,28 @@ def _overridden(made: Any, panel: Panel) -> Any:
         fixed = dashboard.DynamicConfigValue("color", {"mode": "fixed", "fixedColor": colour})
         # Legends are "edge" or "edge p99": the first word is the label.
         made = made.override_by_regexp(f"/^{name}( .*)?$/", [fixed])
+    for name, unit in panel.units.items():
+        made = made.override_by_regexp(f"/^{name}$/", [dashboard.DynamicConfigValue("unit", unit)])
     for number, query in enumerate(panel.queries):
-        if query.dashed:
-            dashes = dashboard.DynamicConfigValue("custom.lineStyle", {"fill": "dash", "dash": [8, 6]})
-            made = made.override_by_query(
-                chr(ord("A") + number), [dashes, dashboard.DynamicConfigValue("custom.fillOpacity", 0)]
-            )
+        if query.dashed or query.dotted:
+            style = {"fill": "dash", "dash": [8, 6] if query.dashed else [2, 4]}
+            dashes = [dashboard.DynamicConfigValue("custom.lineStyle", style)]
+            made = made.override_by_query(chr(ord("A") + number), dashes)
     return made
 
 
-def _legend() -> parts.VizLegendOptions:
-    shown = parts.VizLegendOptions().show_legend(True).display_mode(common.LegendDisplayMode.TABLE)
-    return shown.placement(common.LegendPlacement.BOTTOM).calcs(CALCS)
+def _lines_of(panel: Panel) -> int:
+    """How many lines are to be expected: each query with a label has one for each of the names that have a colour."""
+    named = sum("*" not in name for name in panel.colours)
+    each = sum("{{" in query.legend for query in panel.queries)
+    return len(panel.queries) + each * max(0, named - 1)
+
+
+def _legend(panel: Panel) -> parts.VizLegendOptions:
+    shown = parts.VizLegendOptions().show_legend(True).placement(common.LegendPlacement.BOTTOM)
+    if _lines_of(panel) > ROWS:
+        return shown.display_mode(common.LegendDisplayMode.LIST)
+    return shown.display_mode(common.LegendDisplayMode.TABLE).calcs(CALCS)
 
 
 def _tooltip() -> parts.VizTooltipOptions:
@@ -148,9 +163,15 @@ def _tooltip() -> parts.VizTooltipOptions:
 
 
 def _lines(panel: Panel) -> Any:
-    made = timeseries.Panel().legend(_legend()).tooltip(_tooltip()).line_width(2).fill_opacity(0)
+    made = timeseries.Panel().legend(_legend(panel)).tooltip(_tooltip()).line_width(2).fill_opacity(0)
     made = made.show_points(common.VisibilityMode.AUTO).span_nulls(False)
-    made = made.color_scheme(build.FieldColor().mode(dashboard.FieldColorModeId.PALETTE_CLASSIC))
+    if len(panel.queries) == 1 and "{{" not in panel.queries[0].legend:
+        made = made.color_scheme(build.FieldColor().mode(dashboard.FieldColorModeId.FIXED).fixed_color(BLUE))
+    else:
+        made = made.color_scheme(build.FieldColor().mode(dashboard.FieldColorModeId.PALETTE_CLASSIC))
+    if panel.unit == "none":
+        # Whole things: between two of them is nothing.
+        made = made.line_interpolation(common.LineInterpolation.STEP_AFTER).axis_soft_max(1)
     if panel.steps:
         style = parts.GraphThresholdsStyleConfig().mode(common.GraphTresholdsStyleMode.DASHED)
         made = made.thresholds_style(style)
@@ -172,7 +193,7 @@ def _stat(panel: Panel) -> Any:
         made = made.text_mode(common.BigValueTextMode.VALUE)
     if panel.named:
         made = made.text_mode(common.BigValueTextMode.NAME)
-    graph = common.BigValueGraphMode.NONE if panel.states else common.BigValueGraphMode.AREA
+    graph = common.BigValueGraphMode.NONE if panel.states or panel.plain else common.BigValueGraphMode.AREA
     made = made.graph_mode(graph).color_mode(common.BigValueColorMode.VALUE)
     return made.color_scheme(build.FieldColor().mode(dashboard.FieldColorModeId.THRESHOLDS))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ import yaml
 from deploy.grafana import palette
 from deploy.grafana.generate import FOLDER, PAGES, dashboards
 from edgemux.cloud.admission import Refused
-from edgemux.cloud.metrics import Metrics
 from edgemux.cloud.statistics import Outcome
-from edgemux.edge.metrics import AUDITS, DIRECTIONS, OUTCOMES, REFUSALS, STAGES, EdgeMetrics, EnergyProxy
+from edgemux.edge.metrics import AUDITS, DIRECTIONS, OUTCOMES, REFUSALS, STAGES
 from edgemux.edge.purse import KINDS
 from edgemux.edge.vigil import Standing, Withdrawal
 from edgemux.multiplexer.domain import Placement, Reason
-from tests.deploy.dashboards.promql import parse, selectors
+from tests import exported
+from tests.authority import Authority
+from tests.deploy.dashboards.promql import Aggregation, Labels, parse, selectors
 from tests.deploy.dashboards.variables import ALL, label_values
 from tests.deploy.dashboards.verdict import panels, variables
 
@@ -31,8 +32,8 @@ ROOT = Path(__file__).parents[2]
 CORE = {"timeseries", "stat", "state-timeline", "heatmap", "table", "bargauge"}
 UIDS = {"edge-fleet": "edgemux-edge-fleet", "one-edge": "edgemux-one-edge", "cloud": "edgemux-cloud"}
 TITLES = {"edge-fleet": "Edge fleet", "one-edge": "One edge", "cloud": "Cloud"}
-# Beside those that edgemux exports and its rules record: Prometheus' own, and those of TLS and of the process.
-OTHERS = {"up", "ALERTS", "edgemux_certificate_until_seconds"}
+# Prometheus' own, with their labels beside those of the scrape.
+OTHERS = {"up": frozenset[str](), "ALERTS": frozenset({"alertname", "alertstate", "severity"})}
 BUILT_IN = {"__rate_interval", "__interval", "__range", "datasource"}
 _NAME = re.compile(r"\$\{?(\w+)")
 
@@ -43,9 +44,6 @@ def board(name: str) -> dict[str, Any]:
 
 
 BOARDS = [board(name) for name in PAGES]
-EVERY = [(made, panel) for made in BOARDS for panel in panels(made)]
-IDS = [f"{made['uid']}/{panel['id']}" for made, panel in EVERY]
-every_panel = pytest.mark.parametrize(("made", "panel"), EVERY, ids=IDS)
 every_board = pytest.mark.parametrize("made", BOARDS, ids=list(PAGES))
 
 
@@ -59,19 +57,31 @@ def read_by(made: dict[str, Any]) -> Iterator[str]:
             yield from (selector.name for selector in selectors(expression(target["expr"])))
 
 
-def exported() -> set[str]:
-    """The names of all series of an agent and of a cloud."""
-    ends = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}
-    cloud = Metrics()
-    cloud.of("m")
-    registries = (EdgeMetrics("m", ("level1", "cloud"), EnergyProxy()).registry, cloud.registry)
-    families = [family for registry in registries for family in registry.collect()]
-    return {family.name + end for family in families for end in ends.get(family.type, [""])}
+@pytest.fixture(scope="module")
+def known(tiny_bundle: Path, authority: Authority) -> Callable[[str], frozenset[str] | None]:
+    """The labels of a metric that agents and clouds export, or that rules record from those; None for others."""
+    agent = exported.edge(exported.config_of(tiny_bundle, models=2, clouds=2))
+    families = exported.families(agent, exported.cloud(), exported.tls(authority))
+    rules = recorded()
+    of_scrapes = frozenset({"job", "instance"})
+
+    def labels_of(name: str) -> frozenset[str] | None:
+        if name in OTHERS:
+            return of_scrapes | OTHERS[name]
+        if name in rules:
+            return Labels(labels_of).through(parse(rules[name]))
+        whole = re.sub("_(bucket|sum|count)$", "", name)
+        family = families.get(name) or families.get(whole)
+        if family is None or (family.kind == "histogram") == (name == whole):
+            return None
+        return of_scrapes | family.labels.keys() | ({"le"} if name.endswith("_bucket") else set())
+
+    return labels_of
 
 
-def recorded() -> set[str]:
+def recorded() -> dict[str, str]:
     groups = yaml.safe_load((ROOT / "deploy/prometheus/rules/recording.yml").read_text())["groups"]
-    return {rule["record"] for group in groups for rule in group["rules"]}
+    return {rule["record"]: rule["expr"] for group in groups for rule in group["rules"]}
 
 
 def test_the_committed_dashboards_are_what_the_code_makes() -> None:
@@ -114,28 +124,29 @@ def test_no_row_of_the_grid_is_left_half_empty(made: dict[str, Any]) -> None:
     assert {y: width for y, width in widths.items() if width != 24} == {}
 
 
-@every_panel
-def test_every_panel_says_what_it_shows_in_which_unit_and_from_where(
-    made: dict[str, Any], panel: dict[str, Any]
-) -> None:
-    assert len(panel["description"]) > 20 and panel["description"].endswith((".", "?"))
-    assert panel["fieldConfig"]["defaults"]["unit"]
-    for asked in (panel, *panel["targets"]):
-        assert asked["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
-    assert panel["type"] in CORE
+@every_board
+def test_every_panel_says_what_it_shows_in_which_unit_and_from_where(made: dict[str, Any]) -> None:
+    for panel in panels(made):
+        assert len(panel["description"]) > 20 and panel["description"].endswith((".", "?"))
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        for asked in (panel, *panel["targets"]):
+            assert asked["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        assert panel["type"] in CORE
 
 
-@every_panel
-def test_letters_of_targets_are_given_once(made: dict[str, Any], panel: dict[str, Any]) -> None:
-    letters = [target["refId"] for target in panel["targets"]]
-    assert len(set(letters)) == len(letters)
+@every_board
+def test_letters_of_targets_are_given_once(made: dict[str, Any]) -> None:
+    for panel in panels(made):
+        letters = [target["refId"] for target in panel["targets"]]
+        assert len(set(letters)) == len(letters)
 
 
-@every_panel
-def test_lines_of_several_targets_have_names(made: dict[str, Any], panel: dict[str, Any]) -> None:
-    if panel["type"] != "table" and len(panel["targets"]) > 1:
-        legends = [target["legendFormat"] for target in panel["targets"]]
-        assert "__auto" not in legends and len(set(legends)) == len(legends)
+@every_board
+def test_lines_of_several_targets_have_names(made: dict[str, Any]) -> None:
+    for panel in panels(made):
+        if panel["type"] != "table" and len(panel["targets"]) > 1:
+            legends = [target["legendFormat"] for target in panel["targets"]]
+            assert "__auto" not in legends and len(set(legends)) == len(legends)
 
 
 @every_board
@@ -169,8 +180,25 @@ def test_all_of_a_variable_is_one_pattern_and_not_a_list_of_a_thousand_names(mad
 
 
 @every_board
-def test_every_metric_that_a_panel_reads_is_exported_or_recorded(made: dict[str, Any]) -> None:
-    assert set(read_by(made)) - exported() - recorded() == OTHERS & set(read_by(made))
+def test_a_panel_asks_for_metrics_and_labels_that_are_exported_or_recorded(
+    made: dict[str, Any], known: Callable[[str], frozenset[str] | None]
+) -> None:
+    for panel in panels(made):
+        for target in panel["targets"]:
+            labels = Labels(known)
+            left = labels.through(expression(target["expr"]))
+            assert labels.faults == [], panel["title"]
+            assert set(re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat", ""))) <= left
+
+
+def test_a_metric_that_nobody_exports_is_found(known: Callable[[str], frozenset[str] | None]) -> None:
+    labels = Labels(known)
+    labels.through(expression("edgemux_request_duration_seconds + sum by (colour) (edgemux_nothing_total)"))
+    assert labels.faults == [
+        "unknown metric 'edgemux_request_duration_seconds'",
+        "unknown metric 'edgemux_nothing_total'",
+        "unused label 'colour' in sum by",
+    ]
 
 
 def test_the_fleet_reads_what_was_summed_before() -> None:
@@ -217,3 +245,35 @@ def test_colours_are_for_labels_that_there_are(colours: dict[str, str], labels: 
 def test_the_reasons_without_a_colour_are_those_that_are_rare() -> None:
     shed = {"expired", "overloaded", "no_route"}
     assert {str(reason) for reason in Reason} - set(palette.REASONS) - shed == {"no_cloud", "device_failed", "no_model"}
+
+
+def test_grafana_is_told_where_the_dashboards_and_prometheus_are() -> None:
+    folder = ROOT / "deploy/grafana/provisioning"
+    (source,) = yaml.safe_load((folder / "datasources/prometheus.yml").read_text())["datasources"]
+    (provider,) = yaml.safe_load((folder / "dashboards/edgemux.yml").read_text())["providers"]
+    assert source["type"] == "prometheus" and source["url"] == "$EDGEMUX_PROMETHEUS_URL"
+    scrapes = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["global"]["scrape_interval"]
+    assert source["jsonData"]["timeInterval"] == scrapes
+    compose = yaml.safe_load((ROOT / "deploy/docker/compose.yaml").read_text())["services"]["grafana"]
+    mounted = dict(volume.split(":")[:2] for volume in compose["volumes"])
+    assert mounted["../grafana/dashboards"] == provider["options"]["path"]
+    assert mounted["../grafana/provisioning"] == "/etc/grafana/provisioning"
+
+
+@every_board
+def test_columns_of_a_table_are_joined_by_the_same_labels(
+    made: dict[str, Any], known: Callable[[str], frozenset[str] | None]
+) -> None:
+    for panel in panels(made):
+        if panel["type"] == "table":
+            # What is not aggregated has its own name as a label too, and nothing is joined.
+            queries = [expression(target["expr"]) for target in panel["targets"]]
+            assert all(isinstance(query, Aggregation) for query in queries)
+            assert len({Labels(known).through(query) for query in queries}) == 1
+
+
+@every_board
+def test_pages_that_a_panel_refers_to_are_there(made: dict[str, Any]) -> None:
+    for panel in panels(made):
+        for page in re.findall(r"docs/[\w-]+\.md", panel["description"]):
+            assert (ROOT / page).exists()

@@ -24,6 +24,8 @@ from edgemux.multiplexer.errors import (
 from edgemux.wire.registry import ProcessRegistry
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+# For parts of a request, of which there are many: half as many buckets.
+_PARTS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64)
 _SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 STAGES = ("validate", "pre_gate", "device", "post_gate", "cloud")
@@ -46,6 +48,11 @@ DIRECTIONS = ("raise", "lower")
 PLACES = (Placement.EDGE, Placement.CLOUD)
 # Instead of the name of a model, or a variant, that nobody knows.
 NOBODY = "other"
+
+
+def outcome_of(error: ExecutionError | None) -> str:
+    """How a call to a cloud has ended, out of a closed set; None for one that was answered."""
+    return "answered" if error is None else next(name for kind, name in CALLS if isinstance(error, kind))
 
 
 # Like Fallback: what can be missing while requests are answered all the same.
@@ -80,11 +87,14 @@ class Doorway:
         self._refused = {reason: refused.labels(model, reason) for reason in REFUSALS}
         # Only read when somebody scrapes.
         self.inflight = 0
+        # Requests refused because there were too many; what the log says of it.
+        self.overloads = 0
         inside = self._gauge("edgemux_inflight", "Requests that are being answered.", "model").labels(model)
         inside.set_function(lambda: self.inflight)
 
     def refused(self, reason: str) -> None:
         """A request was refused; ``reason`` is one of REFUSALS."""
+        self.overloads += reason == "overloaded"
         self._refused[reason].inc()
 
     def of_nobody(self) -> Doorway:
@@ -141,7 +151,7 @@ class EdgeMetrics(Doorway):
         self.default_timeout = self._gauge(
             "edgemux_default_timeout_seconds", "What a request may take that gives no deadline."
         )
-        stage = self._histogram("edgemux_stage_duration_seconds", "Time in each stage.", _SECONDS, "stage")
+        stage = self._histogram("edgemux_stage_duration_seconds", "Time in each stage.", _PARTS, "stage")
         self._score = self._histogram("edgemux_score", "P(correct) of the answer given.", _SCORES, "model").labels(
             model
         )
@@ -204,7 +214,7 @@ class EdgeMetrics(Doorway):
             "edgemux_resident_bytes", "Bytes of the files of the levels that are loaded.", "model"
         ).labels(model)
         self._paged = self._counter("edgemux_paged_bytes", "Bytes of deltas that were loaded.", "model").labels(model)
-        self.level_switch = self._histogram("edgemux_level_switch_seconds", "Loading the delta of a level.", _SECONDS)
+        self.level_switch = self._histogram("edgemux_level_switch_seconds", "Loading the delta of a level.", _PARTS)
 
     def _certificate_metrics(self) -> None:
         model = self._model
@@ -283,9 +293,8 @@ class EdgeMetrics(Doorway):
         """An input is about to be sent in this form, one of wire/payload.py's."""
         self._forms.labels(encoding).inc()
 
-    def called(self, peer: int, error: ExecutionError | None) -> None:
-        """A call to a cloud, by its place in the configuration, has ended: well, or with an error."""
-        outcome = "answered" if error is None else next(name for kind, name in CALLS if isinstance(error, kind))
+    def called(self, peer: int, outcome: str) -> None:
+        """A call to a cloud, by its place in the configuration, has ended like this, one of ``outcome_of``'s."""
         self._calls.labels(str(peer), outcome).inc()
 
     def spent_cpu(self, place: Placement, cpu_s: float) -> None:

@@ -75,6 +75,19 @@ class Tariff(msgspec.Struct, frozen=True):
         return {"bytes": size, "joules": size * self.joules_per_byte, "money": size * self.money_per_byte}
 
 
+class Held(msgspec.Struct, frozen=True):
+    """One budget now: what is ``left`` of what it ``holds`` when full, and its price in P(correct).
+
+    per: its period, "rate" for one of the limits.
+    """
+
+    of: Kind
+    per: str
+    left: float
+    holds: float
+    price: float
+
+
 class Limit(msgspec.Struct, frozen=True):
     """How the budgets of a kind stand: tokens a second, the share of what they can hold, tokens taken in all."""
 
@@ -100,6 +113,7 @@ class Purse:
         self._joules: list[TokenBucket] = []
         self._limited: list[tuple[Kind, TokenBucket]] = []
         self._buckets: dict[str, TokenBucket] = {}
+        self._shown: list[tuple[Kind, str, TokenBucket, TolledBudget | None]] = []
 
     def limit(self, kind: Kind, bucket: TokenBucket, name: str | None = None) -> None:
         """Add a budget; one with a ``name`` is in ``tokens``."""
@@ -107,13 +121,14 @@ class Purse:
             self._buckets[name] = bucket
         if not bucket.unlimited:
             self._limited.append((kind, bucket))
-        budget: TokenBucket | TolledBudget = bucket
+        tolled: TolledBudget | None = None
         if kind == "joules":
             self._joules.append(bucket)
         else:
-            budget = TolledBudget(bucket, self.one_offload[kind] or 1.0)
-            self._tolled.append((kind, budget))
-        self._budgets.append((kind, budget))
+            tolled = TolledBudget(bucket, self.one_offload[kind] or 1.0)
+            self._tolled.append((kind, tolled))
+        self._budgets.append((kind, tolled or bucket))
+        self._shown.append((kind, "rate" if name is None else name.partition("/")[2], bucket, tolled))
 
     def left(self, now_s: float) -> dict[Kind, float]:
         """What can still be spent now, by kind; infinite where nothing is limited, below 0 for a debt of joules."""
@@ -172,6 +187,13 @@ class Purse:
         for kind, budget in self._tolled:
             prices[kind] += budget.price(now_s)
         return prices
+
+    def held(self, now_s: float) -> list[Held]:
+        """Every budget by itself."""
+        return [
+            Held(kind, per, bucket.available(now_s), bucket.burst, 0.0 if tolled is None else tolled.price(now_s))
+            for kind, per, bucket, tolled in self._shown
+        ]
 
     def toll(self, now_s: float) -> float:
         """What an offload must gain beside its own price, in P(correct)."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
+T = TypeVar("T")
 AGGREGATIONS = frozenset(
     {"sum", "avg", "min", "max", "count", "group", "stddev", "stdvar", "count_values", "quantile", "topk", "bottomk"}
 )
@@ -161,7 +162,9 @@ class _Reader:
         return left
 
     def _matching(self) -> tuple[str, tuple[str, ...], str, tuple[str, ...]]:
-        word, labels, group, included = "", (), "", ()
+        word, group = "", ""
+        labels: tuple[str, ...] = ()
+        included: tuple[str, ...] = ()
         if self._next() in ("on", "ignoring"):
             word, labels = self._take("on", "ignoring"), self._labels()
             if self._next() in ("group_left", "group_right"):
@@ -172,8 +175,8 @@ class _Reader:
     def _labels(self) -> tuple[str, ...]:
         return self._list(lambda: self._take("name"))
 
-    def _list(self, item: Callable[[], object]) -> tuple[object, ...]:
-        found = []
+    def _list(self, item: Callable[[], T]) -> tuple[T, ...]:
+        found: list[T] = []
         self._take("(")
         while self._next() != ")":
             found.append(item())
@@ -227,7 +230,8 @@ class _Reader:
         return Selector(name, self._matchers() if self._next() == "{" else ())
 
     def _aggregation(self, name: str) -> Aggregation:
-        word, labels = "", ()
+        word = ""
+        labels: tuple[str, ...] = ()
         if self._next() in ("by", "without"):
             word, labels = self._take("by", "without"), self._labels()
         arguments = self._list(lambda: self._operators(0))

@@ -286,7 +286,7 @@ def driven(folder: Path, stretch: float = 1.0) -> Iterator[Run]:
 
 async def _played(processes: _Processes, server: Prometheus, stretch: float) -> Sequence[Act]:
     bundle = Bundle.open(BUNDLE)
-    images = bundle.arrays(bundle.manifest.samples)["images"]
+    images = bundle.arrays("samples.npz")["images"]
     async with Link(CLEAR) as link, contextlib.AsyncExitStack() as channels:
         link.lead_to(processes.address("cloud", "grpc"))
         await asyncio.to_thread(processes.start, "cloud")

@@ -1,15 +1,17 @@
 """Asks Prometheus for every target of every panel, and says what is wrong with each.
 
 A target fails that Prometheus refuses, that reads a metric which was never seen, that uses a label which the metric
-has not got, in matchers, groupings or its legend, that draws two lines under one name, or that has no finite point.
+has not got, in matchers, groupings or its legend, that draws two lines under one name, that has no finite point, or an
+infinite one, which no axis can show.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -98,9 +100,10 @@ def _offered(
 def answers(dashboard: Mapping[str, Any], server: Prometheus, span: Span) -> Iterator[Answer]:
     """All targets of a dashboard, asked with everything that its variables can be; the raw data is of the first."""
     offered = list(choices(dashboard, server, span))
+    known = functools.cache(server.labels)
     for panel in panels(dashboard):
         for target in panel["targets"]:
-            made = [_asked(dashboard, panel, target, values, server, span) for values in offered]
+            made = [_asked(dashboard, panel, target, values, server, span, known) for values in offered]
             faults = dict.fromkeys(itertools.chain.from_iterable(answer.faults for answer in made))
             yield msgspec.structs.replace(made[0], faults=tuple(faults))
 
@@ -112,6 +115,7 @@ def _asked(
     values: Mapping[str, str],
     server: Prometheus,
     span: Span,
+    known: Callable[[str], frozenset[str] | None],
 ) -> Answer:
     named = (dashboard["uid"], panel["id"], panel["title"], target["refId"], target["expr"])
     try:
@@ -121,11 +125,13 @@ def _asked(
         instant = server.at(asked, span.end_s)
     except (NotPromQL, Refused, UnknownVariable) as error:
         return Answer(*named, "", faults=(f"{type(error).__name__}: {error}",))
-    labels = Labels(server.labels)
+    labels = Labels(known)
     left = labels.through(expression)
     faults = [*labels.faults, *_legend_faults(target.get("legendFormat", ""), left, data["result"])]
     if not any(map(_has_points, data["result"])) and not labels.faults:
         faults.append("no finite point")
+    if any(math.isinf(float(value)) for series in data["result"] for _, value in series["values"]):
+        faults.append("an infinite point")
     return Answer(*named, asked, data["result"], instant, tuple(dict.fromkeys(faults)))
 
 
@@ -134,14 +140,18 @@ def _has_points(series: Mapping[str, Any]) -> bool:
 
 
 def _legend_faults(legend: str, labels: frozenset[str], result: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for label in _LEGEND.findall(legend):
-        if label not in labels:
-            yield f"unused label {label!r} in the legend"
-    if legend in NO_LEGEND:
+    unused = [label for label in _LEGEND.findall(legend) if label not in labels]
+    yield from (f"unused label {label!r} in the legend" for label in unused)
+    if unused or legend in NO_LEGEND:
         return
-    drawn = [_LEGEND.sub(lambda found, of=series: of["metric"].get(found[1], ""), legend) for series in result]
+    drawn = [_drawn(legend, series["metric"]) for series in result]
     if len(set(drawn)) < len(drawn):
         yield f"two lines are called {next(name for name in drawn if drawn.count(name) > 1)!r}"
+
+
+def _drawn(legend: str, labels: Mapping[str, str]) -> str:
+    """The name of a line."""
+    return _LEGEND.sub(lambda found: labels.get(found[1], ""), legend)
 
 
 def unexpected(found: Sequence[Answer], exceptions: Mapping[str, str]) -> list[str]:
@@ -163,7 +173,8 @@ def rule_faults(
 
     ``undriven``: metrics that may be unknown, and why; one that is known all the same is reported too.
     """
-    lines = [f"{name} is an exception, and is known" for name in undriven if server.labels(name) is not None]
+    known = functools.cache(server.labels)
+    lines = [f"{name} is an exception, and is known" for name in undriven if known(name) is not None]
     for rule in itertools.chain.from_iterable(group["rules"] for group in groups):
         name = rule.get("alert") or rule["record"]
         try:
@@ -172,7 +183,7 @@ def rule_faults(
         except (NotPromQL, Refused) as error:
             lines.append(f"{name}: {type(error).__name__}: {error}")
             continue
-        labels = Labels(server.labels)
+        labels = Labels(known)
         labels.through(expression)
         excused = {f"unknown metric {metric!r}" for metric in undriven}
         lines += [f"{name}: {fault}" for fault in labels.faults if fault not in excused]

@@ -51,6 +51,19 @@ async function bundled() {
   return outputFiles;
 }
 
+/** The picture, once it stays the same: sizes are observed, and tables and icons come, some time after the rest. */
+async function settled(page) {
+  await page.waitForLoadState('networkidle');
+  await page.waitForFunction(() => [...document.querySelectorAll('[data-panel=table]')].every((panel) => panel.querySelector('[role=gridcell]')));
+  let [image, same] = [Buffer.alloc(0), 0];
+  for (let tries = 0; tries < 40 && same < 2; tries += 1) {
+    await page.waitForTimeout(500);
+    const next = await page.locator('#page').screenshot({ animations: 'disabled' });
+    [image, same] = [next, next.equals(image) ? same + 1 : 0];
+  }
+  return image;
+}
+
 async function drawn(browser, files, dashboard, results, picture) {
   const page = await browser.newPage({ viewport: { width: WIDTH, height: 900 } });
   const errors = [];
@@ -61,10 +74,7 @@ async function drawn(browser, files, dashboard, results, picture) {
     await (path.endsWith('.css') ? page.addStyleTag({ content }) : page.addScriptTag({ content }));
   }
   const empty = await page.evaluate((args) => window.draw(...args), [dashboard, results, picture, WIDTH]);
-  // Sizes are observed, and icons come, a moment later.
-  await page.waitForLoadState('networkidle');
-  await page.waitForTimeout(1000);
-  const image = await page.locator('#page').screenshot({ animations: 'disabled' });
+  const image = await settled(page);
   await page.close();
   if (errors.length) {
     throw new Error(errors.join('\n'));

@@ -46,7 +46,7 @@ function Plot({ boxes, names, onEdges, fill, gap, source, width, height }: Boxes
     ctx.textBaseline = 'middle';
     for (const { row, from, to, color, text } of boxes) {
       const x = plot.valToPos(from, 'x', true);
-      const w = plot.valToPos(to, 'x', true) - x - gap;
+      const w = Math.max(1, plot.valToPos(to, 'x', true) - x - gap);
       const top = plot.valToPos(row, 'y', true);
       const whole = plot.valToPos(row + 1, 'y', true) - top;
       const h = Math.max(whole * fill, whole - 12);

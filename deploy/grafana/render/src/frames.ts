@@ -101,7 +101,7 @@ function graphsOf(series: Series[], target: Target, step: number): DataFrame[] {
       refId: target.refId,
       fields: [
         // The interval lets Grafana leave a gap where samples are missing.
-        { name: 'Time', type: FieldType.time, values: values.map(([s]) => s * 1000), config: { interval: step * 1000 } },
+        { name: 'Time', type: FieldType.time, values: values.map(([s]) => Math.round(s * 1000)), config: { interval: step * 1000 } },
         {
           name: 'Value', type: FieldType.number, values: values.map(([, text]) => numberIn(text)), labels,
           config: { displayNameFromDS: legendOf(target, metric) },
@@ -111,15 +111,15 @@ function graphsOf(series: Series[], target: Target, step: number): DataFrame[] {
   });
 }
 
-/** The last values, as an instant query at the end has them. */
+/** The last values, as an instant query at the end has them. Each label is a column, the metric's name too. */
 function tableOf(series: Series[], target: Target, targets: number): DataFrame {
   const end = Math.max(...series.flatMap(({ values }) => values.map(([at]) => at)));
   const rows = series.map(({ metric, values }) => ({ metric, last: values[values.length - 1] })).filter(({ last }) => last?.[0] === end);
-  const names = [...new Set(rows.flatMap(({ metric }) => Object.keys(metric)))].filter((name) => name !== '__name__').sort();
+  const names = [...new Set(rows.flatMap(({ metric }) => Object.keys(metric)))].sort();
   return createDataFrame({
     refId: target.refId,
     fields: [
-      { name: 'Time', type: FieldType.time, values: rows.map(({ last }) => last[0] * 1000) },
+      { name: 'Time', type: FieldType.time, values: rows.map(({ last }) => Math.round(last[0] * 1000)) },
       ...names.map((name) => ({ name, type: FieldType.string, values: rows.map(({ metric }) => metric[name] ?? '') })),
       {
         name: targets > 1 ? `Value #${target.refId}` : 'Value', type: FieldType.number,

@@ -60,7 +60,7 @@ function Page({ dashboard, ready, source, width }: { dashboard: Dashboard; ready
         {ready.map(({ panel, frames }) => {
           const spot = place(panel.gridPos, inner);
           return (
-            <div key={panel.id} style={{ position: 'absolute', ...spot }}>
+            <div key={panel.id} data-panel={hasData({ panel, frames }) ? panel.type : ''} style={{ position: 'absolute', ...spot }}>
               {panel.type === 'row' ? <Row panel={panel} source={source} /> : (
                 <PanelChrome
                   title={filled(panel.title, source.variables)} description={panel.description} width={spot.width} height={spot.height}

@@ -5,6 +5,7 @@ import {
 } from '@grafana/data';
 import { BarGauge, BigValue, TimeSeries, VizRepeater, useTheme2 } from '@grafana/ui';
 import { TableNG } from '@grafana/ui/unstable';
+import { useMemo } from 'react';
 import { Heat, States } from './boxes';
 import { Panel, Source, filled } from './frames';
 
@@ -16,7 +17,8 @@ function rangeOf({ from, to }: Source) {
 }
 
 function Graph({ panel, frames, source, width, height }: Drawn) {
-  const legend = { showLegend: true, displayMode: 'list', placement: 'bottom', calcs: [], ...panel.options?.legend };
+  // Kept: with a new one the plot is made again, from frames that already count as having had their gaps marked.
+  const legend = useMemo(() => ({ showLegend: true, displayMode: 'list', placement: 'bottom', calcs: [], ...panel.options?.legend }), [panel]);
   return (
     <TimeSeries
       frames={frames} structureRev={1} timeRange={rangeOf(source)} timeZone="utc" width={width} height={height}

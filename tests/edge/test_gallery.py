@@ -53,7 +53,7 @@ def test_whatever_comes_in_is_drawn_small_or_not_at_all(shape: tuple[int, ...], 
     thin = thinned(array)
     if thin is None:
         return
-    assert thin.size <= 4 * SIDE * SIDE * 3
+    assert thin.size <= SIDE * SIDE * 3
     assert not np.shares_memory(thin, array)
     drawn = picture_of(thin)
     values = base64.b64decode(drawn.data)
@@ -91,6 +91,27 @@ def test_numbers_become_lines_from_the_lowest_to_the_highest() -> None:
 def test_what_is_no_number_does_not_keep_the_rest_from_being_drawn() -> None:
     drawn = picture_of(thinned(np.array([np.nan, 0.0, np.inf, 1.0], np.float32)))
     assert base64.b64decode(drawn.data) == bytes([0, 0, 0, 255])
+
+
+@pytest.mark.parametrize("shape", [(400,), (20, 20), (200, 200), (100, 4)])
+@pytest.mark.parametrize("values", [(1e308, -1e308), (np.inf, -np.inf), (np.nan, 1.0), (3e38, -3e38)])
+def test_values_that_overflow_are_drawn_without_a_warning(shape: tuple[int, ...], values: tuple[float, ...]) -> None:
+    array = np.resize(np.array(values), shape)
+    assert picture_of(thinned(array)).data  # a warning would be an error here
+
+
+async def test_a_burst_is_not_all_drawn_while_requests_wait() -> None:
+    now_s = [0.0]
+    gallery = Gallery("pictures", clock=lambda: now_s[0])
+    gallery.look()
+    for _ in range(2 * MOST):
+        add(gallery)
+    assert not any(entry.picture for entry in gallery.after(0))
+    now_s[0] += 10.0
+    for _ in range(MOST):
+        add(gallery)
+    assert all(entry.picture for entry in gallery.after(0))
+    gallery.close()
 
 
 async def test_the_last_inputs_are_kept_and_told_once() -> None:

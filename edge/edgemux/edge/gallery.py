@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edgemux.edge.sample import Sample
 from edgemux.multiplexer.domain import Prediction, Reason
+from edgemux.multiplexer.limits import TokenBucket
 from edgemux.wire.process import Listen
 from edgemux.wire.security import is_loopback
 
@@ -24,8 +25,10 @@ LOOKED_S = 10.0
 # Of the times that answers took, over so many seconds, and of no more answers than this.
 TIMES_S = 10.0
 MOST_TIMES = 4096
-# Pixels that a picture has at most, each way; twice that is kept until somebody asks, and then averaged.
+# Pixels that a picture has at most, each way.
 SIDE = 64
+# Pictures made a second, beside as many at once as are kept: one takes 0.2 ms, and requests wait meanwhile.
+PICTURES_PER_S = 50.0
 # Values in a line that stands for what is no picture, and lines at most.
 POINTS = 64
 LINES = 3
@@ -102,6 +105,7 @@ class Gallery:
         self._wall = wall
         self._entries: deque[tuple[Entry, NDArray[Any] | None]] = deque(maxlen=MOST)
         self._times: deque[tuple[float, str, str, float]] = deque(maxlen=MOST_TIMES)
+        self._pictures = TokenBucket(PICTURES_PER_S, MOST)
         self._number = 0
         self._closing: asyncio.TimerHandle | None = None
 
@@ -161,7 +165,7 @@ class Gallery:
         self._entries.append((entry, self._kept(sample)))
 
     def _kept(self, sample: Sample) -> NDArray[Any] | None:
-        if self._shown != "pictures":
+        if self._shown != "pictures" or not self._pictures.take(1.0, self._clock()):
             return None
         return thinned(next(iter(sample.tensors.values()))[0])
 
@@ -206,22 +210,23 @@ def _share(value: Any) -> float:
 def thinned(array: NDArray[Any]) -> NDArray[Any] | None:
     """A copy of an input without its batch that is small, and looks the same; None for what cannot be drawn.
 
-    A picture keeps at most 2 * SIDE pixels each way, as UINT8 [H, W] or [H, W, 3]; else a vector or the rows of
-    [time, channels] keep POINTS values of LINES channels, as FP32.
+    A picture keeps at most SIDE pixels each way, as UINT8 [H, W] or [H, W, 3]; else a vector or the rows of
+    [time, channels] keep POINTS values of LINES channels, as FP32. Whatever the values are, nothing is said of them.
     """
     if array.size == 0 or array.dtype.kind not in "buif":
         return None
     pixels = _pixels(array)
     if pixels is not None:
         step = -(-max(pixels.shape[:2]) // (2 * SIDE))
-        few = pixels[::step, ::step]
+        few = _halved(pixels[::step, ::step])
         return few.copy() if few.dtype == np.uint8 else _scaled(few)
     if array.ndim == 1:
         array = array[:, None]
     if array.ndim != 2 or len(array) < 2:
         return None
     step = -(-len(array) // POINTS)
-    return array[::step, :LINES].astype(np.float32)
+    with np.errstate(over="ignore"):
+        return array[::step, :LINES].astype(np.float32)
 
 
 def _pixels(array: NDArray[Any]) -> NDArray[Any] | None:
@@ -239,7 +244,8 @@ def _pixels(array: NDArray[Any]) -> NDArray[Any] | None:
 
 def _scaled(values: NDArray[Any]) -> NDArray[np.uint8]:
     """UINT8 of the same shape, from the lowest of the values to the highest; what is no number is the lowest."""
-    numbers = values.astype(np.float64)
+    with np.errstate(over="ignore"):
+        numbers = values.astype(np.float32) * np.float32(0.5)  # the largest of both signs are then not too far apart
     finite = np.isfinite(numbers)
     low, high = (numbers[finite].min(), numbers[finite].max()) if finite.any() else (0.0, 0.0)
     shares = (np.where(finite, numbers, low) - low) / (high - low) if high > low else np.full_like(numbers, 0.5)
@@ -249,23 +255,24 @@ def _scaled(values: NDArray[Any]) -> NDArray[np.uint8]:
 def picture_of(thin: NDArray[Any]) -> Picture:
     """What ``thinned`` has kept, ready to be drawn."""
     if thin.dtype == np.uint8:
-        pixels = _halved(thin)
-        height, width = pixels.shape[:2]
-        return Picture("rgb" if pixels.ndim == 3 else "gray", width, height, _coded(pixels))
+        height, width = thin.shape[:2]
+        return Picture("rgb" if thin.ndim == 3 else "gray", width, height, _coded(thin))
     values = _scaled(thin.T)
     return Picture("lines", values.shape[1], values.shape[0], _coded(values))
 
 
-def _halved(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """At most SIDE pixels each way: means of squares, where there are more."""
+def _halved(pixels: NDArray[Any]) -> NDArray[Any]:
+    """At most SIDE pixels each way: means of squares, where there are more; UINT8 stays that, others become FP32."""
     if max(pixels.shape[:2]) <= SIDE:
         return pixels
     if min(pixels.shape[:2]) < 2:
         return pixels[::2, ::2]
     height, width = (size - size % 2 for size in pixels.shape[:2])
-    even = pixels[:height, :width].astype(np.uint16)
-    total = even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]
-    return (total // 4).astype(np.uint8)
+    corners = [pixels[row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)]
+    if pixels.dtype == np.uint8:
+        return (sum(corner.astype(np.uint16) for corner in corners) // 4).astype(np.uint8)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities of both signs
+        return np.asarray(sum(corner.astype(np.float32) * np.float32(0.25) for corner in corners), np.float32)
 
 
 def _coded(values: NDArray[np.uint8]) -> str:

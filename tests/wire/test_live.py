@@ -108,6 +108,16 @@ def test_the_shell_is_open_to_all_and_its_data_is_not(guard: Guard) -> None:
     assert body["release"]
 
 
+@pytest.mark.parametrize("path", ["/", "/assets/page.js"])
+def test_a_stranger_may_not_send_anything_to_the_shell(guard: Guard, path: str) -> None:
+    app = app_of(guard)
+    assert ask(app, path, "POST").status == 401
+    request = Request(b"GET", path.encode(), {b"host": b"localhost", b"content-length": b"4000000"})
+    reply = app.look(request)
+    assert reply is not None
+    assert reply.status == 401
+
+
 def test_types_and_headers_keep_others_out(guard: Guard) -> None:
     app = app_of(guard)
     for path, kind in (("/", "text/html"), ("/assets/page.css", "text/css"), ("/assets/page.js", "text/javascript")):

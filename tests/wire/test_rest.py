@@ -249,6 +249,19 @@ async def test_strangers_are_refused_before_their_body_and_health_is_open(tmp_pa
         assert (await (await served.client()).ask("GET", "/status")).status == 401
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("how", [{"Content_Length": LIMIT}, {"Transfer_Encoding": "chunked"}])
+async def test_a_stranger_sends_no_body_to_what_is_open_either(
+    tmp_path: Path, method: str, how: dict[str, Any]
+) -> None:
+    (tmp_path / "tokens").write_text(TOKEN)
+    async with serving(Gate(TokenFile(tmp_path / "tokens", "t"))) as served:
+        client = await served.client()
+        client.send(method, "/v2/health/ready", **how)
+        assert (await client.reply()).status == 401
+        assert served.web.buffered_bytes == 0
+
+
 @pytest.mark.parametrize(
     ("sent", "status"),
     [

@@ -108,12 +108,15 @@ class App:
 
     def admits(self, request: Request) -> bool:
         """Whether who asks may."""
-        if self._gate.open or request.target.startswith(self.open_to_all):
+        if self._gate.open:
             return True
         given = request.headers.get(_AUTHORIZATION)
         if self._gate.allows(None if given is None else str(given, "ascii", "replace")):
             return True
-        return self._site is not None and self._site.opens(_path(request))
+        # A stranger's body would take the room that all bodies share.
+        return _only_asks(request) and (
+            request.target.startswith(self.open_to_all) or (self._site is not None and self._site.opens(_path(request)))
+        )
 
     def _page(self, request: Request, path: str) -> Page:
         make = self._pages.get(path)
@@ -145,6 +148,12 @@ class App:
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         content = b"" if request.method == b"HEAD" else b"".join(reply.content)
         await send({"type": "http.response.body", "body": content})
+
+
+def _only_asks(request: Request) -> bool:
+    """Whether nothing is sent along."""
+    length = request.headers.get(b"content-length", b"0")
+    return request.method in (b"GET", b"HEAD") and length == b"0" and b"transfer-encoding" not in request.headers
 
 
 def _path(request: Request) -> str:

@@ -32,10 +32,11 @@ from edgemux.edge.service import EdgeService
 from edgemux.edge.spans import MOST_ROWS, carried, of_rows
 from edgemux.edge.together import Row
 from edgemux.edge.vigil import Standing, Withdrawal
+from edgemux.edge.watch import attend
 from edgemux.multiplexer.errors import Unreachable
 from edgemux.wire import otel
 from edgemux.wire.codec import make_request
-from edgemux.wire.events import Event, Name, OverloadBegan, OverloadEnded
+from edgemux.wire.events import Event, InternalError, Name, OverloadBegan, OverloadEnded, told
 from edgemux.wire.otel import OtelTracer
 from edgemux.wire.tracing import TracingSettings, Unrecorded
 from tests.otlp_receiver import receiving
@@ -90,6 +91,23 @@ async def test_a_cloud_that_goes_and_comes_back_is_said_once_each(
         assert isinstance(closed, BreakerClosed)
         assert isinstance(found, CloudFound)
         assert closed.seconds == found.seconds == pytest.approx(2e3)
+
+
+async def test_a_defect_in_what_is_said_does_not_end_the_watch(agent_of: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "edgemux.edge")
+
+    class Idle:
+        def tick(self, now_s: float) -> None:
+            pass
+
+    async with agent_of(None) as agent:
+        notices = Notices([agent])
+        levels, notices._levels = notices._levels, {}
+        attend([agent], Idle(), notices, 1.0)  # type: ignore[arg-type]
+        assert [event.error for event in map(told, caplog.records) if isinstance(event, InternalError)] == ["KeyError"]
+        notices._levels = levels | {MODEL: 7}
+        attend([agent], Idle(), notices, 2.0)  # type: ignore[arg-type]
+        assert "level changed" in caplog.records[-1].getMessage()
 
 
 async def test_a_cloud_that_serves_after_all_is_said(cloud: Any, agent_of: Any) -> None:

@@ -98,6 +98,7 @@ class CloudService(ModelService):
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Raises InputError, DeadlineExceeded, Overloaded, Unreachable, ExecutionError."""
         came_s = time.monotonic()
+        trace = self._tracer.begin(context) if self._tracer.enabled else None
         hosted = self._hosted.get((request.model_name, request.model_version))
         if hosted is None:
             tally = self._nobody
@@ -106,7 +107,6 @@ class CloudService(ModelService):
             hosted.inside += 1
         outcome = Outcome.FAILED
         tally.inflight += 1
-        trace = self._tracer.begin(context) if self._tracer.enabled else None
         try:
             response = await self._infer(request, context, hosted, came_s, trace)
             outcome = Outcome.ANSWERED

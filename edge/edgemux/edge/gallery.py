@@ -7,6 +7,7 @@ import base64
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import reduce
 from typing import Any, Literal
 
 import msgspec
@@ -249,7 +250,7 @@ def _scaled(values: NDArray[Any]) -> NDArray[np.uint8]:
     finite = np.isfinite(numbers)
     low, high = (numbers[finite].min(), numbers[finite].max()) if finite.any() else (0.0, 0.0)
     shares = (np.where(finite, numbers, low) - low) / (high - low) if high > low else np.full_like(numbers, 0.5)
-    return np.rint(shares * 255).astype(np.uint8)
+    return np.asarray(np.rint(shares * 255), np.uint8)
 
 
 def picture_of(thin: NDArray[Any]) -> Picture:
@@ -270,9 +271,9 @@ def _halved(pixels: NDArray[Any]) -> NDArray[Any]:
     height, width = (size - size % 2 for size in pixels.shape[:2])
     corners = [pixels[row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)]
     if pixels.dtype == np.uint8:
-        return (sum(corner.astype(np.uint16) for corner in corners) // 4).astype(np.uint8)
+        return np.asarray(reduce(np.add, (corner.astype(np.uint16) for corner in corners)) // 4, np.uint8)
     with np.errstate(over="ignore", invalid="ignore"):  # infinities of both signs
-        return np.asarray(sum(corner.astype(np.float32) * np.float32(0.25) for corner in corners), np.float32)
+        return np.asarray(reduce(np.add, (corner.astype(np.float32) * np.float32(0.25) for corner in corners)))
 
 
 def _coded(values: NDArray[np.uint8]) -> str:

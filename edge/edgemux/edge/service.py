@@ -68,8 +68,8 @@ class EdgeService(ModelService):
         metrics = self._nobody if agent is None else agent.metrics
         came_s = self._loop.time()
         outcome, answers = "failed", list[Answer]()
-        metrics.inflight += 1
         trace = self._tracer.begin(context) if self._tracer.enabled else None
+        metrics.inflight += 1
         try:
             client = context.peer()
             if not self._places.fits(client, 1.0, self._max_inflight, came_s):

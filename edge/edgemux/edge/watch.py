@@ -14,7 +14,7 @@ from edgemux.edge.gauges import export
 from edgemux.edge.notices import Notices
 from edgemux.edge.pager import Pager
 from edgemux.edge.vigil import Withdrawal
-from edgemux.wire.events import Name, kind, places, tell
+from edgemux.wire.events import InternalError, Name, kind, places, tell
 
 _log = logging.getLogger("edgemux.edge")
 
@@ -39,10 +39,7 @@ async def watch(agents: Sequence[Agent], pager: Pager, probe_interval_s: float) 
             lag_s = max(now - began - TICK_S, lag_s * LAG_FADE)
             for agent in agents:
                 agent.loop_lag_s = lag_s
-            sense(agents, now)
-            pager.tick(now)
-            for event in notices.look(now):
-                tell(_log, event)
+            attend(agents, pager, notices, now)
             if (probe is None or probe.done()) and _due(agents, probe_interval_s, now):
                 probe = asyncio.create_task(_probe(agents, probe_interval_s))
             if (step is None or step.done()) and any(agent.vigil.due for agent in agents):
@@ -81,6 +78,17 @@ async def _probe(agents: Sequence[Agent], interval_s: float) -> None:
         ]
         await asyncio.gather(*(peer.ping(timeout_s=1.0) for peer in asked))
     await asyncio.sleep(TICK_S)
+
+
+def attend(agents: Sequence[Agent], pager: Pager, notices: Notices, now_s: float) -> None:
+    """One round. A defect in it is said, and the next round is as ever: nobody else would look after the agents."""
+    try:
+        sense(agents, now_s)
+        pager.tick(now_s)
+        for event in notices.look(now_s):
+            tell(_log, event)
+    except Exception as error:
+        tell(_log, InternalError(error=kind(error), at=places(error)))
 
 
 def sense(agents: Sequence[Agent], now_s: float) -> None:

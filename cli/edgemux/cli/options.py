@@ -36,6 +36,16 @@ TokenFileOption = Annotated[
 InsecureOption = Annotated[
     bool, typer.Option("--insecure", help="Listen to others without TLS and tokens: anybody may read and ask.")
 ]
+# Of commands that ask a server.
+TlsOption = Annotated[bool, typer.Option("--tls", help="TLS, with whom the system trusts.")]
+TlsCaOption = Annotated[
+    Path | None,
+    typer.Option("--tls-ca", metavar="PEM", help="TLS, with the authority that vouches for the server."),
+]
+OwnTokenOption = Annotated[
+    Path | None,
+    typer.Option("--token-file", metavar="FILE", help="The bearer token, sent over TLS or to localhost."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 EngineOption = Annotated[Engine, typer.Option("--engine", help="This process, or replicas on Ray Serve.")]

@@ -8,18 +8,23 @@ from typing import Annotated
 import typer
 
 from edgemux.cli.extras import extra
-from edgemux.cli.options import JsonOption, TlsCertOption, TlsKeyOption, check_address
+from edgemux.cli.options import (
+    JsonOption,
+    OwnTokenOption,
+    TlsCaOption,
+    TlsCertOption,
+    TlsKeyOption,
+    TlsOption,
+    check_address,
+)
 from edgemux.multiplexer.errors import ConfigError, Unreachable
 
 
 def ready(
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The server's HTTP port.")],
     timeout: Annotated[float, typer.Option(min=0.001, help="How long to wait for each step, in s.")] = 3.0,
-    tls: Annotated[bool, typer.Option("--tls", help="TLS, with whom the system trusts.")] = False,
-    tls_ca: Annotated[
-        Path | None,
-        typer.Option("--tls-ca", metavar="PEM", help="TLS, with the authority that vouches for the server."),
-    ] = None,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
     tls_cert: TlsCertOption = None,
     tls_key: TlsKeyOption = None,
     server_name: Annotated[
@@ -46,17 +51,11 @@ def traffic(
     rate: Annotated[float, typer.Option(min=0.01, max=1000, help="Requests per second.")] = 10.0,
     requests: Annotated[int, typer.Option(min=0, help="So many and no more; 0: until it is stopped.")] = 0,
     timeout: Annotated[float, typer.Option(min=0.001, help="Deadline of each request, in s.")] = 1.0,
-    tls: Annotated[bool, typer.Option("--tls", help="TLS, with whom the system trusts.")] = False,
-    tls_ca: Annotated[
-        Path | None,
-        typer.Option("--tls-ca", metavar="PEM", help="TLS, with the authority that vouches for the server."),
-    ] = None,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
     tls_cert: TlsCertOption = None,
     tls_key: TlsKeyOption = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option("--token-file", metavar="FILE", help="The bearer token, sent over TLS or to localhost."),
-    ] = None,
+    token_file: OwnTokenOption = None,
     json: JsonOption = False,
 ) -> None:
     """Send a bundle's sample images to a server, one a request, until SIGTERM or Ctrl-C."""

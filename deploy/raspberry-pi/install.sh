@@ -80,7 +80,7 @@ check_words() {
   case $part in edge | cloud) ;; *) die "--part must be edge or cloud" 2 ;; esac
   if [ -n "$cloud" ]; then
     [ "$part" = edge ] || die "--cloud is for the agent" 2
-    echo "$cloud" | grep -Eq '^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$' || die "--cloud must be HOST:PORT" 2
+    printf '%s' "$cloud" | tr '\n' ' ' | grep -Eq '^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$' || die "--cloud must be HOST:PORT" 2
   fi
   [ -z "$from" ] || [ -z "$wheel" ] || die "--from and --wheel exclude each other" 2
   [ -z "$wheel" ] || [ -f "$wheel" ] || die "--wheel: there is no such file" 2
@@ -199,12 +199,18 @@ now_points_to() { if [ -L "$1" ]; then readlink "$1"; fi; }
 # A link that is another from one moment to the next.
 point() { ln -sfn "$2" "$1.new" && mv -T "$1.new" "$1"; }
 
+# What runs is about to be another: noted on disk, so that a run that is interrupted leaves the restart to the next one.
+restart_due() {
+  restart=yes
+  : >"$top/restart-due"
+}
+
 use_release() {
   before=$(now_points_to "$top/current")
   if [ "$before" != "releases/$release" ] && changing "use release $release${before:+ instead of ${before#releases/}}"; then
+    restart_due
     [ -z "$before" ] || point "$top/previous" "$before"
     point "$top/current" "releases/$release"
-    restart=yes
     switched=$before
   fi
   if [ "$(now_points_to "$top/bin")" != current/bin ] && changing "link $top/bin to the release in use"; then
@@ -252,9 +258,9 @@ copy_bundle() {
   chmod -R u=rwX,go=rX "$target.new"
   PYTHONDONTWRITEBYTECODE=1 "$top/releases/$release/bin/edgemux" bundle verify "$target.new" >/dev/null ||
     die "--bundle: its files are not what its manifest says"
+  restart_due
   mv "$target.new" "$target"
   unfinished=''
-  restart=yes
 }
 
 make_group() {
@@ -276,9 +282,9 @@ put() { # path, mode, group, a file with what should be in it
   fi
   changing "write $1" || return 0
   mkdir -p "$top/written"
+  restart_due
   place "$4" "$1" "$2" "$3"
   sha256sum "$1" >"$record"
-  restart=yes
 }
 
 # A file that is whole from one moment to the next.
@@ -321,6 +327,7 @@ run_service() {
   if ! systemctl is-enabled --quiet "$name" 2>/dev/null && changing "have systemd start $name with the machine"; then
     systemctl enable --quiet "$name"
   fi
+  [ ! -f "$top/restart-due" ] || restart=yes
   if [ "$restart" = no ] && systemctl is-active --quiet "$name"; then return 0; fi
   changing "start $name, and wait until it answers" || return 0
   systemctl daemon-reload
@@ -329,6 +336,7 @@ run_service() {
     for each in $(parts); do
       [ "$each" = "$part" ] || systemctl try-restart "edgemux-$each" || die "edgemux-$each does not start again"
     done
+    rm -f "$top/restart-due"
     return 0
   fi
   before=$(now_points_to "$top/previous")
@@ -336,6 +344,7 @@ run_service() {
     point "$top/previous" "releases/$release"
     point "$top/current" "$before"
     systemctl restart "$name" || die "neither release starts: journalctl -u $name"
+    rm -f "$top/restart-due"
     die "the new release does not start, the one before is in use again: journalctl -u $name"
   fi
   die "$name does not start: journalctl -u $name"
@@ -387,9 +396,9 @@ roll_back() {
   release=${before#releases/}
   now=$(now_points_to "$top/current")
   if changing "use release $release instead of ${now#releases/}"; then
+    restart_due
     point "$top/previous" "$now"
     point "$top/current" "$before"
-    restart=yes
     switched=''
   fi
   run_service

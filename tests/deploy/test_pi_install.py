@@ -231,6 +231,15 @@ def test_an_upgrade_that_does_not_start_is_taken_back(debian: Debian) -> None:
     assert debian.release("current") != first
 
 
+def test_a_restart_that_was_left_out_is_made_up_for(debian: Debian) -> None:
+    unit = debian.root / "etc/systemd/system/edgemux-edge.service"
+    unit.unlink()
+    said = debian.install("--constraints", "/tmp/constraints.txt", "--no-start")
+    assert "write /etc/systemd/system/edgemux-edge.service" in said
+    assert "start edgemux-edge, and wait" in debian.install("--constraints", "/tmp/constraints.txt")
+    assert "Nothing to change" in debian.install("--constraints", "/tmp/constraints.txt")
+
+
 def test_a_rollback_goes_back_to_the_release_before(debian: Debian) -> None:
     first, second = debian.release("previous"), debian.release("current")
     debian.install("--rollback")

@@ -225,6 +225,10 @@ def test_certificates_that_are_there_are_left_alone(tmp_path: Path) -> None:
     made = {file.name: file.read_bytes() for file in (tmp_path / "secrets").iterdir()}
     subprocess.run(command, check=True, capture_output=True, timeout=100)
     assert {file.name: file.read_bytes() for file in (tmp_path / "secrets").iterdir()} == made
+    for name in ("token", "agent.pem"):  # as an interrupted run leaves them
+        (tmp_path / "secrets" / name).write_bytes(b"")
+    subprocess.run(command, check=True, capture_output=True, timeout=100)
+    assert all(file.stat().st_size for file in (tmp_path / "secrets").iterdir())
     given = yaml.safe_load((DOCKER / "compose.secure.yaml").read_text())["secrets"]
     assert {Path(each["file"]).name for each in given.values()} <= made.keys()
     assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0

@@ -77,6 +77,7 @@ def test_it_changes_nothing_unless_it_is_root(tmp_path: Path) -> None:
     ("options", "reason"),
     [
         (["--cloud", 'a:1"\nx = "'], "--cloud must be HOST:PORT"),
+        (["--cloud", 'a:1\nx = "y"'], "--cloud must be HOST:PORT"),
         (["--cloud"], "--cloud needs a value"),
         (["--part", "fridge"], "--part must be edge or cloud"),
         (["--part", "cloud", "--cloud", "a:1"], "--cloud is for the agent"),

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from tests.deploy.dashboards.promql import Labels, NotPromQL, parse, selectors
+from tests.deploy.dashboards.promql import Labels, NotPromQL, parse
 from tests.deploy.dashboards.server import Prometheus, Refused
 from tests.deploy.dashboards.variables import ALL, Span, UnknownVariable, label_values, replaced, written
 
@@ -188,14 +188,3 @@ def rule_faults(
         excused = {f"unknown metric {metric!r}" for metric in undriven}
         lines += [f"{name}: {fault}" for fault in labels.faults if fault not in excused]
     return lines
-
-
-def metrics_read(dashboards: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Every metric that a panel reads."""
-    found = set()
-    for dashboard in dashboards:
-        for panel in panels(dashboard):
-            for target in panel["targets"]:
-                text = re.sub(r"\[\$\w+\]", "[5m]", target["expr"])
-                found |= {selector.name for selector in selectors(parse(text))}
-    return found

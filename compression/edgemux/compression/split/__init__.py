@@ -1,1 +1,1 @@
-"""Cutting a graph in two: the first part runs on a device, what comes out is sent, the second part runs in the cloud."""
+"""Cutting a graph in two: the head runs on a device, what it makes is sent, the tail runs in the cloud."""

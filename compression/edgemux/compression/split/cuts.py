@@ -121,7 +121,9 @@ def _inner_graphs(node: onnx.NodeProto) -> Sequence[onnx.GraphProto]:
     return graphs
 
 
-_DRAWING = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"})
+_DRAWING = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
 
 
 def _random(node: onnx.NodeProto) -> bool:

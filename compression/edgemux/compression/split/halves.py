@@ -26,7 +26,7 @@ TOLERANCE = 1e-3
 
 
 class Halves(msgspec.Struct, frozen=True):
-    """``head`` takes inputs of the whole and answers what is sent; ``tail`` takes that and answers as the whole does."""
+    """``head`` takes inputs of the whole and answers what is sent; ``tail`` takes that and answers as the whole."""
 
     head: onnx.ModelProto
     tail: onnx.ModelProto
@@ -105,7 +105,9 @@ def _copies(pairs: Iterable[tuple[str, str]]) -> list[onnx.NodeProto]:
 
 def _value(name: str, measured: Measured) -> onnx.ValueInfoProto:
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(DATATYPES[measured.datatype]))
-    shape: list[int | str] = ["n", *measured.shape[1:]] if measured.rows else list(measured.shape)
+    # An axis that follows the number of inputs without being it has a name of its own.
+    free = {axis: "n" if measured.rows else f"{name}_{axis}" for axis in measured.varying}
+    shape: list[int | str] = [free.get(axis, size) for axis, size in enumerate(measured.shape)]
     return helper.make_tensor_value_info(name, kind, shape)
 
 
@@ -116,7 +118,7 @@ def joined(head: OnnxModel, tail: OnnxModel, feeds: Mapping[str, NDArray[Any]]) 
 
 
 def check(halves: Halves, whole: OnnxModel, feeds: Mapping[str, NDArray[Any]]) -> float:
-    """The largest difference of head and then tail to the whole on these inputs, as a share of an output's largest value.
+    """The largest difference of head and then tail to the whole, as a share of an output's largest value.
 
     Raises PassError when it is above TOLERANCE or not a number, ArtifactError when a half cannot be loaded.
     """
@@ -127,7 +129,9 @@ def check(halves: Halves, whole: OnnxModel, feeds: Mapping[str, NDArray[Any]]) -
     for name, wanted in zip(whole.outputs, whole.run(feeds), strict=True):
         difference = _difference(np.asarray(wanted), np.asarray(found[name]))
         if not difference <= TOLERANCE:
-            raise PassError(f"output {name!r}: head and tail differ from the whole by {difference:.2g} of its largest value")
+            raise PassError(
+                f"output {name!r}: head and tail differ from the whole by {difference:.2g} of its largest value"
+            )
         worst = max(worst, difference)
     return worst
 

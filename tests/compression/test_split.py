@@ -273,6 +273,7 @@ def test_the_command_lists_cuts_and_writes_two_files_that_say_what_they_are_part
         ([str(CLOUD), "--at", "300", "--out", "OUT"], "has the cuts 1 to 20, not 300"),
         (["missing.onnx"], "missing.onnx: cannot be read"),
         ([str(CLOUD), "--shape", "image"], "is not like NAME=1,3,224,224"),
+        ([str(CLOUD), "--link", "40ms", "--no-time"], "--link prices a list of cuts that are timed"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_2(arguments: list[str], says: str, tmp_path: Path) -> None:
@@ -280,3 +281,14 @@ def test_wrong_use_is_one_line_and_exit_2(arguments: list[str], says: str, tmp_p
     assert found.returncode == 2
     assert says in found.stderr
     assert found.stderr.count("\n") == 1
+
+
+def test_over_a_link_every_way_that_may_be_best_is_priced_and_the_best_comes_first() -> None:
+    found = split(str(CLOUD), "--json", "--link", "10ms,1mbit", "--slower", "2", "--whole-bytes", "450")
+    assert found.returncode == 0, found.stderr
+    ways = json.loads(found.stdout)["ways"]
+    assert [way["latency_s"] for way in ways] == sorted(way["latency_s"] for way in ways)
+    names = {way["way"]["name"] for way in ways}
+    assert {"device", "whole input"} <= names
+    # A whole input of 450 bytes beats whatever is larger and leaves the device more to do.
+    assert "cut 3" not in names

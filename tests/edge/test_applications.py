@@ -136,7 +136,7 @@ async def test_the_service_knows_all_of_them_and_no_other(two: EdgeConfig, pictu
             await service.ModelInfer(make_request("fashion-mnist", {"image": images}), Patient())
         refused = agents["door"].metrics.registry.get_sample_value
         assert refused("edgemux_refused_total", {"model": "other", "reason": "unknown_model"}) == 1
-        assert {"/v2/models/door", "/v2/models/till"} <= set(service.pages()["/"]().body["pages"])
+        assert {"/v2/models/door", "/v2/models/till"} <= set(service.pages()["/pages"]().body["pages"])
         service.close()
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from edgemux.edge.config import LimitSettings
+from edgemux.edge.gauges import export
 from edgemux.edge.purse import BudgetSettings, PriceSettings
 from edgemux.edge.status import device_status
 from edgemux.edge.store import FILE
-from edgemux.edge.watch import export
 from edgemux.multiplexer.domain import Placement, Reason
 
 

@@ -75,9 +75,7 @@ def test_a_sensor_that_starts_to_hang_is_unknown_complained_about_once_and_known
     clock.now_s += 1.1 * TIMEOUT_S
     for _ in range(3):
         assert sampler.refresh(clock()).temperature_c is None
-    assert [record.getMessage() for record in caplog.records] == [
-        "sensor heat does not answer; its readings are unknown"
-    ]
+    assert [record.getMessage() for record in caplog.records] == ['sensor lost sensor=heat cause="does not answer"']
     sensor.gate.set()
     thread.join(PATIENCE_S)
     assert sampler.refresh(clock()).temperature_c == 50.0
@@ -124,7 +122,7 @@ def test_what_cannot_be_is_unknown_and_complained_about_once(caplog: pytest.LogC
         readings = sampler.refresh(clock())
         assert (readings.temperature_c, readings.battery) == (None, 0.25)
     assert [record.getMessage() for record in caplog.records] == [
-        "sensor odd says what cannot be (temperature_c); its readings are unknown"
+        'sensor lost sensor=odd cause="says what cannot be" readings=temperature_c'
     ]
 
 

@@ -16,11 +16,11 @@ import pytest
 from numpy.typing import NDArray
 
 from edgemux.edge.config import DriftSettings
+from edgemux.edge.gauges import export
 from edgemux.edge.ledger import CAPACITY, Ledger
 from edgemux.edge.sample import Sample
 from edgemux.edge.status import status_of
 from edgemux.edge.vigil import QUEUE, Standing, Vigil, Withdrawal
-from edgemux.edge.watch import export
 from edgemux.multiplexer.bundle import Bundle, Manifest
 from edgemux.multiplexer.certify import KEEP_ALL
 from edgemux.multiplexer.domain import Placement, Prediction, Route

@@ -145,7 +145,7 @@ def test_a_token_file_that_is_no_use_any_more_leaves_the_old_tokens_and_is_said_
         for _ in range(3):
             assert tokens.reload() == (TOKEN,)
     assert len(caplog.records) == 1
-    assert "tokens from before stay in use" in caplog.text
+    assert "tokens refused why=" in caplog.text
     assert TOKEN not in caplog.text
     (tmp_path / "tokens").write_text(OTHER)
     assert tokens.reload() == (OTHER,)

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from edgemux.wire.events import MOST_CHARACTERS
+from edgemux.wire.log_format import Limits
 from edgemux.wire.stderr import Lines, unblocked_log
 
 PATIENT_S = 30.0
@@ -35,13 +37,13 @@ def test_lines_come_out_in_order_with_their_level() -> None:
 
 def test_a_reader_that_is_stuck_holds_nobody_up_and_hears_later_what_was_given_up() -> None:
     source, sink = os.pipe()
-    lines = Lines(sink, most_waiting=10)
+    lines = Lines(sink, most_waiting=10, limits=Limits(burst=1e6))
     for _ in range(1000):
         lines.emit(record("x" * 1000))
-    assert lines.dropped >= 1000 - 10 - 2**16 / 1000 - 1
+    assert lines.dropped >= 1000 - 10 - 2**16 / MOST_CHARACTERS - 1
     lines.end()  # returns, whatever is stuck
     heard = b""
-    while sum(int(number) for number in re.findall(rb"(\d+) lines of this log were given up", heard)) < lines.dropped:
+    while sum(int(number) for number in re.findall(rb"log dropped lines=(\d+)", heard)) < lines.dropped:
         got = os.read(source, 2**16)
         assert got
         heard += got
@@ -74,7 +76,9 @@ def test_whoever_has_set_up_logging_keeps_it() -> None:
 
 PROGRAM = """
 import logging, sys
+from edgemux.wire import log_format
 from edgemux.wire.stderr import say, unblocked_log
+log_format.BURST = 1e6
 with unblocked_log():
     say("ready")
     for number in range(int(sys.argv[1])):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgemux.cli import splitter
+from edgemux.cli import doctor, splitter
 from edgemux.cli.extras import extra
 from edgemux.cli.options import (
     AddressOption,
@@ -35,9 +35,11 @@ from edgemux.cli.options import (
     TlsCertOption,
     TlsKeyOption,
     TokenFileOption,
+    check_address,
     listening,
     protected,
 )
+from edgemux.cli.visits import ready, traffic
 from edgemux.multiplexer.errors import ConfigError, EdgemuxError, ExecutionError, PassError
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 bundle_app = typer.Typer(help="Look into a bundle, or check it.")
 app.add_typer(bundle_app, name="bundle")
+app.command(epilog="Example: edgemux doctor --config /etc/edgemux/edge.toml")(doctor.doctor)
 app.command(epilog="Example: edgemux split cloud.onnx --at 12 --out halves")(splitter.split)
 
 # The root of everything that the parser raises for wrong use; it has no public name of its own.
@@ -181,7 +184,7 @@ def infer(
     with extra("edge"):
         from edgemux.cli.pictures import Server, ask_about, print_answers
         from edgemux.wire.security import ClientTls
-    _check_address("--to", to)
+    check_address("--to", to)
     if (tls_cert is None) != (tls_key is None):
         raise ConfigError("infer: --tls-cert and --tls-key go together")
     server = Server(to, ClientTls(enabled=tls or None, ca=tls_ca, cert=tls_cert, key=tls_key), token_file)
@@ -193,12 +196,6 @@ def infer(
     refused = [answer for answer in answers if answer.error is not None]
     if refused:
         raise ConfigError(f"{refused[0].file}: {refused[0].error}")
-
-
-def _check_address(option: str, address: str) -> None:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"{option}: {address!r} is not HOST:PORT")
 
 
 @bundle_app.command(epilog="Example: edgemux bundle inspect deploy/bundles/fashion-mnist --json")
@@ -390,6 +387,10 @@ def demo(
         _print_json(report)
     if strict and (report.errors or report.late):
         raise typer.Exit(1)
+
+
+app.command(epilog="Example: edgemux ready 127.0.0.1:9000")(ready)
+app.command(epilog="Example: edgemux traffic --to 127.0.0.1:9001 --rate 20")(traffic)
 
 
 def _console(stderr: bool = False) -> Console:

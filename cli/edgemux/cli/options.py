@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from edgemux.multiplexer.errors import ConfigError
+
 
 class Engine(StrEnum):
     """What runs the cloud server."""
@@ -43,6 +45,13 @@ MinReplicasOption = Annotated[int | None, typer.Option("--min-replicas", help="R
 MaxReplicasOption = Annotated[int | None, typer.Option("--max-replicas", help="Ray: as many as the load needs.")]
 TargetOption = Annotated[float | None, typer.Option("--target-ongoing", help="Ray: requests a replica is for.")]
 HaproxyOption = Annotated[bool | None, typer.Option("--haproxy/--no-haproxy", help="Ray: HAProxy in front.")]
+
+
+def check_address(option: str, address: str) -> None:
+    """Raises ConfigError, naming the option, for what is not HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"{option}: {address!r} is not HOST:PORT")
 
 
 def listening(

@@ -14,9 +14,11 @@ from edgemux.cloud.admission import AdmissionSettings
 from edgemux.cloud.batcher import BatchingSettings
 from edgemux.cloud.ray_settings import RaySettings
 from edgemux.wire.admin import Admin
+from edgemux.wire.log_format import LogOptions
 from edgemux.wire.process import Listen
 from edgemux.wire.security import ClientTls
 from edgemux.wire.settings import load_settings
+from edgemux.wire.tracing import TracingSettings
 
 MAX_THREADS = 256
 MAX_PROCESSES = 256
@@ -94,6 +96,8 @@ class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reload_s: float = 0.0
     admin: Admin = Admin()
     ray: RaySettings = RaySettings()
+    log: LogOptions = LogOptions()
+    tracing: TracingSettings = TracingSettings()
 
     def __post_init__(self) -> None:
         if self.bundle is None and not self.models:

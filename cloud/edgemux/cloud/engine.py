@@ -17,8 +17,12 @@ from numpy.typing import NDArray
 from edgemux.cloud.admission import Admission, AdmissionSettings, BatchTime, Refusal, Refused
 from edgemux.cloud.backend import Arrays, Backend, Room, batched
 from edgemux.cloud.batcher import Batch, Batcher, BatchingSettings, Expired, Item, Wait
+from edgemux.cloud.events import BatchFailed, ModelNotClosed, ModelSlow
+from edgemux.cloud.spans import batch_ran
 from edgemux.cloud.statistics import Tally
 from edgemux.multiplexer.errors import BadAnswer, DeadlineExceeded, ExecutionError, Overloaded, TooLarge, Unreachable
+from edgemux.wire.events import kind, places, tell
+from edgemux.wire.tracing import Trace
 from edgemux.wire.worker import Worker
 
 # Handing a batch to a thread and its result back costs 0.15-0.2 ms: quicker models run in the event loop itself.
@@ -59,7 +63,14 @@ class Answer(msgspec.Struct, frozen=True):
 class Answers(Protocol):
     """What answers for a model: an engine here, or another server."""
 
-    async def infer(self, inputs: Arrays, outputs: Sequence[str], deadline_s: float, priority: int = 0) -> Answer: ...
+    async def infer(
+        self,
+        inputs: Arrays,
+        outputs: Sequence[str],
+        deadline_s: float,
+        priority: int = 0,
+        trace: Trace | None = None,
+    ) -> Answer: ...
 
     def status(self) -> dict[str, Any]: ...
 
@@ -72,6 +83,7 @@ class _Asked(msgspec.Struct, frozen=True):
     inputs: Arrays
     outputs: Sequence[str]
     future: asyncio.Future[Answer] | None
+    trace: Trace | None = None
 
 
 class Engine:
@@ -111,7 +123,14 @@ class Engine:
         self._worker = None if self.inline else Worker("edgemux-model", self._loop)
         self._inline_s = 0.0  # a run, a running mean
 
-    async def infer(self, inputs: Arrays, outputs: Sequence[str], deadline_s: float, priority: int = 0) -> Answer:
+    async def infer(
+        self,
+        inputs: Arrays,
+        outputs: Sequence[str],
+        deadline_s: float,
+        priority: int = 0,
+        trace: Trace | None = None,
+    ) -> Answer:
         """The named outputs for ``inputs``, [N, ...], by ``deadline_s`` on the event loop's clock.
 
         Raises TooLarge, DeadlineExceeded, Overloaded, Unreachable when draining, ExecutionError when the model fails.
@@ -120,11 +139,11 @@ class Engine:
         rows = len(next(iter(inputs.values()))) if self.batched else 1
         self._check(rows, deadline_s, now_s)
         if self._alone():
-            return self._at_once(inputs, outputs, rows, now_s)
+            return self._at_once(_Asked(inputs, outputs, None, trace), rows, now_s)
         priority = priority or self._default_priority
         self._admit(rows, deadline_s, priority, now_s)
         future: asyncio.Future[Answer] = self._loop.create_future()
-        item = Item(rows, deadline_s, _Asked(inputs, outputs, future), self._key(inputs, outputs), priority)
+        item = Item(rows, deadline_s, _Asked(inputs, outputs, future, trace), self._key(inputs, outputs), priority)
         self.batcher.add(item, now_s)
         if self._worker is not None or self.batcher.max_batch == 1:
             self._advance()
@@ -146,11 +165,13 @@ class Engine:
         self._turns += 1
         return self._turns % LOOKED != 0 or self.batcher.max_batch == 1
 
-    def _at_once(self, inputs: Arrays, outputs: Sequence[str], rows: int, now_s: float) -> Answer:
+    def _at_once(self, asked: _Asked, rows: int, now_s: float) -> Answer:
         """What the way through the queue gives, in less time."""
         self._started_s = now_s
-        ran = self._run([_Asked(inputs, outputs, None)], rows)
+        ran = self._run([asked], rows)
         self._ran_inline(_now_s() - now_s)
+        if asked.trace is not None and asked.trace.recording:
+            batch_ran([(asked.trace, 0.0)], _now_s() - now_s, rows, 1, ran is not None)
         if ran is None:
             raise ExecutionError("the model failed")
         if self._turns % LEARNED == 0:
@@ -163,7 +184,7 @@ class Engine:
         """What was quick when it was measured may be slow with other inputs, and then keep the loop from its work."""
         self._inline_s += INLINE_FADE * (seconds - self._inline_s)
         if self._inline_s > INLINE_FULL_S:
-            _log.warning("a model takes longer than when it was measured: it goes over to a thread of its own")
+            tell(_log, ModelSlow(seconds=self._inline_s))
             self.inline = False
             self._worker = Worker("edgemux-model", self._loop)
 
@@ -203,8 +224,8 @@ class Engine:
     def _close_backend(self) -> None:
         try:
             self._backend.close()
-        except Exception:  # with any of a library's types, at the end of a thread
-            _log.exception("a model could not be closed")
+        except Exception as error:  # with any of a library's types, at the end of a thread
+            tell(_log, ModelNotClosed(error=kind(error), at=places(error)))
 
     def _check(self, rows: int, deadline_s: float, now_s: float) -> None:
         """Refuse what is refused however little there is to do, or return."""
@@ -306,8 +327,8 @@ class Engine:
             for name in outputs:
                 if self.batched and len(answer[name]) != rows:
                     raise BadAnswer(f"{name}: not {rows} rows")
-        except Exception:  # whatever a model raises must not end the worker
-            _log.exception("a batch of %d rows failed", rows)
+        except Exception as error:  # whatever a model raises must not end the worker
+            tell(_log, BatchFailed(rows=rows, error=kind(error), at=places(error)))
             return None
         return _Ran(answer, gathered_s - started_s, _now_s() - gathered_s)
 
@@ -316,6 +337,7 @@ class Engine:
         self._company += COMPANY_FADE * (len(batch.items) - self._company)
         self._running, self._running_until_s = None, math.inf
         self.batcher.finished(now_s)
+        self._traced(batch, now_s, ran is not None)
         if ran is None:
             for item in batch.items:
                 _refuse(item, ExecutionError("the model failed"))
@@ -335,6 +357,15 @@ class Engine:
                 asked.future.set_result(Answer(outputs, queue_s, ran.infer_s, batch.rows))
             at += item.rows
         self._tally.ran(batch.rows, len(batch.items), ran.input_s, ran.infer_s, _now_s() - now_s)
+
+    def _traced(self, batch: Batch, now_s: float, well: bool) -> None:
+        queued = [
+            (item.payload.trace, self._started_s - item.arrived_s)
+            for item in batch.items
+            if item.payload.trace is not None and item.payload.trace.recording
+        ]
+        if queued:
+            batch_ran(queued, now_s - self._started_s, batch.rows, len(batch.items), well)
 
 
 class _Ran(msgspec.Struct, frozen=True):

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from edgemux.cloud.admission import Refused
 from edgemux.cloud.statistics import ROWS, SECONDS, Outcome, Spread, Tally
+from edgemux.wire.registry import ProcessRegistry
 
 __all__ = ["Metrics", "Outcome"]
 
 _PREFIX = "edgemux_cloud_"
+
+
+def count_processes(registry: CollectorRegistry) -> Gauge:
+    """The gauge of how many processes of one server serve, where there are several."""
+    return Gauge(f"{_PREFIX}processes", "Processes that serve.", registry=registry)
 
 
 class Metrics(Collector):
@@ -29,12 +35,17 @@ class Metrics(Collector):
 
     def __init__(self) -> None:
         self._tallies: dict[str, dict[str, Tally]] = {}
-        self.registry = CollectorRegistry()
+        self.registry = ProcessRegistry()
         self.registry.register(self)
 
     def of(self, model: str, version: str = "") -> Tally:
         """The tally of one version of a model that is served."""
         return self._tallies.setdefault(model, {}).setdefault(version, Tally())
+
+    def overloads(self) -> int:
+        """Requests refused since the start because there were too many."""
+        every = (tally.refused for versions in self._tallies.values() for tally in versions.values())
+        return sum(refused[Refused.FULL] + refused[Refused.WAIT] for refused in every)
 
     def collect(self) -> Iterator[Metric]:
         """What the metrics port shows."""

@@ -21,12 +21,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from edgemux.cloud.events import ProcessEnded, ProcessNotStarted
+from edgemux.cloud.metrics import count_processes
 from edgemux.multiplexer.errors import EdgemuxError, ExecutionError
+from edgemux.wire.events import Name, Ready, ReloadAsked, Why, tell, why
+from edgemux.wire.log_format import LogOptions
 from edgemux.wire.process import Listen, Seat, guard_of, ready_line, take_port
 from edgemux.wire.security import Guard
 from edgemux.wire.stderr import say, unblocked_log
@@ -47,13 +51,13 @@ _spawn = multiprocessing.get_context("spawn")
 Work = Callable[[Any, Seat], None]
 
 
-def serve_many(listen: Listen, count: int, work: Work, config: Any) -> None:
+def serve_many(listen: Listen, count: int, work: Work, config: Any, log: LogOptions) -> None:
     """Run ``work(config, seat)`` in ``count`` processes until SIGTERM or SIGINT; prints one ready line. Blocks.
 
     A second signal stops at once. Raises ConfigError for a port in use or an address that needs protection, and what
     the first process raises that cannot start.
     """
-    with unblocked_log():
+    with unblocked_log(log):
         asyncio.run(_Team(listen, count, work, config).serve())
 
 
@@ -91,7 +95,7 @@ class _Team:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgemux-")))
             self._members = [_Member(number, folder / str(number)) for number in range(self._count)]
             registry.register(_Together(self._members))
-            self._alive = Gauge("edgemux_cloud_processes", "Processes that serve.", registry=registry)
+            self._alive = count_processes(registry)
             self._over = asyncio.Event()
             stack.callback(self._end)
             self._signals(guard)
@@ -100,6 +104,7 @@ class _Team:
             notifier = stack.enter_context(contextlib.closing(Notifier()))
             ports = (self._grpc.getsockname()[1], self._http.getsockname()[1], metrics.getsockname()[1])
             say(ready_line(name, models, listen.host, ports))
+            tell(_log, Ready(server=Name(name), models=len(models)))
             notifier.tell("READY=1")
             life = asyncio.ensure_future(show_life(notifier, self._well))
             stack.callback(life.cancel)
@@ -149,7 +154,8 @@ class _Team:
             if self._told is not None and not self._told.done():
                 self._told.set_exception(said)
             elif not self._stopping:  # while they start: what one cannot do the others cannot either
-                _log.error("process %d cannot start again: %s", member.number, said)
+                cause = why(said) if isinstance(said, EdgemuxError) else Why(type(said).__name__)
+                tell(_log, ProcessNotStarted(process=member.number, why=cause))
             return
         member.ready = True
         self._alive.set(sum(each.ready for each in self._members))
@@ -172,12 +178,8 @@ class _Team:
             return
         settled = loop.time() - member.started_s >= SETTLED_S
         member.pause_s = 0.0 if settled else min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * member.pause_s))
-        _log.error(
-            "process %d ended with %s; another one starts in %g s",
-            member.number,
-            member.process.exitcode,
-            member.pause_s,
-        )
+        code = member.process.exitcode or 0
+        tell(_log, ProcessEnded(process=member.number, exit_code=code, pause_s=member.pause_s))
         task = asyncio.ensure_future(self._start_later(member))
         self._starts.add(task)
         task.add_done_callback(self._starts.discard)
@@ -199,6 +201,7 @@ class _Team:
                 self._over.set()
 
         def on_hangup() -> None:
+            tell(_log, ReloadAsked())
             guard.reload()
             self._tell(signal.SIGHUP)
 

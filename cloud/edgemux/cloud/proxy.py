@@ -31,6 +31,7 @@ from edgemux.wire.codec import get_parameters, make_request, read_outputs
 from edgemux.wire.model_service import Served
 from edgemux.wire.service import Stub
 from edgemux.wire.status import from_peer, pushback_s
+from edgemux.wire.tracing import Stage, Trace
 
 # How long a question to the other server may take that is not an inference.
 ASK_S = 5.0
@@ -54,7 +55,14 @@ class ProxyEngine:
         self._rows = 0
         self._tally = tally
 
-    async def infer(self, inputs: Arrays, outputs: Sequence[str], deadline_s: float, priority: int = 0) -> Answer:
+    async def infer(
+        self,
+        inputs: Arrays,
+        outputs: Sequence[str],
+        deadline_s: float,
+        priority: int = 0,
+        trace: Trace | None = None,
+    ) -> Answer:
         """Raises TooLarge, DeadlineExceeded, Overloaded, Unreachable, BadAnswer and other ExecutionErrors."""
         rows = len(next(iter(inputs.values()))) if self._batched else 1
         if rows > self._max_batch:
@@ -70,7 +78,7 @@ class ProxyEngine:
         request = self._request(inputs, outputs, left_s, priority)
         self._rows += rows
         try:
-            response = await self._stub.ModelInfer(request, timeout=left_s)
+            response = await self._ask(request, left_s, trace)
         except grpc.aio.AioRpcError as error:
             raise _failure(error) from error
         finally:
@@ -83,6 +91,21 @@ class ProxyEngine:
         there_s = _told_s(response, "edgemux_queue_ms", elapsed_s)
         self._tally.queue.observe(there_s)
         return Answer(arrays, there_s, elapsed_s - there_s, rows)
+
+    async def _ask(self, request: Any, left_s: float, trace: Trace | None) -> Any:
+        """Raises AioRpcError."""
+        if trace is None:
+            return await self._stub.ModelInfer(request, timeout=left_s)
+        passed, failed = trace.begin(Stage.PROXY), "cancelled"
+        try:
+            response = await self._stub.ModelInfer(request, timeout=left_s, metadata=passed.headers)
+            failed = ""
+        except grpc.aio.AioRpcError as error:
+            failed = error.code().name.lower()
+            raise
+        finally:
+            passed.end(failed or None)
+        return response
 
     def _request(self, inputs: Arrays, outputs: Sequence[str], left_s: float, priority: int) -> Any:
         parameters: dict[str, int] = {"timeout": max(1, int(left_s * 1e6))}

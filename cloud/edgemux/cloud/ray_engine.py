@@ -23,14 +23,16 @@ import msgspec
 import psutil
 
 from edgemux.cloud.config import CloudConfig
+from edgemux.cloud.events import RayFailed
 from edgemux.cloud.ray_methods import TOKEN_FILE
 from edgemux.cloud.ray_settings import ONGOING_PER_QUEUED, environment, own_cluster
 from edgemux.cloud.server import prepare
 from edgemux.multiplexer.errors import ConfigError, Unreachable
 from edgemux.wire import oip_pb2 as oip
+from edgemux.wire.events import MOST_CHARACTERS, Draining, Name, tell
 from edgemux.wire.security import Guard
 from edgemux.wire.service import SERVICE
-from edgemux.wire.stderr import say
+from edgemux.wire.stderr import say, unblocked_log
 
 APPLICATION = "edgemux"
 ALL = "0.0.0.0"  # Ray's gRPC servers offer nothing else
@@ -49,13 +51,15 @@ def serve(config: CloudConfig) -> None:
     does not work, found before Ray starts), Unreachable (the replicas did not come up).
     """
     check_reach(config)
+    if config.tracing.endpoint is not None:
+        raise ConfigError("tracing.endpoint: not with --engine ray, which has tracing of its own")
     models = asyncio.run(_tried(config))
     ports = _Ports.of(config)
     with tempfile.TemporaryDirectory(prefix="edgemux-ray-") as name:
         _set_environment(config, ports, Path(name))
         # Ray reports troubles of its own on stdout, where the ready line is waited for.
         ours = sys.stdout
-        with contextlib.redirect_stdout(sys.stderr), _running(config, ports, Path(name)):
+        with unblocked_log(config.log), contextlib.redirect_stdout(sys.stderr), _running(config, ports, Path(name)):
             stop = _on_signals()
             _wait_until_answered(ports.grpc, config)
             with contextlib.redirect_stdout(ours):
@@ -152,7 +156,7 @@ def _running(config: CloudConfig, ports: _Ports, folder: Path) -> Iterator[None]
     try:
         _deploy(ray_serve, config, ports)
         yield
-        _log.warning("stopping: requests under way are finished for up to %g s", config.listen.drain_s)
+        tell(_log, Draining(inside=0))
         _finish(folder, config.listen.drain_s)
     finally:
         if config.ray.address is None:
@@ -196,10 +200,15 @@ def _start(ray: Any, config: CloudConfig, folder: Path) -> None:
             ray.init(**how)
             return
         except Exception as error:  # with any type, Exception itself included
-            _log.error("%s", error)
+            tell(_log, RayFailed(text=_end_of(error)))
             ray.shutdown()
             if not left:
                 raise Unreachable("ray: cannot start, or reach the cluster; the log says why") from error
+
+
+def _end_of(error: Exception) -> Name:
+    """Ray tells the cause last. At the start, so that nobody's input can be in it."""
+    return Name(str(error).strip()[-MOST_CHARACTERS:])
 
 
 def _deploy(ray_serve: Any, config: CloudConfig, ports: _Ports) -> None:
@@ -229,7 +238,7 @@ def _deploy(ray_serve: Any, config: CloudConfig, ports: _Ports) -> None:
     try:
         ray_serve.run(deployment.bind(config), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
-        _log.error("%s", error)
+        tell(_log, RayFailed(text=_end_of(error)))
         raise Unreachable("ray: the replicas did not come up; the log says why") from error
 
 

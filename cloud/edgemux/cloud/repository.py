@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from edgemux.cloud.config import CloudConfig, ModelSettings
+from edgemux.cloud.events import ModelAway, ModelGone, ModelKept, ModelNotLoaded, ModelReady
 from edgemux.cloud.hosting import Loaded, host, load, open_far
 from edgemux.cloud.metrics import Metrics
 from edgemux.cloud.service import CloudService, Hosted
@@ -22,6 +23,7 @@ from edgemux.multiplexer.errors import (
     UnknownModel,
 )
 from edgemux.wire import oip_pb2 as oip
+from edgemux.wire.events import Name, kind, places, tell, why
 from edgemux.wire.process import Announce
 from edgemux.wire.worker import Worker
 
@@ -68,6 +70,8 @@ class Repository:
                 raise ConfigError(f"models: several are named {name}; give each a name of its own")
             self._settings[name], self._marks[name] = settings, marked
             self._service.put(name, hosted)
+            if hosted:
+                tell(_log, ModelReady(model=Name(name), versions=len(hosted)))
             if far:
                 self._keep(self._follow(name))
         if self._config.reload_s > 0:
@@ -97,6 +101,7 @@ class Repository:
             hosted = await self._opened(settings, name)
             self._forget(name)
             self._retire(self._service.put(name, hosted))
+            tell(_log, ModelReady(model=Name(name), versions=len(hosted)))
             await self.announce(name, True)
 
     async def unload(self, name: str) -> None:
@@ -108,6 +113,7 @@ class Repository:
             for each in gone:
                 self._service.absent[name, each.served.version] = UNLOADED
             self._retire(gone)
+            tell(_log, ModelGone(model=Name(name)))
             await self.announce(name, False)
 
     @property
@@ -163,7 +169,7 @@ class Repository:
                 each.backend.close()
             if name is not None:
                 self._service.absent[name, (at.version if at is not None else "") or ""] = str(error)
-                _log.warning("%s is left as it was: %s", name, error)
+                tell(_log, ModelKept(model=Name(name), why=why(error)))
             raise
         return [host(each, settings, self._config, self._metrics) for each in loaded]
 
@@ -180,7 +186,7 @@ class Repository:
         try:
             return await self._found(settings)
         except ExecutionError as error:
-            _log.warning("%s is not ready, and will be asked for again: %s", settings.name, error)
+            tell(_log, ModelAway(model=Name(settings.name or ""), why=why(error)))
             return []
 
     async def _follow(self, name: str) -> None:
@@ -196,14 +202,13 @@ class Repository:
                     continue
                 if not ready:
                     hosted.away = "the server that answers for it is away, or says that it is not ready"
-                    _log.warning("%s is not ready: %s", name, hosted.away)
+                    tell(_log, ModelAway(model=Name(name)))
                     await self.announce(name, False)
                     continue
             try:
                 await self.load(name)
             except EdgemuxError:
                 continue  # said by the index; as it was, not ready
-            _log.warning("%s is ready", name)
 
     async def _load(self, settings: ModelSettings, source: Source) -> Loaded:
         """``hosting.load`` in the thread. Raises what it raises, and ArtifactError for anything foreign."""
@@ -212,7 +217,7 @@ class Repository:
         except EdgemuxError:
             raise
         except Exception as error:
-            _log.exception("%s could not be loaded", source.path)
+            tell(_log, ModelNotLoaded(file=Name(source.path.name), error=kind(error), at=places(error)))
             raise ArtifactError(f"{source.path.name}: could not be loaded ({type(error).__name__})") from error
 
     def _retire(self, hosted: Sequence[Hosted]) -> None:

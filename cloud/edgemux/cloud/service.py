@@ -11,7 +11,9 @@ from typing import Any
 from edgemux.cloud.admission import AdmissionSettings
 from edgemux.cloud.batcher import BatchingSettings
 from edgemux.cloud.engine import Answers
+from edgemux.cloud.live import counted
 from edgemux.cloud.metrics import Metrics
+from edgemux.cloud.spans import finish
 from edgemux.cloud.statistics import Outcome, Tally, model_statistics
 from edgemux.multiplexer.errors import DeadlineExceeded, InputError, Overloaded, UnknownModel, Unreachable
 from edgemux.multiplexer.limits import allowed_s
@@ -19,6 +21,7 @@ from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import CHECKSUM, add_checksum, requested_outputs
 from edgemux.wire.model_service import READY, UNAVAILABLE, ModelService, Served, priority_of, timeout_s
 from edgemux.wire.quick import Answers as AnswerWriter
+from edgemux.wire.tracing import OFF, Trace, Tracer
 
 
 @dataclass(eq=False)
@@ -55,6 +58,7 @@ class CloudService(ModelService):
         admission: AdmissionSettings,
         metrics: Metrics,
         batching: BatchingSettings = BatchingSettings(),  # noqa: B008 - frozen
+        tracer: Tracer = OFF,
     ) -> None:
         """The pictures that wait to be decoded are bounded like the rows that wait to be computed."""
         super().__init__("edgemux-cloud", [], admission.max_queue)
@@ -62,9 +66,12 @@ class CloudService(ModelService):
         self._hosted: dict[tuple[str, str], Hosted] = {}
         self._admission = admission
         self._batching = batching
+        self._tracer = tracer
         self._metrics = metrics
         # Why versions that could be served are not, by name and version.
         self.absent: dict[tuple[str, str], str] = {}
+        # How many servers there are behind the same ports; this is one of them.
+        self.processes = 1
         for name in dict.fromkeys(each.served.name for each in models):
             self.put(name, [each for each in models if each.served.name == name])
 
@@ -99,8 +106,9 @@ class CloudService(ModelService):
             hosted.inside += 1
         outcome = Outcome.FAILED
         tally.inflight += 1
+        trace = self._tracer.begin(context) if self._tracer.enabled else None
         try:
-            response = await self._infer(request, context, hosted, came_s)
+            response = await self._infer(request, context, hosted, came_s, trace)
             outcome = Outcome.ANSWERED
         except InputError:
             outcome = Outcome.INVALID
@@ -121,9 +129,14 @@ class CloudService(ModelService):
             if hosted is not None:
                 hosted.inside -= 1
             tally.ended(outcome, time.monotonic() - came_s)
+            if trace is not None:
+                known = "other" if hosted is None else hosted.served.name
+                finish(trace, known, outcome, context.time_remaining())
         return response
 
-    async def _infer(self, request: Any, context: Any, hosted: Hosted | None, came_s: float) -> Any:
+    async def _infer(
+        self, request: Any, context: Any, hosted: Hosted | None, came_s: float, trace: Trace | None
+    ) -> Any:
         if hosted is None:
             if (request.model_name, "") in self.absent:
                 raise Unreachable("the model is not ready")
@@ -138,7 +151,7 @@ class CloudService(ModelService):
             bounds.default_timeout_s, bounds.max_timeout_s, context.time_remaining(), asked_s
         )
         inputs = await self.tensors(request, deadline_s)
-        answer = await hosted.engine.infer(inputs, outputs, deadline_s, priority)
+        answer = await hosted.engine.infer(inputs, outputs, deadline_s, priority, trace)
         queue_ms, compute_ms = answer.queue_s * 1e3, answer.compute_s * 1e3
         response = hosted.answers.make(request.id, answer.outputs, queue_ms, compute_ms, answer.batch_rows)
         if parameters and CHECKSUM in parameters:
@@ -192,9 +205,10 @@ class CloudService(ModelService):
     def status(self) -> dict[str, Any]:
         """The server at a glance: queue, batch time, counters since the start."""
         if len(self.hosted) == 1:
-            return super().status() | self._status_of(self.hosted[0])
+            return super().status() | self._status_of(self.hosted[0]) | {"tracing": self._tracer.describe()}
         models = {f"{each.served.name}/{each.served.version}": self._status_of(each) for each in self.hosted}
-        return super().status() | {"models": models, "counters": self._metrics.counters()}
+        counters, tracing = self._metrics.counters(), self._tracer.describe()
+        return super().status() | {"models": models, "counters": counters, "tracing": tracing}
 
     def _status_of(self, hosted: Hosted) -> dict[str, Any]:
         return hosted.engine.status() | {
@@ -202,6 +216,25 @@ class CloudService(ModelService):
             "digest": hosted.digest,
             "max_batch": hosted.served.max_batch,
             "counters": self._metrics.counters(hosted.served.name),
+        }
+
+    def _live_of(self, hosted: Hosted) -> dict[str, Any]:
+        return hosted.engine.status() | {
+            "name": hosted.served.name,
+            "version": hosted.served.version,
+            "digest": hosted.digest,
+            "max_batch": hosted.served.max_batch,
+            "away": hosted.away,
+            **counted(hosted.tally),
+        }
+
+    def live(self, after: int) -> dict[str, Any]:
+        """What the live page shows. No inputs: what they are is their owners' business, and says nothing here."""
+        return super().status() | {
+            "kind": "cloud",
+            "processes": self.processes,
+            "models": [self._live_of(each) for each in self.hosted],
+            "absent": [{"name": name, "version": version, "why": why} for (name, version), why in self.absent.items()],
         }
 
     async def stop(self) -> None:

@@ -14,6 +14,9 @@ import msgspec
 import torch
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from edgemux.cloud.events import ModelNotRecorded
+from edgemux.wire.events import kind, places, tell
+
 # Batches of up to so many rows are filled up to the next power of two; larger ones keep the device busy as they are.
 MOST_FILLED_UP = 64
 # Shapes that are recorded; each holds on to its inputs and outputs, what is in between is shared.
@@ -83,11 +86,11 @@ class Graphs:
                 return None
             try:
                 return self._record(inputs)
-            except Exception:  # with any of the library's types
+            except Exception as error:  # with any of the library's types
                 # Never again: after a record that failed, which ``recordable`` should have foreseen, the library gives
                 # cached memory back no more (seen with 2.11, whatever is called then).
                 self._broken = True
-                _log.warning("a model cannot be recorded; graphs = false keeps it from being tried", exc_info=True)
+                tell(_log, ModelNotRecorded(error=kind(error), at=places(error)))
         return None
 
     def _warmed_up(self, staged: Sequence[torch.Tensor], sizes: Sequence[tuple[int, ...]]) -> list[torch.Tensor] | None:

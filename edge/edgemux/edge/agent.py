@@ -17,12 +17,14 @@ from edgemux.edge.cloud_executor import Clock
 from edgemux.edge.clouds import Cloud
 from edgemux.edge.config import DriftSettings, EdgeConfig, RequestSettings
 from edgemux.edge.device_executor import DeviceExecutor
+from edgemux.edge.gallery import Gallery
 from edgemux.edge.loading import CloudGates, Fallback
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
 from edgemux.edge.sampler import Sampler
 from edgemux.edge.self_check import SelfCheck
+from edgemux.edge.spans import aside, of_rows
 from edgemux.edge.variants import Family
 from edgemux.edge.vigil import Standing, Vigil
 from edgemux.multiplexer.bundle import Manifest
@@ -54,6 +56,7 @@ from edgemux.multiplexer.estimate import RateEstimate
 from edgemux.multiplexer.gates import Gates
 from edgemux.multiplexer.policy import Policy, lacks_tokens
 from edgemux.wire.forks import Home
+from edgemux.wire.tracing import Attribute, Stage, Trace
 
 # A higher level must promise at least this much more P(correct) than the answer at hand.
 REFINE_PRICE = 0.02
@@ -100,6 +103,8 @@ class Agent:
         self.sampler = sampler
         self._home = Home()
         self.self_check: SelfCheck | None = None
+        # Of a server with a live page; keeps something only while somebody looks.
+        self.gallery = Gallery("none")
         self.loop_lag_s = 0.0
         self.rate = RateEstimate()
         self.family = family
@@ -145,7 +150,11 @@ class Agent:
         return self._config.drift
 
     async def infer(
-        self, tensors: Mapping[str, NDArray[Any]], timeout_s: float | None = None, client: str = ""
+        self,
+        tensors: Mapping[str, NDArray[Any]],
+        timeout_s: float | None = None,
+        client: str = "",
+        trace: Trace | None = None,
     ) -> list[Answer]:
         """Answer each row of ``tensors`` (by input name, [N, ...]) on its own; ``client`` is for its fair share.
 
@@ -159,15 +168,18 @@ class Agent:
         self.arrived += rows
         began = time.perf_counter()
         scores = self._gates.before(tensors)
-        self.metrics.stage("pre_gate", time.perf_counter() - began)
+        elapsed = time.perf_counter() - began
+        self.metrics.stage("pre_gate", elapsed)
+        if trace is not None:
+            trace.took(Stage.PRE_GATE, elapsed)
         self.vigil.saw(tensors, scores)
         deadline = arrived + self._config.request.allowed_s(timeout_s)
         if rows == 1:
-            return [await self._answer(Sample(dict(tensors), scores, deadline, client), arrived)]
+            return [await self._answer(Sample(dict(tensors), scores, deadline, client, trace), arrived)]
         return await self._each(
             [
-                Sample({name: t[i : i + 1] for name, t in tensors.items()}, scores[i : i + 1], deadline, client)
-                for i in range(rows)
+                Sample({name: t[i : i + 1] for name, t in tensors.items()}, scores[i : i + 1], deadline, client, span)
+                for i, span in enumerate(of_rows(trace, rows))
             ],
             arrived,
         )
@@ -212,6 +224,8 @@ class Agent:
                     if self.cloud is not None:
                         self.purse.settle(lacks_tokens(case), now)
                     self.metrics.answered(route.placement, route.variant, reason, prediction.confidence, elapsed)
+                    if self.gallery.open:
+                        self._show(sample, reason, prediction, degraded, elapsed)
                     drawn = self._draws()
                     if route.placement is Placement.EDGE:
                         self._ask_again(sample, reason, prediction if drawn else None, degraded)
@@ -223,8 +237,17 @@ class Agent:
                         self._ask_again(sample, reason)
                     return Answer(prediction, reason, degraded, elapsed)
                 case Shed(reason):
+                    if self.gallery.open:
+                        self._show(sample, reason, None, False, self._clock() - arrived)
                     self._ask_again(sample, reason)
                     raise _refusal(reason, self._device.backlog.wait_s)
+
+    def _show(
+        self, sample: Sample, reason: Reason, prediction: Prediction | None, degraded: bool, elapsed_s: float
+    ) -> None:
+        """To whoever looks at the live page."""
+        manifest = self.manifest
+        self.gallery.add(manifest.name, manifest.classes, self.planned, sample, reason, prediction, degraded, elapsed_s)
 
     async def _attempt(self, case: Case, decision: Run, sample: Sample) -> Case:
         """Run the chosen route and return the case as it stands afterwards."""
@@ -255,7 +278,10 @@ class Agent:
         else:
             scores = self._gates.after(prediction.probabilities[None, :], level, sample.scores)
         self.vigil.answered(prediction, sample, scores, terms)
-        self.metrics.stage("post_gate", time.perf_counter() - began)
+        elapsed = time.perf_counter() - began
+        self.metrics.stage("post_gate", elapsed)
+        if sample.trace is not None:
+            sample.trace.took(Stage.POST_GATE, elapsed, {Attribute.LEVEL: level})
         confident = Prediction(
             prediction.route, prediction.label, prediction.probabilities, float(scores[0, level - 1])
         )
@@ -364,14 +390,17 @@ class Agent:
         # What takes longer counts as failed in any case, and would hold the only place for finding out.
         timeout_s = min(self._config.request.default_timeout_s, self.cloud.slow_s)
         second: Prediction | None = None
-        with contextlib.suppress(ExecutionError):
-            if kept is None:
-                second = await self.cloud.shadow(self._cloud_route, sample, timeout_s, reason)
-            else:
-                # The certificate is about what the cloud says of the input itself.
-                second = await self.cloud.run(self._cloud_route, sample, timeout_s, exact=True)
-        if kept is not None:
-            self.metrics.audited("failed" if second is None else "agree" if second.label == kept.label else "differ")
+        with aside(sample, Stage.SHADOW if kept is None else Stage.AUDIT) as said:
+            with contextlib.suppress(ExecutionError):
+                if kept is None:
+                    second = await self.cloud.shadow(self._cloud_route, sample, timeout_s, reason)
+                else:
+                    # The certificate is about what the cloud says of the input itself.
+                    second = await self.cloud.run(self._cloud_route, sample, timeout_s, exact=True)
+            if kept is not None:
+                outcome = "failed" if second is None else "agree" if second.label == kept.label else "differ"
+                self.metrics.audited(outcome)
+                said[Attribute.OUTCOME] = outcome
         if kept is not None and second is not None:
             self.vigil.compared(sample, second, kept=not degraded, drawn=True)
 

@@ -121,6 +121,11 @@ class Breaker:
         return lot < share or (share > 0 and not self._used)
 
     @property
+    def failures(self) -> int:
+        """Failures in a row, by now."""
+        return self._consecutive
+
+    @property
     def slow_s(self) -> float:
         """From when on a call that is not answered yet has failed."""
         return self._settings.slow_s

@@ -18,11 +18,13 @@ import msgspec
 from numpy.typing import NDArray
 
 from edgemux.edge.breaker import Breaker, Call, State
-from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.events import CloudUnserved
+from edgemux.edge.metrics import EdgeMetrics, outcome_of
 from edgemux.edge.packing import Packing
 from edgemux.edge.peer import CALL_OVERHEAD_BYTES, Peer, digest_in
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
+from edgemux.edge.spans import offload, options
 from edgemux.edge.together import Row, Together, merged
 from edgemux.multiplexer.domain import Prediction, Reason, Route
 from edgemux.multiplexer.errors import (
@@ -40,10 +42,12 @@ from edgemux.multiplexer.errors import (
 from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, LinkEstimate, RecentMean, RecentShare
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import add_checksum, get_parameters, make_request
+from edgemux.wire.events import Name, tell, why
 from edgemux.wire.payload import RAW, encode, mark
 from edgemux.wire.renewed import RenewedChannel
 from edgemux.wire.service import Stub
 from edgemux.wire.status import from_peer, pushback_s
+from edgemux.wire.tracing import Attribute, Trace
 
 _log = logging.getLogger("edgemux.edge")
 
@@ -115,6 +119,8 @@ class CloudExecutor:
         self.refused_until_s = float("-inf")
         # Whether the latest answer came from another model than the bundle's.
         self.foreign = False
+        # How the latest call ended.
+        self.outcome = outcome_of(None)
         self._incompatible = 0
         self._unserved = Reason.CLOUD_INCOMPATIBLE
         self._recheck_s = math.inf
@@ -211,15 +217,25 @@ class CloudExecutor:
 
         Raises ExecutionError; the breaker and the estimates learn from every outcome.
         """
+        if sample.trace is None:
+            return await self._run(route, sample, timeout_s, exact, None)
+        with offload(sample.trace, self.index or 0) as trace:
+            return await self._run(route, sample, timeout_s, exact, trace)
+
+    async def _run(
+        self, route: Route, sample: Sample, timeout_s: float, exact: bool, trace: Trace | None
+    ) -> Prediction:
         began = self._clock()
         exact = exact or sample.exact
         encoding = self._packing.choose(self.link.bytes_per_s(began), timeout_s, began, exact) if self._ours else RAW
         if encoding != RAW and not self.breaker.allows(began):
             raise Unreachable("the cloud is not being asked")
-        row = Row(await self._request(sample, encoding), began + timeout_s)
+        row = Row(await self._request(sample, encoding), began + timeout_s, trace)
         # Exact for a call of its own; as a row of a larger one it is less, and still paid like this.
         size = row.request.ByteSize() + CALL_OVERHEAD_BYTES
         self.request_bytes = size
+        if trace is not None:
+            trace.put({Attribute.BYTES: size, Attribute.FORM: encoding})
         started = self._clock()
         call = self._claim(size, started)
         self._metrics.offloaded(size)
@@ -299,7 +315,8 @@ class CloudExecutor:
         request = rows[0].request if len(rows) == 1 else merged(rows)
         left_s = max(row.deadline_s for row in rows) - self._clock()
         try:
-            response = await self._stub.ModelInfer(request, timeout=max(0.001, left_s))
+            more = options([row.trace for row in rows])
+            response = await self._stub.ModelInfer(request, timeout=max(0.001, left_s), **more)
         except grpc.aio.AioRpcError as error:
             if len(rows) == 1 or error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
                 raise
@@ -349,6 +366,7 @@ class CloudExecutor:
         return error
 
     def _counted(self, error: ExecutionError | None) -> None:
+        self.outcome = outcome_of(error)
         self._metrics.called(self.index or 0, error)
 
     def _differs(self, error: ExecutionError) -> None:
@@ -361,7 +379,8 @@ class CloudExecutor:
         if self._incompatible == INCOMPATIBLE_IN_A_ROW:
             self._recheck_s = self._clock() + RECHECK_S
             self._reconnected = False
-            _log.error("the cloud is not asked any more until it serves what is wanted: %s", error)
+            model, reason = Name(self._peer.model), Name(self._unserved.value)
+            tell(_log, CloudUnserved(peer=self.index or 0, model=model, reason=reason, why=why(error)))
 
     def _learn(self, response: Any, size: int, elapsed: float) -> None:
         parameters = get_parameters(response)

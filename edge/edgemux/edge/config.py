@@ -13,14 +13,17 @@ import msgspec
 
 from edgemux.edge.admission import AdmissionSettings
 from edgemux.edge.breaker import BreakerSettings
+from edgemux.edge.gallery import PageSettings
 from edgemux.edge.metrics import EnergyProxy
 from edgemux.edge.peer import OutputKind
 from edgemux.edge.purse import BudgetSettings, PriceSettings
 from edgemux.edge.scheduler import SchedulerSettings
 from edgemux.multiplexer.limits import TokenBucket, allowed_s
+from edgemux.wire.log_format import LogOptions
 from edgemux.wire.process import Listen
 from edgemux.wire.security import ClientTls
 from edgemux.wire.settings import load_settings
+from edgemux.wire.tracing import TracingSettings
 
 # Longer pauses than an hour between looks at the device or the link, and requests that take a day, are slips.
 MAX_INTERVAL_S = 3600.0
@@ -198,8 +201,10 @@ class DriftSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("audit_share_alarm must be in [0, 1]")
 
 
-class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """requests: a file that gets a line of JSON for every finished request, None for none. most_waiting: lines that
+class LogSettings(LogOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """format, level: of the process's own log.
+
+    requests: a file that gets a line of JSON for every finished request, None for none. most_waiting: lines that
     may wait to be written; while the file cannot take more, the oldest are dropped and counted.
     """
 
@@ -259,6 +264,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drift: DriftSettings = DriftSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
+    page: PageSettings = PageSettings()
     admission: AdmissionSettings = AdmissionSettings()
     budgets: tuple[BudgetSettings, ...] = ()
     prices: PriceSettings = PriceSettings()

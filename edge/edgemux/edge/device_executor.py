@@ -23,6 +23,7 @@ from edgemux.multiplexer.domain import Prediction, Route
 from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError
 from edgemux.multiplexer.estimate import DurationEstimate
 from edgemux.multiplexer.onnx_model import Stop
+from edgemux.wire.tracing import Attribute, Stage
 
 # A model that takes longer than this leaves the event loop for a thread: a hop costs 0.15-0.2 ms, blocking costs all.
 INLINE_S = 0.002
@@ -34,6 +35,11 @@ def _yield_to_the_loop() -> None:
     """Where both want the same core, the event loop goes first: a refusal that comes late is worth nothing."""
     with contextlib.suppress(OSError, AttributeError):  # on Linux a thread has a niceness of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICER)
+
+
+def _traced(sample: Sample, route: Route, seconds: float, failed: str | None = None) -> None:
+    if sample.trace is not None:
+        sample.trace.took(Stage.DEVICE, seconds, {Attribute.LEVEL: route.level}, failed=failed)
 
 
 class DeviceExecutor:
@@ -63,13 +69,17 @@ class DeviceExecutor:
             else:
                 probabilities, elapsed, cpu_s = await self._in_thread(route.level, sample, timeout_s)
         except TimeoutError as error:
+            _traced(sample, route, timeout_s, "timeout")
             raise DeadlineExceeded("the device model had no time left") from error
         except Exception as error:  # whatever the library raises, the multiplexer has other routes
+            _traced(sample, route, 0.0, "failed")
             raise ExecutionError("the device model failed") from error
         if fresh:
             self.latency[route.level - 1].observe(elapsed)
             self.compute[route.level - 1].observe(cpu_s)
         self._metrics.stage("device", elapsed)
+        if sample.trace is not None:
+            _traced(sample, route, elapsed)
         self.spent_s += cpu_s
         self._spent(cpu_s)
         row = probabilities[0]

@@ -17,11 +17,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemux.edge.events import BundleFallback, BundleUnusable, ModelLoaded
 from edgemux.edge.variants import Family
 from edgemux.multiplexer.bundle import Bundle, Manifest
 from edgemux.multiplexer.chain import Golden
 from edgemux.multiplexer.errors import ArtifactError
 from edgemux.multiplexer.gates import Gates, Scores
+from edgemux.wire.events import Name, tell, why
 
 _log = logging.getLogger("edgemux.edge")
 
@@ -70,15 +72,15 @@ def load(
     Raises ArtifactError naming what is wrong with the bundle in ``folder`` when nothing else can be had either.
     """
     try:
-        return _whole(folder, name, most_bytes)
+        return _said(_whole(folder, name, most_bytes))
     except ArtifactError as error:
         wrong = error
     if previous is not None:
-        _log.error("%s; the previous bundle is tried", wrong)
         try:
-            return msgspec.structs.replace(_whole(previous, name, most_bytes), fallback=Fallback.PREVIOUS)
+            loaded = msgspec.structs.replace(_whole(previous, name, most_bytes), fallback=Fallback.PREVIOUS)
+            return _said(loaded, wrong)
         except ArtifactError as error:
-            _log.error("%s; it cannot be had either", error)
+            tell(_log, BundleUnusable(why=why(error)))
     if has_cloud:
         for each in (folder, previous):
             try:
@@ -86,10 +88,19 @@ def load(
             except ArtifactError:
                 continue
             if bundle is not None:
-                _log.error("%s; no model runs on this device, the cloud answers everything", wrong)
                 gates = CloudGates(bundle.manifest)
-                return Loaded(bundle, Family.empty(), gates, None, Fallback.CLOUD_ONLY)
+                return _said(Loaded(bundle, Family.empty(), gates, None, Fallback.CLOUD_ONLY), wrong)
     raise wrong
+
+
+def _said(loaded: Loaded, wrong: ArtifactError | None = None) -> Loaded:
+    """With a line of what is in memory, and of why it is not what was asked for."""
+    if loaded.fallback is not None and wrong is not None:
+        tell(_log, BundleFallback(serves=Name(loaded.fallback.value), why=why(wrong)))
+    manifest, family = loaded.bundle.manifest, loaded.family
+    model, version = Name(manifest.name), Name(manifest.version)
+    tell(_log, ModelLoaded(model=model, version=version, levels=family.resident, bytes=int(family.resident_bytes)))
+    return loaded
 
 
 def _opened(folder: Path, name: str | None) -> Bundle:

@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from edgemux.edge.agent import Agent
 from edgemux.edge.budget import Readings, cpu_share, memory_for
 from edgemux.edge.config import ApplicationSettings, LimitSettings
+from edgemux.edge.events import LevelNotLoaded, PlanFailed
 from edgemux.edge.scheduler import Application, Device, Level, Plan, Planner, SchedulerSettings, plan_for
 from edgemux.edge.variants import give_back
 from edgemux.multiplexer.onnx_model import OnnxModel
+from edgemux.wire.events import Name, kind, places, tell
 
 _log = logging.getLogger("edgemux.edge")
 
@@ -101,10 +103,10 @@ class Pager:
             return
         try:
             self._plan(now_s)
-        except Exception:
+        except Exception as error:
             if not self._complained:
                 self._complained = True
-                _log.exception("there is no new plan; the one before stays")
+                tell(_log, PlanFailed(error=kind(error), at=places(error)))
 
     def _plan(self, now_s: float) -> None:
         self._learn_own()
@@ -217,8 +219,9 @@ class Pager:
         for agent, level in rising:
             try:
                 loads = await asyncio.to_thread(agent.family.raise_to, level)
-            except Exception:
-                _log.exception("a level cannot be loaded; the ones below it go on")
+            except Exception as error:
+                model = Name(agent.manifest.name)
+                tell(_log, LevelNotLoaded(model=model, error=kind(error), at=places(error)))
                 self._highest[self._agents.index(agent)] = agent.family.resident
                 self._retry_s = self._clock() + RETRY_S
                 continue

@@ -75,6 +75,27 @@ class Tariff(msgspec.Struct, frozen=True):
         return {"bytes": size, "joules": size * self.joules_per_byte, "money": size * self.money_per_byte}
 
 
+class Held(msgspec.Struct, frozen=True):
+    """One budget now: what is ``left`` of what it ``holds`` when full, and its price in P(correct).
+
+    per: its period, "rate" for one of the limits.
+    """
+
+    of: Kind
+    per: str
+    left: float
+    holds: float
+    price: float
+
+
+class Limit(msgspec.Struct, frozen=True):
+    """How the budgets of a kind stand: tokens a second, the share of what they can hold, tokens taken in all."""
+
+    rate_per_s: float
+    left_share: float
+    spent: float
+
+
 class Purse:
     """The budgets, and what is taken from them. Not thread-safe: one event loop owns it.
 
@@ -90,19 +111,24 @@ class Purse:
         self._budgets: list[tuple[Kind, TokenBucket | TolledBudget]] = []
         self._tolled: list[tuple[Kind, TolledBudget]] = []
         self._joules: list[TokenBucket] = []
+        self._limited: list[tuple[Kind, TokenBucket]] = []
         self._buckets: dict[str, TokenBucket] = {}
+        self._shown: list[tuple[Kind, str, TokenBucket, TolledBudget | None]] = []
 
     def limit(self, kind: Kind, bucket: TokenBucket, name: str | None = None) -> None:
         """Add a budget; one with a ``name`` is in ``tokens``."""
         if name is not None:
             self._buckets[name] = bucket
-        budget: TokenBucket | TolledBudget = bucket
+        if not bucket.unlimited:
+            self._limited.append((kind, bucket))
+        tolled: TolledBudget | None = None
         if kind == "joules":
             self._joules.append(bucket)
         else:
-            budget = TolledBudget(bucket, self.one_offload[kind] or 1.0)
-            self._tolled.append((kind, budget))
-        self._budgets.append((kind, budget))
+            tolled = TolledBudget(bucket, self.one_offload[kind] or 1.0)
+            self._tolled.append((kind, tolled))
+        self._budgets.append((kind, tolled or bucket))
+        self._shown.append((kind, "rate" if name is None else name.partition("/")[2], bucket, tolled))
 
     def left(self, now_s: float) -> dict[Kind, float]:
         """What can still be spent now, by kind; infinite where nothing is limited, below 0 for a debt of joules."""
@@ -110,6 +136,18 @@ class Purse:
         for kind, budget in self._budgets:
             left[kind] = min(left[kind], budget.available(now_s))
         return left
+
+    def limits(self, now_s: float) -> dict[Kind, Limit]:
+        """How what is limited stands: of several budgets of a kind the one that is tightest, in each respect."""
+        found: dict[Kind, Limit] = {}
+        for kind, bucket in self._limited:
+            share = bucket.available(now_s) / bucket.burst if bucket.burst > 0 else 0.0
+            mine = Limit(bucket.rate_per_s, share, bucket.taken)
+            known = found.get(kind, mine)
+            found[kind] = Limit(
+                min(known.rate_per_s, mine.rate_per_s), min(known.left_share, mine.left_share), mine.spent
+            )
+        return found
 
     def allowance(self, now_s: float) -> Allowance:
         """``left`` as the policy's budget takes it."""
@@ -149,6 +187,13 @@ class Purse:
         for kind, budget in self._tolled:
             prices[kind] += budget.price(now_s)
         return prices
+
+    def held(self, now_s: float) -> list[Held]:
+        """Every budget by itself."""
+        return [
+            Held(kind, per, bucket.available(now_s), bucket.burst, 0.0 if tolled is None else tolled.price(now_s))
+            for kind, per, bucket, tolled in self._shown
+        ]
 
     def toll(self, now_s: float) -> float:
         """What an offload must gain beside its own price, in P(correct)."""

@@ -15,6 +15,9 @@ from typing import BinaryIO
 
 import msgspec
 
+from edgemux.edge.events import RequestLogFailed
+from edgemux.wire.events import kind, tell
+
 _log = logging.getLogger("edgemux.edge")
 
 # Lines wait this long to be written together; what is lost when the process is killed is no more than that.
@@ -76,7 +79,7 @@ class RequestLog:
             except OSError as error:
                 if not self._complained:
                     self._complained = True
-                    _log.warning("the request log cannot be written (%s)", error.strerror)
+                    tell(_log, RequestLogFailed(cause=kind(error)))
                 if self._stop.wait(RETRY_S):
                     self._dropped(len(self._waiting))
                     return

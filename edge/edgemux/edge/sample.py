@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from edgemux.multiplexer.chain import Activations
 from edgemux.multiplexer.domain import Prediction
 from edgemux.multiplexer.gates import Scores
+from edgemux.wire.tracing import Trace
 
 
 class Sample:
@@ -21,11 +22,19 @@ class Sample:
     lot: a number in [0, 1), drawn once: is it among the share that may be sent to a cloud that has just come back?
     exact: whether the cloud is to see the very input, since what it answers goes into what is certified.
     answer: the latest level's, None before the first; epoch: of the terms on which it was scored.
+    trace: of the request it is in, None where nothing is traced.
     """
 
-    __slots__ = ("activations", "answer", "client", "deadline_s", "epoch", "exact", "lot", "scores", "tensors")
+    __slots__ = ("activations", "answer", "client", "deadline_s", "epoch", "exact", "lot", "scores", "tensors", "trace")
 
-    def __init__(self, tensors: dict[str, NDArray[Any]], scores: Scores, deadline_s: float, client: str = "") -> None:
+    def __init__(
+        self,
+        tensors: dict[str, NDArray[Any]],
+        scores: Scores,
+        deadline_s: float,
+        client: str = "",
+        trace: Trace | None = None,
+    ) -> None:
         self.tensors = tensors
         self.scores = scores
         self.deadline_s = deadline_s
@@ -35,3 +44,4 @@ class Sample:
         self.answer: Prediction | None = None
         self.epoch = 0
         self.exact = False
+        self.trace = trace

@@ -14,7 +14,9 @@ from typing import Any
 import msgspec
 
 from edgemux.edge.budget import RANGES, Readings
+from edgemux.edge.events import SensorLost
 from edgemux.edge.sensors import Sensor
+from edgemux.wire.events import Name, kind, tell
 
 _log = logging.getLogger("edgemux.edge")
 
@@ -53,13 +55,13 @@ class Source:
         self.began_s = self._clock()
         try:
             values, wrong = sound(self._sensor.read())
-        except Exception:
+        except Exception as error:
             self.said = Said({}, self.said.at_s)
-            self.complain("cannot be read", exc_info=True)
+            self.complain("raises", error=kind(error))
         else:
             self.said = Said(values, self._clock())
             if wrong:
-                self.complain(f"says what cannot be ({', '.join(wrong)})")
+                self.complain("says what cannot be", readings=Name(",".join(wrong)))
         self.began_s = None
 
     def hangs(self, now_s: float) -> bool:
@@ -67,11 +69,11 @@ class Source:
         began_s = self.began_s
         return began_s is not None and now_s - began_s > TIMEOUT_S
 
-    def complain(self, what: str, exc_info: bool = False) -> None:
+    def complain(self, cause: str, readings: Name | None = None, error: Name | None = None) -> None:
         """Say it in the log, the first time."""
         if not self._complained:
             self._complained = True
-            _log.warning("sensor %s %s; its readings are unknown", self.name, what, exc_info=exc_info)
+            tell(_log, SensorLost(sensor=Name(self.name), cause=Name(cause), readings=readings, error=error))
 
     def _loop(self) -> None:
         while True:

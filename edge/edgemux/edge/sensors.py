@@ -50,9 +50,8 @@ class Cpu:
         if last is not None and now > last[0]:
             share = ((busy - last[1]) - (own - last[2])) / ((now - last[0]) * len(allowed))
             readings["cpu_others"] = min(1.0, max(0.0, share))
-        quotas = [_quota(folder) for folder in _groups(self._proc, self._sys, "cpu")]
         return readings | _known(
-            cpu_quota=min((quota for quota in quotas if quota is not None), default=None),
+            cpu_quota=cpu_limit(self._proc, self._sys),
             cpu_pressure=_pressure(self._proc, "cpu", "some"),
         )
 
@@ -92,10 +91,9 @@ class Heat:
         degrees = [zone / 1000 for zone in zones if zone is not None and -40_000 <= zone <= 150_000]
         if degrees:
             readings["temperature_c"] = max(degrees)
-        flags = _number(self._root / "devices/platform/soc/soc:firmware/get_throttled", radix=16)
+        flags = firmware_flags(self._root)
         if flags is not None:
-            # Bits 0-3 are "now" (under-voltage, capped, throttled, soft limit); 16-19 are "since boot".
-            readings["throttled"] = float(int(flags) & 0xF != 0)
+            readings["throttled"] = float(flags & 0xF != 0)
         speeds = []
         for clock in self._root.glob("devices/system/cpu/cpu[0-9]*/cpufreq"):
             allowed, highest = _number(clock / "scaling_max_freq"), _number(clock / "cpuinfo_max_freq")
@@ -120,6 +118,27 @@ class Battery:
                     "discharging": float(_text(supply.parent / "status") == "Discharging"),
                 }
         return {}
+
+
+def cpu_limit(proc: Path = PROC, sys_root: Path = SYS) -> float | None:
+    """CPUs that our control group may use, None where nothing limits it."""
+    quotas = [_quota(folder) for folder in _groups(proc, sys_root, "cpu")]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def memory_limit(proc: Path = PROC, sys_root: Path = SYS) -> float | None:
+    """Bytes that our control group may hold, None where nothing limits it."""
+    limits = [_memory_limit(folder)[0] for folder in _groups(proc, sys_root, "memory")]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def firmware_flags(sys_root: Path = SYS) -> int | None:
+    """The Raspberry Pi firmware's flags: bits 0-3 are now, 16-19 since it booted; None on other machines.
+
+    Under-voltage, clock capped, throttled, soft temperature limit.
+    """
+    flags = _number(sys_root / "devices/platform/soc/soc:firmware/get_throttled", radix=16)
+    return None if flags is None else int(flags)
 
 
 def _known(**values: float | None) -> dict[str, float]:
@@ -176,12 +195,18 @@ def _quota(group: Path) -> float | None:
 
 def _room(group: Path) -> float | None:
     """Bytes that a group may still take, None where it has no limit. What it holds of files it can give back."""
-    limit, usage = _number(group / "memory.max"), "memory.current"
-    if limit is None:
-        limit, usage = _number(group / "memory.limit_in_bytes"), "memory.usage_in_bytes"
-    used = _number(group / usage) if limit is not None and limit < NO_LIMIT_BYTES else None
+    limit, usage = _memory_limit(group)
+    used = None if limit is None else _number(group / usage)
     if limit is None or used is None:
         return None
     stat = dict(line.split() for line in (_text(group / "memory.stat") or "").splitlines() if len(line.split()) == 2)
     files = stat.get("inactive_file", "0")
     return max(0.0, limit - used + (int(files) if files.isdigit() else 0))
+
+
+def _memory_limit(group: Path) -> tuple[float | None, str]:
+    """Bytes that a group may hold, None where it has no limit, and the file that says what it holds."""
+    limit, usage = _number(group / "memory.max"), "memory.current"
+    if limit is None:
+        limit, usage = _number(group / "memory.limit_in_bytes"), "memory.usage_in_bytes"
+    return (limit if limit is not None and limit < NO_LIMIT_BYTES else None), usage

@@ -16,6 +16,8 @@ from edgemux.edge.cloud_executor import CloudExecutor
 from edgemux.edge.clouds import Cloud, Clouds
 from edgemux.edge.config import ApplicationSettings, CloudSettings, EdgeConfig
 from edgemux.edge.device_executor import DeviceExecutor
+from edgemux.edge.gallery import Gallery
+from edgemux.edge.gauges import export_settings
 from edgemux.edge.loading import Loaded, load
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.pager import Pager
@@ -37,6 +39,7 @@ from edgemux.multiplexer.policy import Policy
 from edgemux.wire.channel import open_renewed_channel
 from edgemux.wire.process import Serving, run
 from edgemux.wire.renewed import RenewedChannel
+from edgemux.wire.tracing import open_tracer
 
 # An answer is a few hundred bytes; what is far larger is not one.
 MAX_ANSWER_BYTES = 2**20
@@ -152,6 +155,8 @@ def _agent(
     routes = manifest.multiplexer.routes
     if first is None:
         metrics = EdgeMetrics(manifest.name, routes, config.energy)
+        metrics.asks(len(channels))
+        export_settings(metrics, config)
     else:
         metrics = first.metrics.of_another(manifest.name, routes)
     for delta in family.loads:
@@ -241,10 +246,13 @@ def serve(config: EdgeConfig) -> None:
     stack = contextlib.AsyncExitStack()
 
     async def make() -> Serving:
+        tracer = open_tracer(config.tracing, "edgemux-edge")
+        stack.push_async_callback(asyncio.to_thread, tracer.close)
         agents = await stack.enter_async_context(open_agents(config))
         metrics = next(iter(agents.values())).metrics
         log = _request_log(config, metrics)
-        service = EdgeService(agents, config.request.max_batch, log)
+        gallery = Gallery(config.page.shown(config.listen))
+        service = EdgeService(agents, config.request.max_batch, log, gallery, tracer)
 
         def drain() -> None:
             service.draining = True
@@ -267,6 +275,7 @@ def serve(config: EdgeConfig) -> None:
             drain=drain,
             closed=closed,
             well=well,
+            live=service.live,
         )
 
-    run(config.listen, make)
+    run(config.listen, make, log=config.log)

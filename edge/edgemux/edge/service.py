@@ -10,7 +10,10 @@ import numpy as np
 
 from edgemux.edge.admission import Shares
 from edgemux.edge.agent import Agent, Answer
+from edgemux.edge.gallery import Gallery
+from edgemux.edge.live import live_of_all
 from edgemux.edge.request_log import Line, RequestLog
+from edgemux.edge.spans import finish
 from edgemux.edge.status import status_of_all
 from edgemux.multiplexer.errors import (
     DeadlineExceeded,
@@ -24,6 +27,7 @@ from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import CHECKSUM, Parameter, make_response, requested_outputs
 from edgemux.wire.described import Counts
 from edgemux.wire.model_service import MAX_ID_CHARACTERS, ModelService, Served, timeout_s
+from edgemux.wire.tracing import OFF, Trace, Tracer
 
 # When it is worth asking again where there are too many at once: most are answered by then.
 FULL_RETRY_S = 0.1
@@ -34,16 +38,27 @@ class EdgeService(ModelService):
 
     EXTENSIONS = (*ModelService.EXTENSIONS, "statistics")
 
-    def __init__(self, agents: Mapping[str, Agent], max_batch: int, log: RequestLog | None = None) -> None:
-        """``agents``: at least one, by the name of its model on the wire."""
+    def __init__(
+        self,
+        agents: Mapping[str, Agent],
+        max_batch: int,
+        log: RequestLog | None = None,
+        gallery: Gallery | None = None,
+        tracer: Tracer = OFF,
+    ) -> None:
+        """``agents``: at least one, by the name of its model on the wire. ``gallery``: for the live page."""
         models = [Served.of(agent.manifest, "edgemux", max_batch) for agent in agents.values()]
         super().__init__("edgemux-edge", models, max_decoding=max_batch)
         self._agents = agents
         self._counts = {name: Counts() for name in agents}
         first, *others = agents.values()
         # What asks for no model that is here is counted with the only one, or with none of several.
-        self._nobody = first.metrics.of_another("other") if others else first.metrics
+        self._nobody = first.metrics.of_nobody() if others else first.metrics
         self._log = log
+        self._tracer = tracer
+        self._gallery = gallery or Gallery("none")
+        for agent in agents.values():
+            agent.gallery = self._gallery
         self._places = Shares()
         self._max_inflight = first.max_inflight
 
@@ -54,13 +69,14 @@ class EdgeService(ModelService):
         came_s = self._loop.time()
         outcome, answers = "failed", list[Answer]()
         metrics.inflight += 1
+        trace = self._tracer.begin(context) if self._tracer.enabled else None
         try:
             client = context.peer()
             if not self._places.fits(client, 1.0, self._max_inflight, came_s):
                 raise Overloaded("too many requests are being answered", retry_after_s=FULL_RETRY_S)
             self._places.take(client, 1.0)
             try:
-                response, answers = await self._infer(request, context.time_remaining(), came_s, client)
+                response, answers = await self._infer(request, context.time_remaining(), came_s, client, trace)
             finally:
                 self._places.give(client, 1.0)
             outcome = "answered"
@@ -78,11 +94,16 @@ class EdgeService(ModelService):
                 self._counts[request.model_name].ended(len(answers), self._loop.time() - came_s)
             if outcome != "answered":
                 metrics.refused(outcome)
+            if trace is not None:
+                known = "other" if agent is None else agent.manifest.name
+                finish(trace, known, outcome, answers, context.time_remaining())
             if self._log is not None:
                 self._log.add(_line(request, outcome, self._loop.time() - came_s, answers))
         return response
 
-    async def _infer(self, request: Any, left_s: float | None, came_s: float, client: str) -> tuple[Any, list[Answer]]:
+    async def _infer(
+        self, request: Any, left_s: float | None, came_s: float, client: str, trace: Trace | None
+    ) -> tuple[Any, list[Answer]]:
         served = self.check_model(request.model_name, request.model_version)
         agent = self._agents[served.name]
         deadline_s = came_s + agent.request.allowed_s(left_s, timeout_s(request))
@@ -93,7 +114,7 @@ class EdgeService(ModelService):
         agent.metrics.stage("validate", now_s - came_s)
         if now_s >= deadline_s:
             raise DeadlineExceeded("deadline: over before anything could run")
-        answers = await agent.infer(tensors, deadline_s - now_s, client)
+        answers = await agent.infer(tensors, deadline_s - now_s, client, trace)
         arrays = {
             "probabilities": np.stack([answer.prediction.probabilities for answer in answers]),
             "label": np.array([answer.prediction.label for answer in answers], dtype=np.int64),
@@ -118,7 +139,17 @@ class EdgeService(ModelService):
 
     def status(self) -> dict[str, Any]:
         """The agents' state now."""
-        return super().status() | status_of_all(self._agents)
+        return super().status() | status_of_all(self._agents) | {"tracing": self._tracer.describe()}
+
+    def live(self, after: int) -> dict[str, Any]:
+        """What the live page shows: of the inputs those after that number. What comes in is kept for a while now."""
+        self._gallery.look()
+        return super().status() | live_of_all(self._agents, self._gallery, after)
+
+    def close(self) -> None:
+        """As the servicer's; and nothing is kept for the live page any more."""
+        self._gallery.close()
+        super().close()
 
 
 def _line(request: Any, outcome: str, elapsed_s: float, answers: Sequence[Answer]) -> Line:

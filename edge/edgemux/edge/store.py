@@ -15,6 +15,9 @@ from pathlib import Path
 
 import msgspec
 
+from edgemux.edge.events import StateUnwritable
+from edgemux.wire.events import kind, tell
+
 _log = logging.getLogger("edgemux.edge")
 
 FILE = "budgets.json"
@@ -72,7 +75,7 @@ class Store:
         except OSError as error:
             with contextlib.suppress(OSError):
                 fresh.unlink(missing_ok=True)
-            _log.warning("state_dir cannot be written (%s): budgets will start empty next time", error.strerror)
+            tell(_log, StateUnwritable(cause=kind(error)))
             return False
         return True
 

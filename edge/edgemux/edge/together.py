@@ -15,15 +15,20 @@ import msgspec
 
 from edgemux.wire.codec import add_checksum
 from edgemux.wire.payload import ENCODING
+from edgemux.wire.tracing import Trace
 
 T = TypeVar("T")
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One input as a request of its own, with raw contents and a checksum; when it is too late for its answer."""
+    """One input as a request of its own, with raw contents and a checksum; when it is too late for its answer.
+
+    ``trace``: of sending it, None where nothing is traced.
+    """
 
     request: Any
     deadline_s: float
+    trace: Trace | None = None
 
     def fits(self, other: Row) -> bool:
         """Whether both can be rows of one message."""

@@ -9,10 +9,14 @@ from collections.abc import Sequence
 
 from edgemux.edge.agent import Agent
 from edgemux.edge.budget import Readings
+from edgemux.edge.events import WatchFailed
+from edgemux.edge.gauges import export
+from edgemux.edge.notices import Notices
 from edgemux.edge.pager import Pager
-from edgemux.edge.vigil import Vigil, Withdrawal
+from edgemux.edge.vigil import Withdrawal
+from edgemux.wire.events import Name, kind, places, tell
 
-LOG = logging.getLogger(__name__)
+_log = logging.getLogger("edgemux.edge")
 
 TICK_S = 0.1
 # The worst lag seen fades by this factor a tick: half of it is forgotten after about 0.7 s.
@@ -26,6 +30,7 @@ async def watch(agents: Sequence[Agent], pager: Pager, probe_interval_s: float) 
     probe: asyncio.Task[None] | None = None
     step: asyncio.Task[None] | None = None
     lag_s = 0.0
+    notices = Notices(agents)
     try:
         while True:
             began = time.monotonic()
@@ -36,24 +41,26 @@ async def watch(agents: Sequence[Agent], pager: Pager, probe_interval_s: float) 
                 agent.loop_lag_s = lag_s
             sense(agents, now)
             pager.tick(now)
+            for event in notices.look(now):
+                tell(_log, event)
             if (probe is None or probe.done()) and _due(agents, probe_interval_s, now):
                 probe = asyncio.create_task(_probe(agents, probe_interval_s))
             if (step is None or step.done()) and any(agent.vigil.due for agent in agents):
-                step = asyncio.create_task(_step([agent.vigil for agent in agents if agent.vigil.due]))
+                step = asyncio.create_task(_step([agent for agent in agents if agent.vigil.due]))
     finally:
         for task in (probe, step):
             if task is not None:
                 task.cancel()
 
 
-async def _step(vigils: Sequence[Vigil]) -> None:
+async def _step(agents: Sequence[Agent]) -> None:
     """The vigils' own work, in a thread. A certificate that nobody watches any more must not go on as if."""
-    for vigil in vigils:
+    for agent in agents:
         try:
-            await asyncio.to_thread(vigil.step)
-        except Exception:
-            LOG.exception("the watch for drift has ended")
-            vigil.withdraw(Withdrawal.WATCH_FAILED)
+            await asyncio.to_thread(agent.vigil.step)
+        except Exception as error:
+            tell(_log, WatchFailed(model=Name(agent.manifest.name), error=kind(error), at=places(error)))
+            agent.vigil.withdraw(Withdrawal.WATCH_FAILED)
 
 
 def _due(agents: Sequence[Agent], interval_s: float, now_s: float) -> bool:
@@ -89,22 +96,3 @@ def sense(agents: Sequence[Agent], now_s: float) -> None:
     first.metrics.aged(first.sampler.ages_s(now_s))
     for agent in agents:
         export(agent, now_s)
-
-
-def export(agent: Agent, now_s: float) -> None:
-    """Bring an application's gauges up to date, and those of the budgets and the breaker."""
-    metrics = agent.metrics
-    if agent.cloud is not None:
-        metrics.breaker.set(agent.cloud.state(now_s))
-        for number, peer in enumerate(agent.cloud.peers):
-            metrics.peer_breaker.labels(str(number)).set(peer.state(now_s))
-    for kind, left in agent.purse.left(now_s).items():
-        metrics.budget.labels(kind).set(left)
-    for kind, price in agent.purse.prices(now_s).items():
-        metrics.toll.labels(kind).set(price)
-    metrics.bound.set(agent.vigil.state.bound)
-    metrics.drift.set(agent.vigil.state.alarmed)
-    metrics.resident.set(agent.family.resident_bytes)
-    metrics.plan_level.set(agent.planned)
-    metrics.plan_share.set(agent.share)
-    metrics.level.set(agent.affordable_level(agent.sampler.latest))

@@ -22,7 +22,7 @@ class TokenBucket:
         """``tokens``: what it holds at first, if less than ``burst``."""
         if not rate_per_s >= 0 or not burst >= 0:
             raise ValueError("rate and burst must not be negative")
-        self._rate = rate_per_s
+        self.rate_per_s = rate_per_s
         self.burst = burst
         self.unlimited = math.isinf(rate_per_s)
         self.taken = self.accrued = self.spilled = 0.0
@@ -37,7 +37,7 @@ class TokenBucket:
             self._at_s = now_s
         elapsed = now_s - self._at_s
         if elapsed > 0:
-            accrued = elapsed * self._rate
+            accrued = elapsed * self.rate_per_s
             spilled = max(0.0, self._tokens + accrued - self.burst)
             self._tokens = min(self.burst, self._tokens + accrued)
             self.accrued += accrued

@@ -20,6 +20,12 @@ from edgemux.multiplexer.onnx_scan import refuse_external_data
 Array = NDArray[Any]
 
 
+def runtime() -> tuple[str, tuple[str, ...], bool]:
+    """The library's version, its execution providers, and whether its reports to its vendor were off when it began."""
+    off = os.environ.get("ORT_DISABLE_TELEMETRY") == "1"
+    return str(ort.__version__), tuple(ort.get_available_providers()), off
+
+
 class Stop:
     """Ends a run that goes on in another thread, within one node of the graph; the run then raises."""
 

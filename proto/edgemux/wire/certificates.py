@@ -22,6 +22,15 @@ from typing import Generic, TypeVar
 import msgspec
 
 from edgemux.multiplexer.errors import ConfigError
+from edgemux.wire.events import (
+    CertificateExpires,
+    CertificatesRefused,
+    CertificatesRenewed,
+    CertificateUnfit,
+    Name,
+    tell,
+    why,
+)
 
 # How long a change on disk may go unnoticed; reading a few kilobytes that are in the page cache takes 0.1 ms.
 REREAD_S = 1.0
@@ -130,22 +139,23 @@ class Certificates(Reread[Pair]):
             self._keep(error, digest)
             return
         self._tried = digest
-        _log.warning("%s: new certificates are in use", self._name)
+        tell(_log, CertificatesRenewed(setting=Name(self._name)))
         self._say_dates()
 
     def _keep(self, error: ConfigError, digest: bytes) -> None:
         """Said once for every state of the files."""
         if digest != self._tried:
             self._tried = digest
-            _log.error("%s; the certificates from before stay in use", error)
+            tell(_log, CertificatesRefused(why=why(error)))
 
     def _say_dates(self) -> None:
         now = datetime.datetime.now(datetime.UTC)
         trouble = self._value.trouble(now)
         if trouble is not None:
-            _log.error("%s: the own certificate %s", self._name, trouble)
+            tell(_log, CertificateUnfit(setting=Name(self._name), trouble=Name(trouble)))
         elif self._value.until is not None and self._value.until - now < SOON:
-            _log.warning("%s: the own certificate expires on %s", self._name, self._value.until.isoformat())
+            until = Name(self._value.until.isoformat())
+            tell(_log, CertificateExpires(setting=Name(self._name), expires_on=until))
 
 
 def whole(contents: tuple[bytes | None, bytes | None, bytes | None], name: str) -> Pair:

@@ -23,6 +23,7 @@ import grpc.aio
 
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.wire.certificates import Certificates, Files, read_file
+from edgemux.wire.events import Name, Plaintext, tell
 from edgemux.wire.renewed import RenewedChannel
 from edgemux.wire.security import ClientTls, TokenFile, is_loopback
 
@@ -115,9 +116,7 @@ def open_renewed_channel(
     """
     certificates, tokens = client_files(address, tls, token_file, section, clock)
     if certificates is None and not is_loopback(address.rpartition(":")[0]):
-        _log.warning(
-            "%s.address: others can read what is sent to it, and answer in its place; see %s.tls", section, section
-        )
+        tell(_log, Plaintext(setting=Name(f"{section}.address")))
 
     def make(ours: bool) -> grpc.aio.Channel:
         seconds = keepalive_s or (KEEPALIVE_S if ours else FOREIGN_KEEPALIVE_S)

@@ -20,6 +20,7 @@ from edgemux.wire.forks import Home
 from edgemux.wire.security import AUTHORIZATION, ClientTls
 from edgemux.wire.service import METHODS, SERVICE
 from edgemux.wire.status import from_peer
+from edgemux.wire.tracing import TRACEPARENT
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -74,19 +75,22 @@ class Client:
         timeout_s: float = 5.0,
         parameters: Mapping[str, Parameter] | None = None,
         request_id: str = "",
+        traceparent: str = "",
     ) -> Reply:
         """Answer ``inputs``: arrays as tensors, a list of bytes as encoded pictures.
+
+        ``traceparent``: of the trace that this belongs to, as W3C writes it; the servers go on with it.
 
         Raises InputError when the server refuses the request, ExecutionError when there is no answer in time.
         """
         request = make_request(model, inputs, request_id=request_id, parameters=parameters)
         add_checksum(request)
-        response = self._call("ModelInfer", request, timeout_s)
+        response = self._call("ModelInfer", request, timeout_s, traceparent)
         tensors = [Tensor(o.name, o.datatype, tuple(o.shape)) for o in response.outputs]
         rows = int(tensors[0].shape[0]) if tensors and tensors[0].shape else 0
         return Reply(read_outputs(response, tensors, rows), get_parameters(response), response.id)
 
-    def _call(self, method: str, request: Any, timeout_s: float) -> Any:
+    def _call(self, method: str, request: Any, timeout_s: float, traceparent: str = "") -> Any:
         self._home.check()
         request_type, response_type = METHODS[method]
         call = self._channel.unary_unary(
@@ -95,12 +99,15 @@ class Client:
             response_deserializer=response_type.FromString,
         )
         try:
-            return call(request, timeout=timeout_s, metadata=self._metadata())
+            return call(request, timeout=timeout_s, metadata=self._metadata(traceparent))
         except grpc.RpcError as error:
             raise _typed(error.code(), error.details() or "") from error
 
-    def _metadata(self) -> list[tuple[str, str]]:
-        return [] if self._tokens is None else [(AUTHORIZATION, f"Bearer {self._tokens.current()[0]}")]
+    def _metadata(self, traceparent: str) -> list[tuple[str, str]]:
+        metadata = [(TRACEPARENT, traceparent)] if traceparent else []
+        if self._tokens is not None:
+            metadata.append((AUTHORIZATION, f"Bearer {self._tokens.current()[0]}"))
+        return metadata
 
 
 def _typed(code: grpc.StatusCode, details: str) -> EdgemuxError:

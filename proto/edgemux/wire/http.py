@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -26,6 +26,7 @@ class Page(msgspec.Struct, frozen=True):
     status: int
     body: Any
     content_type: str = "application/json"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Request(msgspec.Struct):
@@ -61,6 +62,16 @@ def json_reply(status: int, body: Any, headers: tuple[tuple[bytes, bytes], ...] 
     return Reply(status, (msgspec.json.encode(body),), JSON, (*_PRIVATE, *headers), close)
 
 
+class Site(Protocol):
+    """Pages that look at who asks, beside those that are the same for everybody."""
+
+    def opens(self, path: str) -> bool:
+        """Whether anybody may ask for ``path``, with no token: nothing there is data."""
+
+    def page(self, path: str, request: Request) -> Page | None:
+        """What ``path`` answers; None where there is nothing."""
+
+
 class App:
     """Answers GET and HEAD on the given paths; anything else gets 404 or 405 as JSON, a stranger 401.
 
@@ -71,10 +82,13 @@ class App:
     # Whoever asks whether a server lives asks from outside: probes have no tokens.
     open_to_all: tuple[bytes, ...] = (b"/v2/health/",)
 
-    def __init__(self, pages: Mapping[str, Callable[[], Page]], gate: Gate | None = None) -> None:
+    def __init__(
+        self, pages: Mapping[str, Callable[[], Page]], gate: Gate | None = None, site: Site | None = None
+    ) -> None:
         """``gate``: who may ask for anything but health; None for anybody."""
         self._pages = dict(pages)
         self._gate = gate or Gate()
+        self._site = site
 
     def look(self, request: Request) -> Reply | None:
         """Why a request is refused that has come without its body yet; None when it is not. Raises nothing."""
@@ -85,26 +99,30 @@ class App:
 
     def answer(self, request: Request) -> Answer:
         """The reply to a request that ``look`` has nothing against, or a coroutine of it. Raises nothing."""
-        path, _, _ = request.target.partition(b"?")
-        page = self._page(request, str(path, "latin-1").rstrip("/") or "/")
+        page = self._page(request, _path(request))
         content = page.body if isinstance(page.body, bytes) else msgspec.json.encode(page.body)
         allow = ((b"allow", b"GET, HEAD"),) if page.status == 405 else ()
-        return Reply(page.status, (content,), page.content_type.encode(), (*_PRIVATE, *allow), close=True)
+        return Reply(
+            page.status, (content,), page.content_type.encode(), (*_PRIVATE, *page.headers, *allow), close=True
+        )
 
     def admits(self, request: Request) -> bool:
         """Whether who asks may."""
         if self._gate.open or request.target.startswith(self.open_to_all):
             return True
         given = request.headers.get(_AUTHORIZATION)
-        return self._gate.allows(None if given is None else str(given, "ascii", "replace"))
+        if self._gate.allows(None if given is None else str(given, "ascii", "replace")):
+            return True
+        return self._site is not None and self._site.opens(_path(request))
 
     def _page(self, request: Request, path: str) -> Page:
         make = self._pages.get(path)
-        if make is None:
+        found = self._site.page(path, request) if make is None and self._site is not None else None
+        if make is None and found is None:
             return Page(404, {"error": "no such page"})
         if request.method not in (b"GET", b"HEAD"):
             return Page(405, {"error": "only GET and HEAD"})
-        return make()
+        return found or make()  # type: ignore[misc]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The same for any ASGI server, which has to bound how slow clients may be."""
@@ -127,6 +145,10 @@ class App:
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         content = b"" if request.method == b"HEAD" else b"".join(reply.content)
         await send({"type": "http.response.body", "body": content})
+
+
+def _path(request: Request) -> str:
+    return str(request.target.partition(b"?")[0], "latin-1").rstrip("/") or "/"
 
 
 def too_large(most: int) -> Reply:

@@ -268,9 +268,9 @@ class ModelService:
 
     def pages(self) -> dict[str, Callable[[], Page]]:
         """What the HTTP port answers beside the protocol, by path."""
-        return {"/": self._first_page, "/status": lambda: Page(200, self.status())}
+        return {"/pages": self._every_page, "/status": lambda: Page(200, self.status())}
 
-    def _first_page(self) -> Page:
+    def _every_page(self) -> Page:
         models = [f"/v2/models/{name}" for name in self._models]
         return Page(200, {"name": self._name, "pages": ["/status", "/v2", "/v2/health/ready", *models]})
 

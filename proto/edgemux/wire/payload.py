@@ -33,6 +33,7 @@ _PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 LOSSLESS = frozenset({RAW, "png", "webp-lossless"})
 FLOATS = ("fp16", "u8")
+EVERY_FORM = (RAW, *_PICTURES, *FLOATS)
 # Before the values of a row of 8 bits: its least value and the size of a step, FP32 little-endian.
 _SCALE = struct.Struct("<ff")
 

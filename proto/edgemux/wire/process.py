@@ -27,8 +27,11 @@ from prometheus_client import CollectorRegistry
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.wire.admin import Admin, AdminServer
 from edgemux.wire.channel import MAX_REQUEST_BYTES, bind, server_options
+from edgemux.wire.events import Draining, InternalError, Name, Ready, ReloadAsked, Stopped, kind, places, tell
 from edgemux.wire.forks import served
 from edgemux.wire.http import Page
+from edgemux.wire.live import Live
+from edgemux.wire.log_format import LogOptions
 from edgemux.wire.rest import Rest
 from edgemux.wire.security import Gate, Guard, ServerTls, TokenCheck, check_exposure
 from edgemux.wire.service import Door, register
@@ -100,6 +103,7 @@ Announce = Callable[[str, bool], Awaitable[None]]
 
 
 NO_ADMIN = Admin()
+PLAIN_LOG = LogOptions()
 
 
 async def _always_well() -> bool:
@@ -110,7 +114,8 @@ class Serving(msgspec.Struct, frozen=True):
     """What a process serves. ``pages``: HTTP paths and what each answers. ``drain`` is called once, first, when the
     process is told to stop: from then on ready is False; what was accepted is still answered. ``well``: whether models
     answer as they should, asked now and then where there is a watchdog. ``admin``: who takes orders, where there is an
-    address for them. ``announced``: is told whom to tell of models that come and go."""
+    address for them. ``announced``: is told whom to tell of models that come and go. ``live``: what the live page
+    shows, of the inputs those after a number; None for no such page."""
 
     name: str
     models: tuple[str, ...]
@@ -122,6 +127,7 @@ class Serving(msgspec.Struct, frozen=True):
     well: Callable[[], Awaitable[bool]] = _always_well
     admin: Any = None
     announced: Callable[[Announce], None] = lambda announce: None
+    live: Callable[[int], dict[str, Any]] | None = None
 
 
 async def serve(
@@ -165,7 +171,8 @@ async def serve(
         asks = (guard.gate, guard.certificates) if seat is None else (Gate(), None)
         stack.enter_context(exporting(metrics_socket, serving.registry, *asks))
         pages = _with_security(serving.pages, guard)
-        rest = Rest(serving.servicer, door, pages, guard.gate, listen.max_message_bytes)
+        site = None if serving.live is None else Live(serving.live, guard)
+        rest = Rest(serving.servicer, door, pages, guard.gate, listen.max_message_bytes, site)
         await stack.enter_async_context(answering(http_socket, rest, guard.certificates))
         _settle()
         await server.start()
@@ -182,11 +189,13 @@ async def serve(
             seat.tie.send((serving.name, serving.models))
             asyncio.get_running_loop().add_reader(seat.tie.fileno(), stop.set)
         notifier = stack.enter_context(contextlib.closing(Notifier()))
+        tell(_log, Ready(server=Name(serving.name), models=len(serving.models)))
         notifier.tell("READY=1")
         life = asyncio.ensure_future(show_life(notifier, serving.well))
         stack.callback(life.cancel)
         await stop.wait()
         notifier.tell("STOPPING=1")
+        tell(_log, Draining(inside=door.inside))
         serving.drain()
         await checks.enter_graceful_shutdown()
         await _stop(server, door, stop_now, listen.drain_s)
@@ -253,9 +262,11 @@ async def _stop(server: grpc.aio.Server, door: Door, stop_now: asyncio.Event, dr
     await _unless(stop_now, asyncio.sleep(LAME_DUCK_S))
     door.closed = True
     await _unless(stop_now, asyncio.wait_for(_quiet(door), drain_s))
+    unanswered = door.inside
     await door.clear(LAST_WORDS_S)
     await _unless(stop_now, server.stop(LAST_WORDS_S))
     await server.stop(0)
+    tell(_log, Stopped(unanswered=unanswered))
 
 
 def run(
@@ -264,14 +275,25 @@ def run(
     seat: Seat | None = None,
     admin: Admin = NO_ADMIN,
     new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
+    log: LogOptions = PLAIN_LOG,
 ) -> None:
     """``serve`` on an event loop of its own, by default asyncio's, with a log that never waits for its reader.
 
     Raises ConfigError when the system does not allow the threads that serving takes, and what ``serve`` raises.
     """
     _check_threads()
-    with unblocked_log(), asyncio.Runner(loop_factory=new_loop) as runner:
+    with unblocked_log(log), asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.get_loop().set_exception_handler(_nobody_caught)
         runner.run(serve(listen, make, seat, admin))
+
+
+def _nobody_caught(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What the loop found in a task that nobody waits for. Its own words would hold a callback's arguments."""
+    error = context.get("exception")
+    if isinstance(error, Exception):
+        tell(_log, InternalError(error=kind(error), at=places(error)))
+    else:
+        tell(_log, InternalError(error=Name("asyncio"), at=Name(str(context.get("message")).partition("(")[0])))
 
 
 def _check_threads() -> None:
@@ -314,7 +336,7 @@ def _signals(guard: Guard) -> tuple[asyncio.Event, asyncio.Event]:
         stop.set()
 
     def on_hangup() -> None:
-        _log.warning("SIGHUP: looking at certificates and tokens")
+        tell(_log, ReloadAsked())
         guard.reload()
 
     loop = asyncio.get_running_loop()

@@ -14,8 +14,10 @@ import grpc.aio
 
 from edgemux.multiplexer.errors import Untrusted
 from edgemux.wire.certificates import Certificates
+from edgemux.wire.events import PeerUntrusted, tell, why
 from edgemux.wire.security import AUTHORIZATION, REFRESH_S, TokenFile
 from edgemux.wire.status import from_peer
+from edgemux.wire.tracing import Headers
 
 # Calls that are under way when the channel is exchanged have so long to end.
 GRACE_S = 30.0
@@ -66,13 +68,13 @@ class RenewedChannel:
         """A callable as the library's: (request, timeout=...) to an awaitable answer."""
         made: tuple[Any, Any] = (None, None)
 
-        async def ask(request: Any, **options: Any) -> Any:
+        async def ask(request: Any, metadata: Headers = (), **options: Any) -> Any:
             nonlocal made
             channel = self._current()
             if made[0] is not channel:
                 made = (channel, channel.unary_unary(method, **how))
             try:
-                answer = await made[1](request, metadata=self._metadata(), **options)
+                answer = await made[1](request, metadata=(*self._metadata(), *metadata), **options)
             except grpc.aio.AioRpcError as error:
                 self._failed(error)
                 raise
@@ -173,5 +175,5 @@ class RenewedChannel:
         if not isinstance(cause, Untrusted):
             return
         if str(cause) != self.untrusted:
-            _log.error("%s; nothing is sent in plaintext instead", cause)
+            tell(_log, PeerUntrusted(why=why(cause)))
         self.untrusted = str(cause)

@@ -15,12 +15,13 @@ import msgspec
 
 from edgemux.multiplexer.errors import EdgemuxError, InputError, Overloaded
 from edgemux.wire import oip_pb2 as oip
-from edgemux.wire.http import Answer, App, Page, Reply, Request, json_reply
+from edgemux.wire.http import Answer, App, Page, Reply, Request, Site, json_reply
 from edgemux.wire.rest_answer import plain, write_infer
 from edgemux.wire.rest_codec import Wanted, read_infer, seconds, unfold
 from edgemux.wire.security import Gate
 from edgemux.wire.service import Door, refusal
 from edgemux.wire.status import http_code
+from edgemux.wire.tracing import TRACEPARENT, TRACESTATE
 
 BINARY = b"application/octet-stream"
 HEAD_LENGTH = b"Inference-Header-Content-Length"
@@ -29,6 +30,7 @@ MAX_REMEMBERED = 256
 _MAX_REMEMBERED_BYTES = 512
 
 _HEAD_LENGTH = HEAD_LENGTH.lower()
+_TRACE_HEADERS = (TRACEPARENT.encode(), TRACESTATE.encode())
 _GET, _POST = (b"GET", b"HEAD"), (b"POST",)
 _ENCODINGS = (b"gzip", b"x-gzip", b"deflate")
 _ADMIN_ONLY = "models are loaded and unloaded on the admin address"
@@ -46,11 +48,18 @@ class _Route(msgspec.Struct, frozen=True):
 class Context:
     """What a servicer's method may ask of its call, as of a gRPC call."""
 
-    __slots__ = ("_deadline_s", "_loop", "_peer")
+    __slots__ = ("_deadline_s", "_headers", "_loop", "_peer")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float | None, peer: str) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        timeout_s: float | None,
+        peer: str,
+        headers: Mapping[bytes, bytes] | None = None,
+    ) -> None:
         self._loop = loop
         self._peer = peer
+        self._headers = headers or {}
         self._deadline_s = None if timeout_s is None else loop.time() + timeout_s
 
     def time_remaining(self) -> float | None:
@@ -60,6 +69,11 @@ class Context:
     def peer(self) -> str:
         """Who asks, as gRPC writes it."""
         return self._peer
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        """Of what came along, the headers that say which trace this belongs to."""
+        headers = self._headers
+        return [(name.decode(), str(headers[name], "latin-1")) for name in _TRACE_HEADERS if name in headers]
 
 
 class Rest(App):
@@ -75,9 +89,10 @@ class Rest(App):
         pages: Mapping[str, Callable[[], Page]],
         gate: Gate | None = None,
         max_body_bytes: int = 4 * 2**20,
+        site: Site | None = None,
     ) -> None:
         """``max_body_bytes``: of a request, also after it is unfolded."""
-        super().__init__(pages, gate)
+        super().__init__(pages, gate, site)
         self.max_body_bytes = max_body_bytes
         self._servicer = servicer
         self._door = door
@@ -192,7 +207,7 @@ class Rest(App):
     async def _infer(self, name: str, number: str, timeout_s: float | None, request: Request) -> Reply:
         try:
             message, wanted = self._read(name, number, request)
-            context = Context(self._loop, _soonest(timeout_s, wanted, request.headers), request.peer)
+            context = Context(self._loop, _soonest(timeout_s, wanted, request.headers), request.peer, request.headers)
             response = await self._door.within(self._servicer.ModelInfer(message, context))
             head, pieces = write_infer(response, wanted)
         except Exception as error:

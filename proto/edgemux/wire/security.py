@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.wire.certificates import Certificates, Files, Pair, Reread, read_file
+from edgemux.wire.events import Name, TokensRefused, TokensRenewed, tell, why
 
 AUTHORIZATION = "authorization"
 # The tokens of RFC 6750; 16 characters of 64 kinds are 96 bits.
@@ -130,10 +131,10 @@ class TokenFile(Reread[tuple[str, ...]]):
             if content == self._content:
                 return
             self._value = read_tokens(content, self._name)
-            _log.warning("%s: new tokens are in use", self._name)
+            tell(_log, TokensRenewed(setting=Name(self._name)))
         except ConfigError as error:
             if content != self._content:
-                _log.error("%s; the tokens from before stay in use", error)
+                tell(_log, TokensRefused(why=why(error)))
         self._content = content
 
 

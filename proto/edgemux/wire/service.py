@@ -12,6 +12,7 @@ import grpc.aio
 
 from edgemux.multiplexer.errors import EdgemuxError, InputError, Overloaded, Unreachable
 from edgemux.wire import oip_pb2 as oip
+from edgemux.wire.events import InternalError, Name, kind, places, tell
 from edgemux.wire.fields import check_fields
 from edgemux.wire.status import PUSHBACK, grpc_code, internal_id
 
@@ -220,7 +221,7 @@ def refusal(error: Exception) -> tuple[grpc.StatusCode, str]:
     if isinstance(error, MemoryError):  # a limit of the system, or all there is: fewer at a time may do
         return grpc.StatusCode.RESOURCE_EXHAUSTED, "out of memory"
     error_id = internal_id()
-    _log.error("internal error %s", error_id, exc_info=error)
+    tell(_log, InternalError(id=Name(error_id), error=kind(error), at=places(error)))
     return grpc.StatusCode.INTERNAL, f"internal error {error_id}"
 
 

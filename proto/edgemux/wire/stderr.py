@@ -10,10 +10,14 @@ import contextlib
 import logging
 import os
 import queue
+import stat
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
+from edgemux.wire.events import Event, LogDropped, LogSuppressed, Name
+from edgemux.wire.log_format import Limits, LogOptions, event_of, json_line, key_of, text_line
 from edgemux.wire.web import start_thread
 
 MOST_WAITING = 1000
@@ -23,29 +27,53 @@ READY_LINE_S = 1.0
 
 
 class Lines(logging.Handler):
-    """A handler that hands lines to a thread, which writes them to a descriptor."""
+    """A handler that hands lines to a thread, which writes them to a descriptor; so many of an event, and no more."""
 
-    def __init__(self, descriptor: int = 2, most_waiting: int = MOST_WAITING) -> None:
+    def __init__(
+        self,
+        descriptor: int = 2,
+        most_waiting: int = MOST_WAITING,
+        options: LogOptions = LogOptions(),  # noqa: B008 - it is frozen
+        clock: Callable[[], float] = time.monotonic,
+        limits: Limits | None = None,
+    ) -> None:
         """Raises ConfigError when the system allows no further thread."""
-        super().__init__()
-        self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        super().__init__(options.threshold)
         self.dropped = 0
+        self._as_json = options.format == "json"
+        self._journal = is_journal(descriptor)
+        self._limits = limits or Limits()
+        self._clock = clock
         self._descriptor = descriptor
         self._queue: queue.Queue[str | None] = queue.Queue(most_waiting)
         self._thread = threading.Thread(target=self._write_all, name="edgemux-stderr", daemon=True)
         start_thread(self._thread)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Never waits."""
+        """Never waits. The library calls it with the handler's lock held."""
         try:
-            self._queue.put_nowait(self.format(record))
+            suppressed = self._limits.passes(key_of(record), self._clock())
+            if suppressed is not None:
+                line = self._line(record.levelno, record.name, event_of(record), suppressed, record.created)
+                self._queue.put_nowait(line)
         except queue.Full:
             self.dropped += 1
         except Exception:  # as the library has it: a line that cannot be formatted must not end a request
             self.handleError(record)
 
+    def _line(self, level: int, logger: str, event: Event, suppressed: int = 0, created_s: float = 0.0) -> str:
+        if self._as_json:
+            return json_line(level, logger, event, suppressed, created_s or time.time())
+        return text_line(level, logger, event, suppressed, self._journal)
+
+    def _own(self, event: Event) -> str:
+        return self._line(event.level, "edgemux", event)
+
     def end(self) -> None:
         """Let the thread write what it has, for LAST_LINES_S at most."""
+        for key, count in self._limits.left().items():
+            with contextlib.suppress(queue.Full):
+                self._queue.put_nowait(self._own(LogSuppressed(of=Name(key), lines=count)))
         try:
             self._queue.put_nowait(None)
         except queue.Full:  # stuck: make room for the word that it is over
@@ -63,7 +91,7 @@ class Lines(logging.Handler):
                 self._write(line)
             if self.dropped > told and (line is None or self._queue.empty()):
                 told, lost = self.dropped, self.dropped - told
-                self._write(f"WARNING edgemux: {lost} lines of this log were given up, nobody read them")
+                self._write(self._own(LogDropped(lines=lost)))
             if line is None:
                 return
 
@@ -75,18 +103,31 @@ class Lines(logging.Handler):
                 left = left[os.write(self._descriptor, left) :]
 
 
+def is_journal(descriptor: int) -> bool:
+    """Whether journald reads what is written there, as systemd says by device and inode."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return False
+    return (str(found.st_dev), str(found.st_ino)) == (device, inode) and stat.S_ISSOCK(found.st_mode)
+
+
 @contextlib.contextmanager
-def unblocked_log() -> Iterator[None]:
+def unblocked_log(options: LogOptions = LogOptions()) -> Iterator[None]:  # noqa: B008 - it is frozen
     """The root logger writes through Lines, unless somebody has given it a handler."""
-    root = logging.getLogger()
+    root, ours = logging.getLogger(), logging.getLogger("edgemux")
     if root.handlers:
         yield
         return
-    lines = Lines()
+    lines, before = Lines(options=options), ours.level
     root.addHandler(lines)
+    # Of libraries no more than warnings, as ever.
+    ours.setLevel(options.threshold)
     try:
         yield
     finally:
+        ours.setLevel(before)
         root.removeHandler(lines)
         lines.end()
 

@@ -12,6 +12,8 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 
+from edgemux.wire.events import HealthLookFailed, NotWell, kind, places, tell
+
 _log = logging.getLogger("edgemux.wire")
 
 # Signs of life within one watchdog interval: two may be missed.
@@ -64,12 +66,12 @@ async def show_life(notifier: Notifier, well: Callable[[], Awaitable[bool]]) -> 
             is_well = await asyncio.wait_for(well(), 2 * pause_s)
         except TimeoutError:
             is_well = False
-        except Exception:
-            _log.exception("the look at the own health failed")
+        except Exception as error:
+            tell(_log, HealthLookFailed(error=kind(error), at=places(error)))
             is_well = False
         if is_well:
             notifier.tell("WATCHDOG=1")
         elif was_well:
-            _log.error("not well: the watchdog is not fed until the models answer as they should")
+            tell(_log, NotWell())
         was_well = is_well
         await asyncio.sleep(pause_s)

@@ -22,6 +22,7 @@ from prometheus_client.exposition import choose_encoder
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.wire.certificates import Certificates, Pair, server_context
 from edgemux.wire.connection import Clock, Connection
+from edgemux.wire.events import AcceptFailed, kind, tell
 from edgemux.wire.http import Answer, App, Page, Request
 from edgemux.wire.security import Gate
 
@@ -120,7 +121,7 @@ class Web:
             except OSError as error:
                 if self.loop.time() - told_s >= TELL_AGAIN_S:
                     told_s = self.loop.time()
-                    _log.error("no connection can be accepted now (%s)", error.strerror)
+                    tell(_log, AcceptFailed(cause=kind(error)))
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
             if self._has_room():

@@ -135,6 +135,10 @@ class Whole:
             (part / ABOUT).write_bytes(msgspec.json.format(msgspec.json.encode(about), indent=1))
         return price
 
+    def median_ms(self) -> float:
+        """The whole model's time for one input, on one thread of this machine."""
+        return _median_ms(self.model, example(self._graph))
+
     def _times_ms(self, halves: Halves) -> tuple[float, float]:
         head = OnnxModel(halves.head.SerializeToString(), HEAD)
         tail = OnnxModel(halves.tail.SerializeToString(), TAIL)

@@ -47,9 +47,10 @@ export interface Dashboard {
 /** What one dashboard is drawn from. Times in seconds. */
 export interface Source { answers: Map<string, Series[]>; from: number; to: number; step: number; variables: Record<string, string> }
 
-/** A dashboard's part of the results, from the first act to the end of the last: servers start before, and end after. */
+/** A dashboard's part of the results: from the first act, as servers start before, up to a time with traffic in the last. */
 export function sourceOf({ uid }: Dashboard, { acts, step_s, answers, picked }: Results): Source {
-  const [from, to] = [acts[0].start_s, acts[acts.length - 1].end_s];
+  const last = acts[acts.length - 1];
+  const [from, to] = [acts[0].start_s, last.start_s + 0.75 * (last.end_s - last.start_s)];
   const cut = ({ metric, values }: Series) => ({ metric, values: values.filter(([at]) => at >= from && at <= to) });
   const own = answers.filter(({ dashboard }) => dashboard === uid);
   return {

@@ -12,7 +12,7 @@ TEST ?=
 EDGE_TEST_NEEDS := pytest pytest-asyncio pytest-timeout hypothesis
 RAY_TEST_NEEDS := $(EDGE_TEST_NEEDS) tritonclient
 
-.PHONY: setup check test test-edge test-deploy test-faults test-ray bench demo proto clean
+.PHONY: setup check test test-edge test-deploy test-faults test-ray bench demo proto screenshots clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/stamp-dev
@@ -124,3 +124,11 @@ clean:
 prove-arm64: $(VENV)/stamp-dev
 	$(BIN)/python deploy/raspberry-pi/prove_arm64.py $(PROVE)
 .PHONY: prove-arm64
+
+# The pictures of the dashboards in docs/images, from a driven run of about three minutes. By hand, no part of CI: it fetches
+# Grafana's components from npm (Node.js 20 or newer), and needs Debian's prometheus and chromium.
+screenshots: $(VENV)/stamp-dev
+	npm --prefix deploy/grafana/render ci --no-audit --no-fund
+	@results=$$(mktemp) && trap 'rm -f "$$results"' EXIT && \
+	  $(BIN)/python -m tests.deploy.dashboards.drive --stretch 4 --out "$$results" && \
+	  node deploy/grafana/render/render.mjs "$$results" docs/images

@@ -314,6 +314,8 @@ ACCURACY = Row(
                 Query(f"edgemux_disagreement_upper_bound{{{MODEL}}}", "{{model}}"),
                 Query(f"edgemux_certificate_alpha{{{MODEL}}}", "{{model}} promised", dashed=True),
             ),
+            colours=palette.BOUND,
+            most=1.0,
         ),
         Panel(
             42,

@@ -144,9 +144,16 @@ def _overridden(made: Any, panel: Panel) -> Any:
     return made
 
 
+def _lines_of(panel: Panel) -> int:
+    """How many lines are to be expected: each query with a label has one for each of the names that have a colour."""
+    named = sum("*" not in name for name in panel.colours)
+    each = sum("{{" in query.legend for query in panel.queries)
+    return len(panel.queries) + each * max(0, named - 1)
+
+
 def _legend(panel: Panel) -> parts.VizLegendOptions:
     shown = parts.VizLegendOptions().show_legend(True).placement(common.LegendPlacement.BOTTOM)
-    if max(len(panel.colours), len(panel.queries)) > ROWS:
+    if _lines_of(panel) > ROWS:
         return shown.display_mode(common.LegendDisplayMode.LIST)
     return shown.display_mode(common.LegendDisplayMode.TABLE).calcs(CALCS)
 
@@ -164,7 +171,7 @@ def _lines(panel: Panel) -> Any:
         made = made.color_scheme(build.FieldColor().mode(dashboard.FieldColorModeId.PALETTE_CLASSIC))
     if panel.unit == "none":
         # Whole things: between two of them is nothing.
-        made = made.line_interpolation(common.LineInterpolation.STEP_AFTER)
+        made = made.line_interpolation(common.LineInterpolation.STEP_AFTER).axis_soft_max(1)
     if panel.steps:
         style = parts.GraphThresholdsStyleConfig().mode(common.GraphTresholdsStyleMode.DASHED)
         made = made.thresholds_style(style)

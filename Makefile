@@ -76,9 +76,9 @@ test-edge: $(EDGE_VENV)/tiny
 
 # What is deployed, against real programs: rules and dashboards in a Prometheus, the live page in a browser, the agent on
 # arm64. Which programs of Debian's that needs:
-DEPLOY_NEEDS := binfmt-support chromium mmdebstrap prometheus qemu-user-static
+DEPLOY_NEEDS := chromium mmdebstrap prometheus qemu-user-static shellcheck
 test-deploy: $(VENV)/stamp-dev
-	@for program in chromium mmdebstrap promtool qemu-aarch64-static; do command -v $$program >/dev/null || \
+	@for program in chromium mmdebstrap promtool qemu-aarch64-static shellcheck; do command -v $$program >/dev/null || \
 	  { echo "error: $$program is missing; on Debian: apt install --no-install-recommends $(DEPLOY_NEEDS)" >&2; exit 2; }; done
 	$(BIN)/python -m pytest -q -m deploy tests/deploy $(TEST)
 
@@ -119,6 +119,11 @@ bench: $(VENV)/stamp-dev
 
 clean:
 	rm -rf $(VENV) $(EDGE_VENV) $(RAY_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# The agent on 64-bit Arm, in an emulated Debian with Python 3.11 and one with 3.13. As root; some minutes.
+prove-arm64: $(VENV)/stamp-dev
+	$(BIN)/python deploy/raspberry-pi/prove_arm64.py $(PROVE)
+.PHONY: prove-arm64
 
 # The pictures of the dashboards in docs/images, from a driven run of about three minutes. By hand, no part of CI: it fetches
 # Grafana's components from npm (Node.js 20 or newer), and needs Debian's prometheus and chromium.

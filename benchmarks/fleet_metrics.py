@@ -23,7 +23,8 @@ import tempfile
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ PROMETHEUS = ROOT / "deploy" / "prometheus"
 STARTER = ROOT / "deploy" / "bundles" / "fashion-mnist"
 INPUTS = 600
 INPUTS_PER_S = 10.0  # of each agent in the fleet, on average
-ROUNDS = 5
+# Work is repeated until it has taken so much CPU, in all: the kernel counts in hundredths of a second.
+SEEN_S = 0.3
+MOST_ROUNDS = 40
 # What the fleet's panels ask for, from the recorded sums and from the agents' own series.
 QUESTIONS = {
     "inputs a second, by route and reason": (
@@ -201,20 +204,28 @@ def get(url: str) -> Any:
         return answer.read()
 
 
-def ask(base: str, expression: str, minutes: float = 0.0) -> tuple[float, int, int]:
-    """Milliseconds that a query takes, the samples that it reads, and how many series it gives.
-
-    Over a range where ``minutes`` are given. Samples do not depend on what else the machine does.
-    """
-    now = time.time()
+def ask(base: str, expression: str, at_s: float, minutes: float = 0.0) -> tuple[int, int]:
+    """The samples that a query reads, and how many series it gives; over a range where ``minutes`` are given."""
     how: dict[str, Any] = {"query": expression, "stats": "all"}
-    if minutes:
-        how |= {"start": now - 60 * minutes, "end": now, "step": 15}
+    how |= {"start": at_s - 60 * minutes, "end": at_s, "step": 15} if minutes else {"time": at_s}
     url = f"{base}/api/v1/query{'_range' if minutes else ''}?{urllib.parse.urlencode(how)}"
-    began = time.perf_counter()
     answer = json.loads(get(url))["data"]
-    took_ms = 1000 * (time.perf_counter() - began)
-    return took_ms, answer["stats"]["samples"]["totalQueryableSamples"], len(answer["result"])
+    return answer["stats"]["samples"]["totalQueryableSamples"], len(answer["result"])
+
+
+def cpu_ms(process: psutil.Process, work: Callable[[], object]) -> float:
+    """CPU milliseconds that a piece of work takes a server which does nothing else: rounds until they can be seen.
+
+    Unlike wall time it is hardly moved by what else the machine does.
+    """
+    began, rounds = process.cpu_times(), 0
+    while True:
+        work()
+        rounds += 1
+        now = process.cpu_times()
+        used_s = now.user + now.system - began.user - began.system
+        if used_s >= SEEN_S or rounds >= MOST_ROUNDS:
+            return 1000 * used_s / rounds
 
 
 def told(base: str) -> dict[str, float]:
@@ -228,37 +239,44 @@ def value_of(base: str, expression: str) -> float:
     return float(found[0]["value"][1]) if found else float("nan")
 
 
-def look(base: str, process: psutil.Process, minutes: float) -> dict[str, Any]:
-    """Everything that is reported, once the fleet has been watched for a while."""
+def look(base: str, process: psutil.Process) -> dict[str, Any]:
+    """How the Prometheus is that has watched the fleet for a while."""
     own = told(base)
     groups = json.loads(get(f"{base}/api/v1/rules"))["data"]["groups"]
-    questions = {}
-    for what, (recorded, raw) in QUESTIONS.items():
-        row: dict[str, Any] = {}
-        for way, expression in (("recorded", recorded), ("raw", raw)):
-            now = [ask(base, expression) for _ in range(ROUNDS)]
-            over = [ask(base, expression, minutes) for _ in range(2)]
-            row[way] = {
-                "ms": round(min(ms for ms, _, _ in now), 1),
-                "range_ms": round(min(ms for ms, _, _ in over), 1),
-                "samples": now[0][1],
-                "series": now[0][2],
-            }
-        questions[what] = row
     return {
-        "head_series": int(own["prometheus_tsdb_head_series"]),
-        "samples_appended": int(
-            sum(v for k, v in own.items() if k.startswith("prometheus_tsdb_head_samples_appended"))
-        ),
         "up": value_of(base, 'sum(up{job="edgemux-edge"})'),
-        "scrape_s": {
-            "median": round(value_of(base, "quantile(0.5, scrape_duration_seconds)"), 4),
-            "p99": round(value_of(base, "quantile(0.99, scrape_duration_seconds)"), 4),
-        },
-        "samples_of_a_scrape": value_of(base, "avg(scrape_samples_scraped)"),
-        "rule_groups_ms": {group["name"]: round(1000 * group["evaluationTime"], 1) for group in groups},
-        "evaluations_missed": sum(v for k, v in own.items() if k.startswith("prometheus_rule_group_iterations_missed")),
+        "head_series": int(own["prometheus_tsdb_head_series"]),
         "resident_mb": round(process.memory_info().rss / 2**20),
+        "scrape_s": [round(value_of(base, f"quantile({q}, scrape_duration_seconds)"), 4) for q in (0.5, 0.99)],
+        "rule_groups_s": {group["name"]: round(group["evaluationTime"], 2) for group in groups},
+        "evaluations_missed": sum(v for k, v in own.items() if k.startswith("prometheus_rule_group_iterations_missed")),
+    }
+
+
+def weigh(base: str, process: psutil.Process, at_s: float, minutes: float) -> dict[str, Any]:
+    """What the rules and the panels' questions take of a Prometheus that has the same data and nothing else to do."""
+    rules = [
+        rule
+        for path in sorted((PROMETHEUS / "rules").glob("*.yml"))
+        for group in yaml.safe_load(path.read_text())["groups"]
+        for rule in group["rules"]
+    ]
+    costs = {}
+    for rule in rules:
+        costs[rule.get("record") or rule["alert"]] = cpu_ms(process, partial(ask, base, rule["expr"], at_s))
+    questions = {}
+    for what, ways in QUESTIONS.items():
+        row = questions[what] = dict[str, list[float]](samples=[], series=[], ms=[], range_ms=[])
+        for expression in ways:
+            samples, series = ask(base, expression, at_s)
+            row["samples"].append(samples)
+            row["series"].append(series)
+            row["ms"].append(round(cpu_ms(process, partial(ask, base, expression, at_s)), 1))
+            row["range_ms"].append(round(cpu_ms(process, partial(ask, base, expression, at_s, minutes)), 1))
+    dearest = sorted(costs, key=lambda name: -costs[name])[:5]
+    return {
+        "evaluation_cpu_s": round(sum(costs.values()) / 1000, 2),
+        "dearest_ms": {name: round(costs[name]) for name in dearest},
         "questions": questions,
     }
 
@@ -268,41 +286,52 @@ async def watched(edges: int, minutes: float, interval_s: float) -> dict[str, An
     with cloud() as address:
         before, after = await two_pages(address)
     template = Template(before, after)
+    seen: dict[str, Any] = {"edges": edges, "minutes": minutes, "interval_s": interval_s}
+    seen["series_of_a_page"] = template.series
     with tempfile.TemporaryDirectory(prefix="edgemux-fleet-") as folder:
+        config = Path(folder) / "prometheus.yml"
         async with fleet(template, edges) as port:
-            config = configure(Path(folder), port, edges, interval_s)
+            configure(Path(folder), port, edges, interval_s)
             with prometheus(config) as (base, process):
                 await asyncio.sleep(60 * minutes / 2)
                 cpu, began = process.cpu_times(), time.monotonic()
                 await asyncio.sleep(60 * minutes / 2)
                 later, elapsed = process.cpu_times(), time.monotonic() - began
-                used = (later.user + later.system - cpu.user - cpu.system) / elapsed
-                seen = await asyncio.to_thread(look, base, process, minutes)
-    return {"edges": edges, "minutes": minutes, "interval_s": interval_s, "series_of_a_page": template.series} | {
-        "cpu_cores": round(used, 3),
-        **seen,
-    }
+                used_s = later.user + later.system - cpu.user - cpu.system
+                seen |= {"cpu_cores": round(used_s / elapsed, 3)} | await asyncio.to_thread(look, base, process)
+                at_s = time.time()
+        config.write_text("global: {}\n")
+        with prometheus(config) as (base, process):
+            wait_until_ready(base)
+            return seen | weigh(base, process, at_s, minutes)
+
+
+def wait_until_ready(base: str) -> None:
+    """A Prometheus first reads again what it had in memory."""
+    for _ in range(600):
+        with contextlib.suppress(OSError):
+            get(f"{base}/-/ready")
+            return
+        time.sleep(0.5)
+    raise SystemExit("prometheus does not become ready")
 
 
 def show(seen: dict[str, Any]) -> None:
-    """For people. The fastest of some rounds: other jobs of the machine only ever add."""
-    scrape = seen["scrape_s"]
+    """For people."""
     print(
         f"{seen['edges']} agents of {seen['series_of_a_page']} series, every {seen['interval_s']:g} s, for "
         f"{seen['minutes']:g} min\nup: {seen['up']:g}; head series: {seen['head_series']:,}; resident: "
-        f"{seen['resident_mb']} MB; CPU: {seen['cpu_cores']} cores\n"
-        f"a scrape: {scrape['median']} s, p99 {scrape['p99']} s; "
-        f"evaluations missed: {seen['evaluations_missed']:g}\nrule groups, ms: "
-        + ", ".join(f"{name} {ms}" for name, ms in seen["rule_groups_ms"].items())
+        f"{seen['resident_mb']} MB; CPU: {seen['cpu_cores']} cores; a scrape: {seen['scrape_s'][0]} s, "
+        f"p99 {seen['scrape_s'][1]} s\nall rules once: {seen['evaluation_cpu_s']} s of CPU; by the clock, s: "
+        + ", ".join(f"{name} {seconds}" for name, seconds in seen["rule_groups_s"].items())
+        + f"; evaluations missed: {seen['evaluations_missed']:g}\ndearest rules, ms of CPU: "
+        + ", ".join(f"{name} {ms}" for name, ms in seen["dearest_ms"].items())
     )
-    print(
-        "\n| what a panel asks | samples read: sums, agents | ms: sums, agents | ms for the whole time: sums, agents |"
-    )
+    print("\n| what a panel asks | samples read: sums, agents | ms of CPU: sums, agents | for the whole time |")
     print("|---|---|---|---|")
     for what, row in seen["questions"].items():
-        sums, raw = row["recorded"], row["raw"]
-        assert sums["series"] == raw["series"], f"{what}: the sums have {sums['series']} series, not {raw['series']}"
-        pairs = [f"{sums[key]:,}, {raw[key]:,}" for key in ("samples", "ms", "range_ms")]
+        assert row["series"][0] == row["series"][1], f"{what}: {row['series']} series"
+        pairs = [f"{row[key][0]:,}, {row[key][1]:,}" for key in ("samples", "ms", "range_ms")]
         print(f"| {what} | {' | '.join(pairs)} |")
 
 

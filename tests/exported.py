@@ -13,7 +13,7 @@ from edgemux.cloud.metrics import Metrics, count_processes
 from edgemux.edge import EdgeConfig
 from edgemux.edge.budget import Readings
 from edgemux.edge.config import ApplicationSettings, CloudSettings, LimitSettings
-from edgemux.edge.metrics import AUDITS, CALLS, PLACES, REFUSALS, STAGES, EdgeMetrics
+from edgemux.edge.metrics import AUDITS, OUTCOMES, PLACES, REFUSALS, STAGES, EdgeMetrics
 from edgemux.edge.purse import KINDS, PERIOD_S, BudgetSettings
 from edgemux.edge.server import open_agents
 from edgemux.multiplexer.domain import Placement, Reason
@@ -107,10 +107,9 @@ def _offload_all(metrics: EdgeMetrics, clouds: int) -> None:
     metrics.offloaded(100)
     metrics.sent_together(1)
     for peer in range(clouds):
-        metrics.called(peer, None)
         metrics.peer_breaker.labels(str(peer)).set(0)
-        for kind, _ in CALLS:
-            metrics.called(peer, kind("as in a test"))
+        for outcome in OUTCOMES:
+            metrics.called(peer, outcome)
     for form in EVERY_FORM:
         metrics.packed(form)
 

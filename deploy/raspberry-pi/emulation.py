@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -39,6 +40,7 @@ exec chroot "$root" "$@"
 """
 # Guests live below this address, the emulator far above it. A control checks it in every run.
 GUEST_END = 1 << 40
+LOADED = 1  # PT_LOAD, of a segment in an ELF file
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) [-rwxps]{4} ")
 
 
@@ -160,6 +162,19 @@ def sizes(site: Path) -> dict[str, int]:
         "with_bytecode": sum(every.values()),
         "without_bytecode": sum(size for path, size in every.items() if path.suffix != ".pyc"),
     }
+
+
+def least_alignment(site: Path) -> int:
+    """To how many bytes the segments of all libraries are aligned at least: they load where pages are no larger."""
+    found = []
+    for path in site.rglob("*.so*"):
+        content = path.read_bytes()
+        if content[:5] != b"\x7fELF\x02":  # not a library, or a 32-bit one
+            continue
+        (table,), (size, count) = struct.unpack_from("<Q", content, 32), struct.unpack_from("<HH", content, 54)
+        headers = [struct.unpack_from("<I44xQ", content, table + size * number) for number in range(count)]
+        found += [alignment for kind, alignment in headers if kind == LOADED]
+    return min(found, default=0)
 
 
 def guest_resident(pid: int) -> dict[str, int]:

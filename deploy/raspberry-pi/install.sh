@@ -235,7 +235,11 @@ name_bundle() {
     [ -f "$bundle/manifest.json" ] || die "no models: give --bundle DIR" 2
   fi
   target=''
-  [ -z "$bundle" ] || target=$top/bundles/$(basename "$bundle")-$(sha256sum <"$bundle/manifest.json" | cut -c 1-12)
+  if [ -n "$bundle" ]; then
+    # What stands in a configuration is of plain letters.
+    name=$(basename "$bundle" | tr -c 'A-Za-z0-9._\n-' _)
+    target=$top/bundles/$name-$(sha256sum <"$bundle/manifest.json" | cut -c 1-12)
+  fi
 }
 
 copy_bundle() {
@@ -320,7 +324,13 @@ run_service() {
   if [ "$restart" = no ] && systemctl is-active --quiet "$name"; then return 0; fi
   changing "start $name, and wait until it answers" || return 0
   systemctl daemon-reload
-  if systemctl restart "$name"; then return 0; fi
+  if systemctl restart "$name"; then
+    # The other service, where there is one, is of the same release.
+    for each in $(parts); do
+      [ "$each" = "$part" ] || systemctl try-restart "edgemux-$each" || die "edgemux-$each does not start again"
+    done
+    return 0
+  fi
   before=$(now_points_to "$top/previous")
   if [ -n "$before" ] && [ "$(now_points_to "$top/current")" = "releases/$release" ] && [ -n "$switched" ]; then
     point "$top/previous" "releases/$release"
@@ -340,7 +350,7 @@ say_what_next() {
     return 0
   fi
   edgemux=$top/bin/edgemux
-  if PYTHONDONTWRITEBYTECODE=1 "$edgemux" doctor --help >/dev/null 2>&1; then
+  if [ "$part" = edge ]; then
     PYTHONDONTWRITEBYTECODE=1 "$edgemux" doctor --config "$config" || true
   fi
   if ! has_systemd; then

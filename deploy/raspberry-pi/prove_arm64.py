@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemux.multiplexer.bundle import Bundle
-from edgemux.multiplexer.errors import EdgemuxError
+from edgemux.multiplexer.errors import EdgemuxError, Unreachable
 from edgemux.wire import Client
 
 MODEL = "fashion-mnist"
@@ -39,6 +39,8 @@ BUNDLE = emulation.REPOSITORY / "deploy" / "bundles" / "fashion-mnist"
 NEEDS = {"mmdebstrap": "mmdebstrap", "qemu-aarch64-static": "qemu-user-static", "unshare": "util-linux"}
 MOST_INSTALLED_BYTES = 160_000_000
 MOST_RESIDENT_BYTES = 110_000_000
+# Of memory on a Raspberry Pi 5, as its system comes.
+PAGE_BYTES = 16_384
 # Of a probability, between two machines that add FP32 numbers in another order.
 TOLERANCE = 1e-4
 # Raspberry Pi 4 serves, 5 runs each level on its own; 3 serves too, where there is time.
@@ -156,6 +158,18 @@ def _end(popen: subprocess.Popen[str]) -> None:
         popen.stdout.close()
 
 
+def patiently(call: Callable[[], Any], failure: type[Exception]) -> Any:
+    """Call again while it fails like that: where much else runs, an emulated server may shake hands too slowly."""
+    until = time.monotonic() + ASK_S
+    while True:
+        try:
+            return call()
+        except failure:
+            if time.monotonic() > until:
+                raise
+            time.sleep(1.0)
+
+
 def givers(parameters: Mapping[str, Any], inputs: int) -> tuple[str, ...]:
     """Who answered each input, as an agent says; the cloud itself says nothing of the kind."""
     said = parameters.get("edgemux_variant")
@@ -165,7 +179,7 @@ def givers(parameters: Mapping[str, Any], inputs: int) -> tuple[str, ...]:
 def ask(server: Served, model: str, images: NDArray[np.uint8]) -> Answer:
     """Over gRPC, with the client of this project."""
     with Client(server.grpc) as client:
-        reply = client.infer(model, {"image": images}, timeout_s=ASK_S)
+        reply = patiently(lambda: client.infer(model, {"image": images}, timeout_s=ASK_S), Unreachable)
     return Answer(reply.outputs["probabilities"], givers(reply.parameters, len(images)))
 
 
@@ -175,7 +189,7 @@ def ask_rest(server: Served, model: str, images: NDArray[np.uint8]) -> Answer:
     body = {"inputs": [tensor], "parameters": {"timeout_ms": int(ASK_S * 1000)}}
     url = f"http://{server.http}/v2/models/{model}/infer"
     asked = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(asked, timeout=ASK_S) as reply:
+    with patiently(lambda: urllib.request.urlopen(asked, timeout=ASK_S), OSError) as reply:
         answer = json.load(reply)
     (output,) = (each for each in answer["outputs"] if each["name"] == "probabilities")
     probabilities = np.array(output["data"], np.float32).reshape(output["shape"])
@@ -233,8 +247,16 @@ def prove(version: str, cpus: Sequence[str], samples: int, cache: Path, wheel: P
         memory = emulation.guest_resident(agent.pid) | {"x86": emulation.resident(here.pid)}
         for cpu in cpus:
             answers[f"{cpu} gRPC"] = agreement(ask(servers.ready(cpu), MODEL, images[:4]), expected)
-    installed = emulation.sizes(site)
-    return {"python": version, "installed": installed, "resident": memory, "answers": answers, "ready_s": agent.ready_s}
+    found = {"python": version, "installed": emulation.sizes(site), "alignment": emulation.least_alignment(site)}
+    return found | {"resident": memory, "answers": answers, "ready_s": agent.ready_s}
+
+
+def install(version: str, cache: Path, wheel: Path) -> dict[str, Any]:
+    """The packages for one Python, without the bytecode of an earlier run."""
+    tell(f"Python {version}: packages for arm64")
+    installed = emulation.sizes(emulation.make_site(version, wheel, cache))
+    print(f"Python {version}\n  installed {installed['without_bytecode'] / 1e6:.1f} MB without bytecode", flush=True)
+    return {"python": version, "installed": installed}
 
 
 def misses(report: dict[str, Any]) -> list[str]:
@@ -250,6 +272,8 @@ def misses(report: dict[str, Any]) -> list[str]:
     ]
     if report["installed"]["with_bytecode"] > MOST_INSTALLED_BYTES:
         found.append("installed: more than it may be")
+    if report["alignment"] < PAGE_BYTES:
+        found.append("a library cannot be loaded where pages are of 16 KiB")
     if report["resident"]["guest"] > MOST_RESIDENT_BYTES:
         found.append("resident: more than it may be")
     if len(report["answers"][f"{SERVES_ON} gRPC"]["by"]) < 2:
@@ -265,6 +289,7 @@ def told(report: dict[str, Any]) -> str:
         f"Python {report['python']}, ready after {report['ready_s']:.0f} s of emulation",
         f"  installed {megabytes['with_bytecode']} (at most {MOST_INSTALLED_BYTES / 1e6:.0f}),"
         f" {megabytes['without_bytecode']} without bytecode",
+        f"  libraries aligned to {report['alignment'] // 1024} KiB (at least {PAGE_BYTES // 1024})",
         f"  resident {megabytes['guest']} in the guest's own pages (at most {MOST_RESIDENT_BYTES / 1e6:.0f}),"
         f" {megabytes['with_emulator']} with the emulator; {megabytes['x86']} on this machine",
     ]
@@ -288,6 +313,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--python", action="append", choices=sorted(emulation.SUITES), help="default: all")
     parser.add_argument("--cpu", action="append", help="more CPUs, asked once each; default: cortex-a53; none: none")
     parser.add_argument("--samples", type=int, default=32, choices=range(1, 33), metavar="1..32", help="inputs")
+    parser.add_argument("--install-only", action="store_true", help="only find and install the packages; start nothing")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgemux" / "arm64"
     parser.add_argument("--cache", type=Path, default=cache, help="where roots and packages are kept")
     parser.add_argument("--json", type=Path, help="where the report goes too")
@@ -302,6 +328,9 @@ def main(arguments: Sequence[str]) -> int:
         with tempfile.TemporaryDirectory() as folder:
             wheel = emulation.make_wheel(Path(folder))
             for version in given.python or emulation.SUITES:
+                if given.install_only:
+                    reports.append(install(version, given.cache.resolve(), wheel))
+                    continue
                 report = prove(version, cpus, given.samples, given.cache.resolve(), wheel, Path(folder))
                 report["misses"] = misses(report)
                 print(told(report), *(f"  MISSED: {miss}" for miss in report["misses"]), sep="\n", flush=True)

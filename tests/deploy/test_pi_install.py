@@ -18,8 +18,8 @@ SCRIPT = "/opt/checkout/deploy/raspberry-pi/install.sh"
 CONSTRAINTS = REPOSITORY / "deploy" / "raspberry-pi" / "constraints.txt"
 # What every Debian has, by name: that takes seconds, and a whole one half a minute.
 PACKAGES = (
-    "base-passwd,bash,coreutils,dash,diffutils,dpkg,findutils,grep,libgomp1,libstdc++6,mawk,passwd,python3-venv,sed,"
-    "util-linux"
+    "base-passwd,bash,coreutils,dash,diffutils,dpkg,findutils,grep,libc-bin,libgomp1,libstdc++6,mawk,passwd,procps,"
+    "python3-venv,sed,util-linux"
 )
 ENTER = """
 root=$1 checkout=$2 wheels=$3; shift 3
@@ -158,7 +158,8 @@ def test_what_is_installed_answers(debian: Debian) -> None:
 
 def test_only_the_bytecode_of_what_the_agent_imports_is_there(debian: Debian) -> None:
     site = debian.root / "opt/edgemux" / debian.release("current") / "lib/python3.11/site-packages"
-    compiled = [path for path in site.rglob("*.pyc") if path.relative_to(site).parts[0] != "pip"]
+    tools = {"pip", "setuptools", "pkg_resources", "_distutils_hack"}
+    compiled = [path for path in site.rglob("*.pyc") if path.relative_to(site).parts[0] not in tools]
     names = {path.name.partition(".")[0] for path in compiled if "edgemux" in path.parts}
     assert {"server", "agent", "main"} <= names
     assert sum(path.stat().st_size for path in compiled) < 10e6
@@ -251,3 +252,10 @@ def test_uninstalling_leaves_the_configuration_unless_told_otherwise(debian: Deb
 def _bundle(debian: Debian) -> str:
     (name,) = os.listdir(debian.root / "opt/edgemux/bundles")
     return name
+
+
+def test_shellcheck_has_nothing_to_say() -> None:
+    scripts = sorted(str(path) for path in (REPOSITORY / "deploy").rglob("*.sh") if "node_modules" not in path.parts)
+    assert scripts
+    done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == ""

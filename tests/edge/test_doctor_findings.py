@@ -37,6 +37,7 @@ from edgemux.edge.doctor.resources import (
     memory_findings,
     power_findings,
     sensor_findings,
+    user_findings,
 )
 from edgemux.multiplexer.errors import (
     BadAnswer,
@@ -210,6 +211,11 @@ def test_no_firmware_of_a_raspberry_pi_is_nothing_bad() -> None:
 @given(st.floats(1, 1e6) | st.just(math.inf))
 def test_an_agent_needs_some_descriptors(limit: float) -> None:
     assert can_serve(descriptor_findings(limit)) == (limit >= DESCRIPTORS)
+
+
+def test_root_is_told_that_it_does_not_see_what_the_agent_s_user_may() -> None:
+    assert worst(user_findings(True)) is Grade.NOTE
+    assert user_findings(False) == []
 
 
 @PATIENT

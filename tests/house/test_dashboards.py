@@ -258,6 +258,7 @@ def test_grafana_is_told_where_the_dashboards_and_prometheus_are() -> None:
     mounted = dict(volume.split(":")[:2] for volume in compose["volumes"])
     assert mounted["../grafana/dashboards"] == provider["options"]["path"]
     assert mounted["../grafana/provisioning"] == "/etc/grafana/provisioning"
+    assert compose["environment"]["EDGEMUX_PROMETHEUS_URL"] == "http://prometheus:9090"
 
 
 @every_board

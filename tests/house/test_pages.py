@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from edgemux.cloud.events import CLOUD_EVENTS
 from edgemux.edge.config import load
+from edgemux.edge.events import EDGE_EVENTS
 from edgemux.edge.server import serve
 from edgemux.multiplexer.domain import Reason
 from edgemux.multiplexer.errors import ArtifactError, ConfigError
+from edgemux.wire.events import WIRE_EVENTS
 from tests.page_blocks import ROOT, RUN, Reader, blocks, check_settings, parts, servers
 
 DOCS = ROOT / "docs"
@@ -155,6 +158,13 @@ def test_metrics_and_reasons_in_the_pages_exist() -> None:
     described = set(re.findall(r"`(\w+)`", page("send-requests.md")))
     shed = {Reason.EXPIRED, Reason.OVERLOADED, Reason.NO_ROUTE}
     assert {reason.value for reason in Reason if reason not in shed} <= described
+
+
+def test_events_in_the_troubleshooting_are_events() -> None:
+    told = re.findall(r"\bevents? ((?:`\w+`(?:, | and )?)+)", page("troubleshooting.md"))
+    names = {name for words in told for name in re.findall(r"`(\w+)`", words)}
+    assert len(names) > 10
+    assert names <= {event.name for event in (*WIRE_EVENTS, *EDGE_EVENTS, *CLOUD_EVENTS)}
 
 
 WRONG_STARTS: tuple[tuple[str, str], ...] = (

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgemux.cloud.events import CLOUD_EVENTS
@@ -119,6 +119,7 @@ def test_a_line_is_for_people_or_for_machines() -> None:
 ODD = st.text(st.characters(codec=None, exclude_categories=()), max_size=2 * MOST_CHARACTERS)
 
 
+@settings(deadline=None)
 @given(ODD, ODD, st.floats(), st.integers(), ODD)
 def test_whatever_the_values_are_it_is_one_line_and_valid_json(
     text: str, name: str, number: float, count: int, logger: str
@@ -170,6 +171,7 @@ def test_an_event_goes_through_the_library_as_what_it_is(caplog: pytest.LogCaptu
     assert len(caplog.messages) == 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 30)), max_size=150), st.integers(1, 10))
 def test_no_event_exceeds_its_limit_and_every_line_is_accounted_for(asked: list[tuple[str, float]], burst: int) -> None:
     limits, now_s = Limits(burst, every_s=5.0), 100.0

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgemux.multiplexer.errors import ConfigError
@@ -60,6 +60,7 @@ def test_what_is_no_context_is_none(header: str) -> None:
     assert read([("traceparent", header)]) is None
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80), st.text(max_size=600))
 def test_no_header_raises_and_none_that_is_odd_is_passed_on(header: str, state: str) -> None:
     found = read([("traceparent", header), ("tracestate", state)])
@@ -69,6 +70,7 @@ def test_no_header_raises_and_none_that_is_odd_is_passed_on(header: str, state: 
     assert all(len(value) <= 512 and value.isascii() and value.isprintable() for _, value in known.headers)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1), st.booleans())
 def test_what_is_passed_on_reads_as_what_came(trace: int, span: int, sampled: bool) -> None:
     parent = Parent(f"{trace:032x}", f"{span:016x}", sampled)
@@ -95,6 +97,7 @@ def test_the_caller_decides_and_otherwise_chance_does() -> None:
     assert not sampler.records(None)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.0, 2.0), max_size=200), st.floats(1.0, 20.0))
 def test_nobody_can_have_more_recorded_than_is_allowed(pauses: list[float], most: float) -> None:
     now_s = 0.0

@@ -49,7 +49,7 @@ class CloudServes(Event, frozen=True, kw_only=True):
 
 
 class CertificateWithdrawn(Failed, frozen=True, kw_only=True):
-    """The certificate of a bundle is not in force: see docs/drift.md for what each `reason` means."""
+    """The certificate of a bundle is not in force; docs/metrics.md says what each `reason` means."""
 
     model: Name
     reason: Name

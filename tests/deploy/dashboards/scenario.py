@@ -32,7 +32,7 @@ from tests.deploy.dashboards.variables import Span
 BUNDLE = Path(__file__).parents[3] / "deploy" / "bundles" / "fashion-mnist"
 SCRAPE_S = 1.0
 # How much longer an act may take until what it is for has been scraped.
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 CLEAR = Conditions(round_trip_s=0.02, bits_per_s=20e6)
 SLOW = Conditions(round_trip_s=0.3, bits_per_s=0.2e6)
 # The names that Prometheus gives them: with dots, as the names of hosts have.

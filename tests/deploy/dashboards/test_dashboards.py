@@ -15,7 +15,7 @@ from tests.deploy.dashboards.drive import EXCEPTIONS, UNDRIVEN, as_json, committ
 from tests.deploy.dashboards.scenario import CLOUD, FIRST, Run, driven
 from tests.deploy.dashboards.verdict import Answer, answers, panels, rule_faults, unexpected
 
-pytestmark = [pytest.mark.deploy, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
 GOOD = "sum by (route) (rate(edgemux_requests_total[$__rate_interval]))"
 # What is broken in each panel of the control, and what has to be said about it.
 BROKEN = {

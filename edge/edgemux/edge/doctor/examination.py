@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Generator, Iterator, Sequence
 
 from edgemux.edge.budget import Readings
@@ -20,6 +21,7 @@ from edgemux.edge.doctor.resources import (
     memory_findings,
     power_findings,
     sensor_findings,
+    user_findings,
 )
 from edgemux.edge.loading import Loaded
 from edgemux.edge.peer import Peer
@@ -49,6 +51,7 @@ def examine(config: EdgeConfig, served: bool = True) -> Iterator[Finding]:
     yield from memory_findings(probes.look_at_memory(levels, running))
     yield from sensor_findings(seen, psi=(PROC / "pressure/cpu").exists())
     yield from power_findings(probes.look_at_firmware())
+    yield from user_findings(os.geteuid() == 0)
     yield from descriptor_findings(probes.look_at_descriptors())
     yield from _disk(config)
     yield from _security(config, bundles)

@@ -146,6 +146,8 @@ def _fix(seen: LinkSeen) -> str:
             return (
                 "it does not answer gRPC in time: is the port its gRPC port (8001), is the link far slower than usual?"
             )
+        case Unreachable() if seen.proxy:
+            return f"the proxy of {seen.proxy} does not let it through: name the cloud's host in no_proxy"
         case Unreachable():
             return "something listens and does not speak gRPC: is the port its gRPC port (8001), does it want TLS?"
     return "see the cloud's log"

@@ -215,6 +215,15 @@ def power_findings(flags: int | None) -> list[Finding]:
     return found.all
 
 
+def user_findings(root: bool) -> list[Finding]:
+    """As whom the doctor looks."""
+    found = Findings("limits")
+    if root:
+        says = "root: what the agent's own user may read and write is not seen"
+        found.note("user", says, "run it as that user, or as its unit does (docs/troubleshooting.md)")
+    return found.all
+
+
 def descriptor_findings(limit: float) -> list[Finding]:
     """Files and connections that a process may have open."""
     found = Findings("limits")

@@ -53,12 +53,11 @@ export class EdgeView {
   last() {
     const section = card("The last inputs");
     this.inputsNone = "None yet.";
-    this.shown = new Table("The newest first. Expected: P(correct) of device and cloud, from the input alone. Score: of the answer given.", [
+    this.shown = new Table("The newest first. Expected: P(correct) of device / cloud, from the input alone. Score: that of the answer given.", [
       { head: "Input", bare: true, cell: (row) => ({ key: row.number, build: () => (row.picture ? picture(row.picture, `Input answered with ${row.label ?? "nothing"}`) : el("span", { class: "muted" }, "–")) }) },
       { head: "Answer", row: true, cell: (row) => ({ key: row.number, build: () => this.answered(row) }) },
       { head: "Route and reason", bare: true, cell: (row) => ({ key: row.number, build: () => routed(row) }) },
-      { head: "Expected: device", num: true, cell: (row) => score(row.device_before) },
-      { head: "Expected: cloud", num: true, cell: (row) => score(row.cloud_before) },
+      { head: "Expected", num: true, cell: (row) => `${score(row.device_before)} / ${score(row.cloud_before)}` },
       { head: "Score", num: true, cell: (row) => ({ key: row.number, build: () => [score(row.after), meter(row.after, row.after < 0.5 ? "warn" : "")] }) },
       { head: "Took", num: true, cell: (row) => millis(row.elapsed_ms) },
       { head: "At", num: true, cell: (row) => clockTime(row.time_s) },
@@ -373,7 +372,9 @@ export class EdgeView {
 function routed(row) {
   if (!row.route) return [badge("refused", "bad"), el("br"), el("code", {}, row.reason)];
   const look = reasonOf(row.route, row.reason);
-  return [swatch(look), el("b", { class: row.route }, routeName(row.route)), ` ${row.variant}`, el("br"), el("code", {}, row.reason), row.degraded ? el("span", { class: "warn small" }, " second best") : null];
+  const variant = row.variant === routeName(row.route) ? "" : ` ${row.variant}`;
+  const where = el("span", { class: "one" }, swatch(look), el("b", { class: row.route }, routeName(row.route)), variant);
+  return [where, el("br"), el("code", {}, row.reason), row.degraded ? el("span", { class: "warn small" }, " second best") : null];
 }
 
 function ladder({ level, resident, of }) {

@@ -76,9 +76,9 @@ test-edge: $(EDGE_VENV)/tiny
 
 # What is deployed, against real programs: rules and dashboards in a Prometheus, the live page in a browser, the agent on
 # arm64. Which programs of Debian's that needs:
-DEPLOY_NEEDS := chromium mmdebstrap prometheus qemu-user-static shellcheck
+DEPLOY_NEEDS := chromium mmdebstrap prometheus qemu-user-static shellcheck systemd
 test-deploy: $(VENV)/stamp-dev
-	@for program in chromium mmdebstrap promtool qemu-aarch64-static shellcheck; do command -v $$program >/dev/null || \
+	@for program in chromium mmdebstrap promtool qemu-aarch64-static shellcheck systemd-analyze; do command -v $$program >/dev/null || \
 	  { echo "error: $$program is missing; on Debian: apt install --no-install-recommends $(DEPLOY_NEEDS)" >&2; exit 2; }; done
 	$(BIN)/python -m pytest -q -m deploy tests/deploy $(TEST)
 
@@ -125,10 +125,10 @@ prove-arm64: $(VENV)/stamp-dev
 	$(BIN)/python deploy/raspberry-pi/prove_arm64.py $(PROVE)
 .PHONY: prove-arm64
 
-# The pictures of the dashboards in docs/images, from a driven run of about five minutes. By hand, no part of CI: it fetches
+# The pictures of the dashboards in docs/images, from a driven run of about three minutes. By hand, no part of CI: it fetches
 # Grafana's components from npm (Node.js 20 or newer), and needs Debian's prometheus and chromium.
 screenshots: $(VENV)/stamp-dev
 	npm --prefix deploy/grafana/render ci --no-audit --no-fund
 	@results=$$(mktemp) && trap 'rm -f "$$results"' EXIT && \
-	  $(BIN)/python -m tests.deploy.dashboards.drive --stretch 5 --out "$$results" && \
+	  $(BIN)/python -m tests.deploy.dashboards.drive --stretch 4 --out "$$results" && \
 	  node deploy/grafana/render/render.mjs "$$results" docs/images

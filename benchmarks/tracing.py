@@ -94,7 +94,7 @@ async def measure(bundle: Path, images: Any, requests: int, endpoint: str) -> di
         name = agent.manifest.name
         messages = [make_request(name, {"image": images[i : i + 1]}) for i in range(len(images))]
         tracers = {mode: tracer_of(endpoint, sample) for mode, sample in SAMPLES.items()}
-        services = {mode: EdgeService({name: agent}, 256, None, tracer) for mode, tracer in tracers.items()}
+        services = {mode: EdgeService({name: agent}, 256, tracer=tracer) for mode, tracer in tracers.items()}
         took: dict[str, list[float]] = {mode: [] for mode in SAMPLES}
         cpu = dict.fromkeys(SAMPLES, 0.0)
         asked = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,14 @@ _MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"((?:[^"\\]|\\.)*)"')
 _WORDS = {"and", "or", "unless", "bool", "offset", "by", "without", "on", "ignoring", "group_left", "group_right"}
 
 
+@cache
 def rules_of(name: str) -> list[dict[str, Any]]:
     """The rules of a file, in order."""
     groups = msgspec.yaml.decode((PROMETHEUS / "rules" / name).read_bytes())["groups"]
     return [rule for group in groups for rule in group["rules"]]
 
 
+@cache
 def records() -> dict[str, str]:
     return {rule["record"]: rule["expr"] for rule in rules_of("recording.yml")}
 

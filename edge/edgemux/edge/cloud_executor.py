@@ -367,7 +367,7 @@ class CloudExecutor:
 
     def _counted(self, error: ExecutionError | None) -> None:
         self.outcome = outcome_of(error)
-        self._metrics.called(self.index or 0, self.outcome)
+        self._metrics.called(self.index or 0, error)
 
     def _differs(self, error: ExecutionError) -> None:
         """Count what says that the cloud does not serve what is wanted; said once in the log, until it does."""

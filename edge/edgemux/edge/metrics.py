@@ -293,8 +293,9 @@ class EdgeMetrics(Doorway):
         """An input is about to be sent in this form, one of wire/payload.py's."""
         self._forms.labels(encoding).inc()
 
-    def called(self, peer: int, outcome: str) -> None:
-        """A call to a cloud, by its place in the configuration, has ended like this, one of ``outcome_of``'s."""
+    def called(self, peer: int, error: ExecutionError | None) -> None:
+        """A call to a cloud, by its place in the configuration, has ended: well, or with an error."""
+        outcome = outcome_of(error)
         self._calls.labels(str(peer), outcome).inc()
 
     def spent_cpu(self, place: Placement, cpu_s: float) -> None:

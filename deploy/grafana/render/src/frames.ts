@@ -47,9 +47,10 @@ export interface Dashboard {
 /** What one dashboard is drawn from. Times in seconds. */
 export interface Source { answers: Map<string, Series[]>; from: number; to: number; step: number; variables: Record<string, string> }
 
-/** A dashboard's part of the results, from the first act to the end of the last: servers start before, and end after. */
+/** A dashboard's part of the results: from the first act, as servers start before, up to a time with traffic in the last. */
 export function sourceOf({ uid }: Dashboard, { acts, step_s, answers, picked }: Results): Source {
-  const [from, to] = [acts[0].start_s, acts[acts.length - 1].end_s];
+  const last = acts[acts.length - 1];
+  const [from, to] = [acts[0].start_s, last.start_s + 0.75 * (last.end_s - last.start_s)];
   const cut = ({ metric, values }: Series) => ({ metric, values: values.filter(([at]) => at >= from && at <= to) });
   const own = answers.filter(({ dashboard }) => dashboard === uid);
   return {
@@ -95,13 +96,13 @@ export async function framesOf(panel: Panel, source: Source, theme: GrafanaTheme
 }
 
 function graphsOf(series: Series[], target: Target, step: number): DataFrame[] {
-  return series.map(({ metric, values }) => {
+  return series.map(({ metric, values: raw }) => {
+    const values = withGaps(raw, step);
     const { __name__, ...labels } = metric;
     return createDataFrame({
       refId: target.refId,
       fields: [
-        // The interval lets Grafana leave a gap where samples are missing.
-        { name: 'Time', type: FieldType.time, values: values.map(([s]) => Math.round(s * 1000)), config: { interval: step * 1000 } },
+        { name: 'Time', type: FieldType.time, values: values.map(([s]) => Math.round(s * 1000)) },
         {
           name: 'Value', type: FieldType.number, values: values.map(([, text]) => numberIn(text)), labels,
           config: { displayNameFromDS: legendOf(target, metric) },
@@ -109,6 +110,13 @@ function graphsOf(series: Series[], target: Target, step: number): DataFrame[] {
       ],
     });
   });
+}
+
+/** As Grafana's panel does: where samples are missing, one that is no number, so that no line is drawn across. */
+function withGaps(values: Series['values'], step: number): Series['values'] {
+  return values.flatMap((sample, at): Series['values'] =>
+    at && sample[0] - values[at - 1][0] > 1.5 * step ? [[values[at - 1][0] + step, 'NaN'], sample] : [sample]
+  );
 }
 
 /** The last values, as an instant query at the end has them. Each label is a column, the metric's name too. */

@@ -1,5 +1,5 @@
-"""What a machine is, and what is installed on it, against what edgemux needs. Standard library only: it is asked first,
-also where nothing that the agent needs is installed."""
+"""What a machine is, and what is installed on it, against what edgemux needs. Nothing of an extra is imported:
+it is asked first, also where nothing that the agent needs is installed."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgemux.cli import doctor
 from edgemux.cli.extras import extra
 from edgemux.cli.options import (
     AddressOption,
@@ -39,7 +38,7 @@ from edgemux.cli.options import (
     listening,
     protected,
 )
-from edgemux.cli.visits import ready, traffic
+from edgemux.cli.visits import doctor, ready, traffic
 from edgemux.multiplexer.errors import ConfigError, EdgemuxError, ExecutionError, PassError
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 bundle_app = typer.Typer(help="Look into a bundle, or check it.")
 app.add_typer(bundle_app, name="bundle")
-app.command(epilog="Example: edgemux doctor --config /etc/edgemux/edge.toml")(doctor.doctor)
+app.command(epilog="Example: edgemux doctor --config /etc/edgemux/edge.toml")(doctor)
 
 # The root of everything that the parser raises for wrong use; it has no public name of its own.
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]

@@ -63,8 +63,11 @@ def test_where_nobody_listens_nothing_is_ready(nobody: str, capsys: Capture) -> 
 
 def test_a_port_that_speaks_something_else_is_not_ready(agent: Ready, capsys: Capture) -> None:
     assert run(["ready", agent.grpc]) == 1
+    assert "gives no HTTP answer; is it an HTTP port, and without TLS?" in capsys.readouterr().err
     assert run(["ready", agent.metrics]) == 1
     assert "not as an edgemux server does" in capsys.readouterr().err
+    assert run(["ready", agent.http, "--tls"]) == 1
+    assert "does not speak TLS" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

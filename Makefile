@@ -76,9 +76,9 @@ test-edge: $(EDGE_VENV)/tiny
 
 # What is deployed, against real programs: rules and dashboards in a Prometheus, the live page in a browser, the agent on
 # arm64. Which programs of Debian's that needs:
-DEPLOY_NEEDS := chromium mmdebstrap prometheus qemu-user-static shellcheck
+DEPLOY_NEEDS := chromium mmdebstrap prometheus qemu-user-static shellcheck systemd
 test-deploy: $(VENV)/stamp-dev
-	@for program in chromium mmdebstrap promtool qemu-aarch64-static shellcheck; do command -v $$program >/dev/null || \
+	@for program in chromium mmdebstrap promtool qemu-aarch64-static shellcheck systemd-analyze; do command -v $$program >/dev/null || \
 	  { echo "error: $$program is missing; on Debian: apt install --no-install-recommends $(DEPLOY_NEEDS)" >&2; exit 2; }; done
 	$(BIN)/python -m pytest -q -m deploy tests/deploy $(TEST)
 

@@ -13,7 +13,7 @@ from edgemux.cloud.metrics import Metrics, count_processes
 from edgemux.edge import EdgeConfig
 from edgemux.edge.budget import Readings
 from edgemux.edge.config import ApplicationSettings, CloudSettings, LimitSettings
-from edgemux.edge.metrics import AUDITS, OUTCOMES, PLACES, REFUSALS, STAGES, EdgeMetrics
+from edgemux.edge.metrics import AUDITS, CALLS, PLACES, REFUSALS, STAGES, EdgeMetrics
 from edgemux.edge.purse import KINDS, PERIOD_S, BudgetSettings
 from edgemux.edge.server import open_agents
 from edgemux.multiplexer.domain import Placement, Reason
@@ -108,8 +108,8 @@ def _offload_all(metrics: EdgeMetrics, clouds: int) -> None:
     metrics.sent_together(1)
     for peer in range(clouds):
         metrics.peer_breaker.labels(str(peer)).set(0)
-        for outcome in OUTCOMES:
-            metrics.called(peer, outcome)
+        for error in (None, *(kind("as in a test") for kind, _ in CALLS)):
+            metrics.called(peer, error)
     for form in EVERY_FORM:
         metrics.packed(form)
 

@@ -24,7 +24,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CONSTRAINTS = Path(__file__).with_name("constraints.txt")
 # The Debian that brings a Python; Raspberry Pi OS is of the same releases.
 SUITES = {"3.11": "bookworm", "3.13": "trixie"}
-PACKAGES = "python3-minimal,libpython3-stdlib,libgomp1,libstdc++6"
+# base-files: from Debian 13 on it brings the link /lib that loaders are found by.
+PACKAGES = "base-files,python3-minimal,libpython3-stdlib,libgomp1,libstdc++6"
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
 EMULATOR = "/usr/bin/qemu-aarch64-static"
 # /sys stays out: onnxruntime ends with a segmentation fault under qemu when it finds the host's.

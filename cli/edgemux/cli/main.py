@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgemux.cli import splitter
 from edgemux.cli.extras import extra
 from edgemux.cli.options import (
     AddressOption,
@@ -48,6 +49,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 bundle_app = typer.Typer(help="Look into a bundle, or check it.")
 app.add_typer(bundle_app, name="bundle")
 app.command(epilog="Example: edgemux doctor --config /etc/edgemux/edge.toml")(doctor)
+app.command(epilog="Example: edgemux split cloud.onnx --at 12 --out halves")(splitter.split)
 
 # The root of everything that the parser raises for wrong use; it has no public name of its own.
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]

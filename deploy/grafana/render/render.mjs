@@ -51,8 +51,11 @@ async function bundled() {
   return outputFiles;
 }
 
-/** The picture, once it stays the same: sizes are observed, and tables and icons come, some time after the rest. */
+// A table draws only what is in sight. Sizes are observed, and tables and icons come, some time after the rest: the
+// picture is taken once it stays the same.
 async function settled(page) {
+  const { height } = await page.locator('#page').boundingBox();
+  await page.setViewportSize({ width: WIDTH, height: Math.ceil(height) });
   await page.waitForLoadState('networkidle');
   await page.waitForFunction(() => [...document.querySelectorAll('[data-panel=table]')].every((panel) => panel.querySelector('[role=gridcell]')));
   let [image, same] = [Buffer.alloc(0), 0];

@@ -96,13 +96,13 @@ export async function framesOf(panel: Panel, source: Source, theme: GrafanaTheme
 }
 
 function graphsOf(series: Series[], target: Target, step: number): DataFrame[] {
-  return series.map(({ metric, values }) => {
+  return series.map(({ metric, values: raw }) => {
+    const values = withGaps(raw, step);
     const { __name__, ...labels } = metric;
     return createDataFrame({
       refId: target.refId,
       fields: [
-        // The interval lets Grafana leave a gap where samples are missing.
-        { name: 'Time', type: FieldType.time, values: values.map(([s]) => Math.round(s * 1000)), config: { interval: step * 1000 } },
+        { name: 'Time', type: FieldType.time, values: values.map(([s]) => Math.round(s * 1000)) },
         {
           name: 'Value', type: FieldType.number, values: values.map(([, text]) => numberIn(text)), labels,
           config: { displayNameFromDS: legendOf(target, metric) },
@@ -110,6 +110,13 @@ function graphsOf(series: Series[], target: Target, step: number): DataFrame[] {
       ],
     });
   });
+}
+
+/** As Grafana's panel does: where samples are missing, one that is no number, so that no line is drawn across. */
+function withGaps(values: Series['values'], step: number): Series['values'] {
+  return values.flatMap((sample, at): Series['values'] =>
+    at && sample[0] - values[at - 1][0] > 1.5 * step ? [[values[at - 1][0] + step, 'NaN'], sample] : [sample]
+  );
 }
 
 /** The last values, as an instant query at the end has them. Each label is a column, the metric's name too. */

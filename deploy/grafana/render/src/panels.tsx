@@ -17,7 +17,7 @@ function rangeOf({ from, to }: Source) {
 }
 
 function Graph({ panel, frames, source, width, height }: Drawn) {
-  // Kept: with a new one the plot is made again, from frames that already count as having had their gaps marked.
+  // Kept: with a new one the plot would be made again at every turn.
   const legend = useMemo(() => ({ showLegend: true, displayMode: 'list', placement: 'bottom', calcs: [], ...panel.options?.legend }), [panel]);
   return (
     <TimeSeries

@@ -280,7 +280,7 @@ def test_traces_without_their_extra_stop_an_agent_and_with_it_do_not(
     monkeypatch.setitem(sys.modules, "edgemux.wire.otel", None)
     (without,) = (finding for finding in examine(config) if finding.part == "tracing")
     assert without.stops
-    assert without.says == 'needs OpenTelemetry: pip install "edgemux[otel]"'
+    assert without.says == "needs OpenTelemetry: pip install '.[otel]' in a checkout"
 
 
 # --- the command

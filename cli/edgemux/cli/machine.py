@@ -188,7 +188,7 @@ def package_findings(packages: Sequence[Package]) -> list[Finding]:
     agents = [package for package in packages if package.extra in ("", EDGE)]
     missing = [package.name for package in agents if package.there is None]
     for name in missing:
-        found.problem(name, "not installed", "pip install '.[edge]' in a checkout, or edgemux[edge]", stops=True)
+        found.problem(name, "not installed", "pip install '.[edge]' in a checkout", stops=True)
     for package in agents:
         if package.there is not None and not fits(package.there, package.bounds):
             says = f"{package.there} is installed, {package.bounds} is what is tested"

@@ -268,7 +268,7 @@ def need_extra(settings: TracingSettings) -> None:
     try:
         importlib.import_module("edgemux.wire.otel")
     except ModuleNotFoundError as error:
-        raise ConfigError('tracing.endpoint: needs OpenTelemetry: pip install "edgemux[otel]"') from error
+        raise ConfigError("tracing.endpoint: needs OpenTelemetry: pip install '.[otel]' in a checkout") from error
 
 
 def open_tracer(settings: TracingSettings, service: str) -> Tracer:

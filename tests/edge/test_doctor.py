@@ -271,6 +271,11 @@ def test_a_policy_that_is_not_installed_stops_an_agent(tiny_bundle: Path) -> Non
     assert any(finding.part == "policy" and finding.stops for finding in found)
 
 
+def test_a_bundle_that_is_not_there_is_a_wrong_path(tmp_path: Path) -> None:
+    found = list(examine(EdgeConfig(bundle=tmp_path / "none", listen=FREE)))
+    assert any(finding.part == "bundle" and finding.fix.startswith("correct the path") for finding in found)
+
+
 def test_traces_without_their_extra_stop_an_agent_and_with_it_do_not(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

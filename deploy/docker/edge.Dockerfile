@@ -1,5 +1,5 @@
 # The agent. From the repository's root: docker build -f deploy/docker/edge.Dockerfile -t edgemux-edge:0.1.0 .
-# NOT BUILT in the project's workplace, which has no container engine; docs/deploy-cloud.md says what was checked instead.
+# NOT BUILT where the project is made, which has no container engine; docs/deploy-cloud.md says what was checked instead.
 # cloud.Dockerfile is the same but for names and ports; a test compares them.
 ARG PYTHON_TAG=3.11.14-slim-bookworm
 # Empty: whatever the tag names today. For a build that can be repeated give "@sha256:...", which

@@ -63,8 +63,11 @@ def test_where_nobody_listens_nothing_is_ready(nobody: str, capsys: Capture) -> 
 
 def test_a_port_that_speaks_something_else_is_not_ready(agent: Ready, capsys: Capture) -> None:
     assert run(["ready", agent.grpc]) == 1
+    assert "gives no HTTP answer; is it an HTTP port, and without TLS?" in capsys.readouterr().err
     assert run(["ready", agent.metrics]) == 1
     assert "not as an edgemux server does" in capsys.readouterr().err
+    assert run(["ready", agent.http, "--tls"]) == 1
+    assert "does not speak TLS" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -136,7 +139,8 @@ def test_traffic_that_nobody_answers_has_failed(nobody: str, tiny_bundle: Path, 
     assert run(arguments) == 1
     said = capsys.readouterr()
     assert said.out == "0 answered; unanswered 2\n"
-    assert said.err == f"edgemux: {nobody} answered none of the requests\n"
+    assert said.err.startswith(f"edgemux: {nobody} answered none of the requests, the last one because: ")
+    assert said.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -182,3 +186,4 @@ def test_what_cannot_leave_is_skipped_and_counted() -> None:
     send(ask, indices(), tally)
     assert tally.counts() == {"cloud": MOST_UNDER_WAY - 1, "unanswered": 1, "skipped": 3}
     assert tally.answered() == MOST_UNDER_WAY - 1
+    assert tally.last_error == "queue"

@@ -25,6 +25,7 @@ from edgemux.edge.sensors import cpu_limit, memory_limit
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.findings import Grade, can_serve
 from edgemux.wire.process import Listen
+from edgemux.wire.tracing import TracingSettings
 from tests.authority import Authority
 from tests.simulated_cloud import SimulatedCloud
 
@@ -268,6 +269,23 @@ def test_a_policy_that_is_not_installed_stops_an_agent(tiny_bundle: Path) -> Non
     found = list(examine(EdgeConfig(bundle=tiny_bundle, listen=FREE, policy="wishful")))
     assert not can_serve(found)
     assert any(finding.part == "policy" and finding.stops for finding in found)
+
+
+def test_a_bundle_that_is_not_there_is_a_wrong_path(tmp_path: Path) -> None:
+    found = list(examine(EdgeConfig(bundle=tmp_path / "none", listen=FREE)))
+    assert any(finding.part == "bundle" and finding.fix.startswith("correct the path") for finding in found)
+
+
+def test_traces_without_their_extra_stop_an_agent_and_with_it_do_not(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EdgeConfig(bundle=tiny_bundle, listen=FREE, tracing=TracingSettings(endpoint="http://127.0.0.1:1"))
+    with_it = [finding.grade for finding in examine(config) if finding.part == "tracing"]
+    assert with_it == [Grade.OK]
+    monkeypatch.setitem(sys.modules, "edgemux.wire.otel", None)
+    (without,) = (finding for finding in examine(config) if finding.part == "tracing")
+    assert without.stops
+    assert without.says == "needs OpenTelemetry: pip install '.[otel]' in a checkout"
 
 
 # --- the command

@@ -260,6 +260,19 @@ def test_a_damaged_bundle_stops_an_agent_that_has_nothing_instead(instead: str |
     assert worst(found) is Grade.PROBLEM
 
 
+@pytest.mark.parametrize(
+    ("trouble", "fix"),
+    [
+        ("level1.onnx: its sha256 is not the one in manifest.json", "copy it again"),
+        ("level1.onnx: cannot be opened (Permission denied)", "let the agent's user read it"),
+        ("DIR: no such bundle directory", "correct the path"),
+    ],
+)
+def test_what_helps_depends_on_what_is_wrong_with_a_bundle(trouble: str, fix: str) -> None:
+    (found,) = bundle_findings(BundleSeen("bundle", trouble=trouble))
+    assert found.fix.startswith(fix)
+
+
 def timing_of(median_s: float, level: int = 1, cpu_s: float | None = None) -> LevelTiming:
     return LevelTiming("level", level, 100, median_s, 2 * median_s, median_s if cpu_s is None else cpu_s, 0.001)
 

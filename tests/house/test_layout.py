@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -89,3 +90,22 @@ def test_a_fresh_interpreter_that_imports_the_agent_holds_no_torch_no_onnx_and_n
 
 def test_the_standard_library_still_works_for_somebody_who_stands_in_the_repository() -> None:
     subprocess.run([sys.executable, "-c", "import gzip, bz2, lzma, zipfile"], cwd=ROOT, timeout=100, check=True)
+
+
+# Who gets there first decides; nobody imports gRPC before one of these packages.
+@pytest.mark.parametrize("module", ["edgemux.wire", "edgemux.edge", "edgemux.cloud.ray_replica", "edgemux.cli.traffic"])
+def test_the_library_under_grpc_writes_no_lines_of_its_own(module: str) -> None:
+    program = (
+        "import os, sys\n"
+        "class Look:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'grpc':\n"
+        "            print(os.environ.get('GRPC_VERBOSITY'))\n"
+        "sys.meta_path.insert(0, Look())\n"
+        f"import {module}\n"
+    )
+    clean = {key: value for key, value in os.environ.items() if key != "GRPC_VERBOSITY"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, env=clean, check=False
+    )
+    assert done.stdout == "NONE\n", done.stderr

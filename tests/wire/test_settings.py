@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -91,3 +92,18 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not a TOML file"):
         load_settings(Outer, path, {})
+
+
+class Chosen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    per: Literal["hour", "day"] | None = None
+
+
+class Choosing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    each: tuple[Chosen, ...] = ()
+    inner: Chosen = Chosen()
+
+
+@pytest.mark.parametrize("text", ['[inner]\nper = "week"\n', '[[each]]\n[[each]]\nper = "week"\n'])
+def test_where_a_setting_is_a_word_the_refusal_says_which_words_there_are(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"(inner|each\[1\])\.per: .*'week'; known are hour, day$"):
+        load_settings(Choosing, write(tmp_path, text), {})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgemux.cloud.config import CloudConfig, ModelSettings
 from edgemux.edge.doctor import probes, timing
-from edgemux.edge.doctor.access import file_findings, port_findings
+from edgemux.edge.doctor.access import file_findings, port_findings, tracing_findings
 from edgemux.edge.doctor.models import runtime_findings
 from edgemux.edge.doctor.resources import clock_findings, descriptor_findings
 from edgemux.multiplexer.bundle import Bundle
@@ -25,6 +25,7 @@ def examine(config: CloudConfig) -> Iterator[Finding]:
     yield from clock_findings(now, config.listen.tls.cert is not None)
     yield from file_findings(probes.look_at_own_files(config.listen), now)
     yield from port_findings(probes.look_at_ports(config.listen))
+    yield from tracing_findings(config.tracing.endpoint, probes.look_at_tracing(config.tracing))
     yield from runtime_findings(timing.look_at_runtime())
     found = Findings("models")
     for number, model in enumerate(config.every_model()):

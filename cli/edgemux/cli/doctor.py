@@ -5,36 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import typer
 
 from edgemux.cli.machine import look_at_machine, look_at_packages, machine_findings, package_findings
-from edgemux.cli.options import BundleOption, ConfigOption, JsonOption
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.findings import Finding, Findings, Grade, can_serve, verdict
 
 _COLOURS = {Grade.OK: "green", Grade.NOTE: "yellow", Grade.PROBLEM: "red"}
 
 
-def doctor(
-    bundle: BundleOption = None,
-    config: ConfigOption = None,
-    cloud: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT[,...]", help="The cloud, or several, to be reached.")
-    ] = None,
-    json: JsonOption = False,
-) -> None:
-    """Say what this device has and can do for an agent, what is wrong, and how to fix it.
+def tell(config: Path | None, overrides: dict[str, Any], json: bool) -> bool:
+    """Examine, and print what is found as it is found, or as one JSON object. True: an agent can serve.
 
-    With a cloud server's file: whether that could serve here.
+    Raises ConfigError.
     """
-    overrides = {
-        "bundle": None if bundle is None else str(bundle),
-        "cloud.address": None if cloud is None else cloud.split(",")[0],
-        "cloud.addresses": None if cloud is None else cloud.split(","),
-    }
     # What the parts would say to an agent's log is said here, once, by the findings.
     logging.getLogger("edgemux").addHandler(logging.NullHandler())
     found: list[Finding] = []
@@ -46,8 +33,7 @@ def doctor(
         typer.echo(msgspec.json.encode(report(found)).decode())
     else:
         typer.echo(f"\n{verdict(found)}")
-    if not can_serve(found):
-        raise typer.Exit(1)
+    return can_serve(found)
 
 
 def examine(config: Path | None, overrides: dict[str, Any]) -> Iterator[Finding]:

@@ -1,5 +1,5 @@
-"""What a machine is, and what is installed on it, against what edgemux needs. Standard library only: it is asked first,
-also where nothing that the agent needs is installed."""
+"""What a machine is, and what is installed on it, against what edgemux needs. Nothing of an extra is imported:
+it is asked first, also where nothing that the agent needs is installed."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def package_findings(packages: Sequence[Package]) -> list[Finding]:
     agents = [package for package in packages if package.extra in ("", EDGE)]
     missing = [package.name for package in agents if package.there is None]
     for name in missing:
-        found.problem(name, "not installed", "pip install '.[edge]' in a checkout, or edgemux[edge]", stops=True)
+        found.problem(name, "not installed", "pip install '.[edge]' in a checkout", stops=True)
     for package in agents:
         if package.there is not None and not fits(package.there, package.bounds):
             says = f"{package.there} is installed, {package.bounds} is what is tested"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgemux.cli import doctor, splitter
+from edgemux.cli import splitter
 from edgemux.cli.extras import extra
 from edgemux.cli.options import (
     AddressOption,
@@ -42,7 +42,7 @@ from edgemux.cli.options import (
     listening,
     protected,
 )
-from edgemux.cli.visits import ready, traffic
+from edgemux.cli.visits import doctor, ready, traffic
 from edgemux.multiplexer.errors import ConfigError, EdgemuxError, ExecutionError, PassError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 bundle_app = typer.Typer(help="Look into a bundle, or check it.")
 app.add_typer(bundle_app, name="bundle")
-app.command(epilog="Example: edgemux doctor --config /etc/edgemux/edge.toml")(doctor.doctor)
+app.command(epilog="Example: edgemux doctor --config /etc/edgemux/edge.toml")(doctor)
 app.command(epilog="Example: edgemux split cloud.onnx --at 12 --out halves")(splitter.split)
 
 # The root of everything that the parser raises for wrong use; it has no public name of its own.

@@ -44,7 +44,14 @@ def is_ready(address: str, timeout_s: float, context: ssl.SSLContext | None, ser
         body = answer.read(_LONGEST_ANSWER)
     except ssl.SSLCertVerificationError as error:
         raise Unreachable(f"{address}: {error.verify_message}") from error
-    except (OSError, http.client.HTTPException) as error:
+    except ssl.SSLError as error:
+        raise Unreachable(f"{address} does not speak TLS, or not with us") from error
+    except TimeoutError as error:
+        raise Unreachable(f"{address} does not answer within {timeout_s:g} s") from error
+    except (ConnectionResetError, http.client.HTTPException) as error:
+        hint = "is it an HTTP port, and without TLS?" if context is None else "is it an HTTP port?"
+        raise Unreachable(f"{address} gives no HTTP answer; {hint}") from error
+    except OSError as error:
         raise Unreachable(f"{address} does not answer") from error
     finally:
         connection.close()

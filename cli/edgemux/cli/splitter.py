@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
 
 from edgemux.cli.extras import extra
@@ -50,17 +49,20 @@ def split(
     sizes = dict(_sizes(text) for text in shape or ())
     with extra("train"):
         from edgemux.compression.split.costs import Whole
+    from msgspec import json as as_json
+    from msgspec import to_builtins
+
     whole = Whole.read(model, sizes)
     if at is not None and out is not None:
         price = whole.save(whole.at(at), out)
-        told: Any = {"out": str(out), **msgspec.to_builtins(price)}
-        typer.echo(msgspec.json.encode(told).decode() if json else f"{out}: head.onnx and tail.onnx, {_sent(price)}")
+        told: Any = {"out": str(out), **to_builtins(price)}
+        typer.echo(as_json.encode(told).decode() if json else f"{out}: head.onnx and tail.onnx, {_sent(price)}")
         return
     prices = _prices(whole, time)
     ways = [] if conditions is None else _expected(whole, prices, whole_bytes or whole.input_bytes, conditions)
     if json:
         told = {"model": whole.name, "sha256": whole.digest, "input_bytes": whole.input_bytes, "cuts": prices}
-        typer.echo(msgspec.json.encode(told | ({"ways": ways} if ways else {})).decode())
+        typer.echo(as_json.encode(told | ({"ways": ways} if ways else {})).decode())
     else:
         _print(whole, prices)
         _print_ways(ways, link or "")

@@ -30,6 +30,8 @@ class Tally:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        # Why the latest request that got no answer got none, empty before the first of them.
+        self.last_error = ""
 
     def add(self, what: str) -> None:
         with self._lock:
@@ -90,7 +92,8 @@ def send(
     def one(index: int) -> None:
         try:
             tally.add(ask(index))
-        except EdgemuxError:
+        except EdgemuxError as error:
+            tally.last_error = str(error)
             tally.add("unanswered")
         finally:
             free.release()

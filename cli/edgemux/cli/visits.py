@@ -1,4 +1,4 @@
-"""The commands that visit a running server: `edgemux ready` and `edgemux traffic`."""
+"""The commands that visit: a machine, `edgemux doctor`; a running server, `edgemux ready` and `edgemux traffic`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import typer
 
 from edgemux.cli.extras import extra
 from edgemux.cli.options import (
+    BundleOption,
+    ConfigOption,
     JsonOption,
     OwnTokenOption,
     TlsCaOption,
@@ -18,6 +20,29 @@ from edgemux.cli.options import (
     check_address,
 )
 from edgemux.multiplexer.errors import ConfigError, Unreachable
+
+
+def doctor(
+    bundle: BundleOption = None,
+    config: ConfigOption = None,
+    cloud: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT[,...]", help="The cloud, or several, to be reached.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what this device has and can do for an agent, what is wrong, and how to fix it.
+
+    With a cloud server's file: whether that could serve here.
+    """
+    from edgemux.cli.doctor import tell
+
+    overrides = {
+        "bundle": None if bundle is None else str(bundle),
+        "cloud.address": None if cloud is None else cloud.split(",")[0],
+        "cloud.addresses": None if cloud is None else cloud.split(","),
+    }
+    if not tell(config, overrides, json):
+        raise typer.Exit(1)
 
 
 def ready(
@@ -88,4 +113,5 @@ def traffic(
         send(ask, schedule(rate, requests, stop), tally, report)
     typer.echo(encode(tally.counts()).decode() if json else in_words(tally))
     if tally.counts() and not tally.answered():
-        raise Unreachable(f"{to} answered none of the requests")
+        why = f", the last one because: {tally.last_error}" if tally.last_error else ""
+        raise Unreachable(f"{to} answered none of the requests{why}")

@@ -151,7 +151,7 @@ def _running(config: CloudConfig, ports: _Ports, folder: Path) -> Iterator[None]
         import ray
         from ray import serve as ray_serve
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is not installed: pip install 'edgemux[cloud,ray]'") from error
+        raise ConfigError(f"{error.name} is not installed: pip install '.[cloud,ray]'") from error
     _start(ray, config, folder)
     try:
         _deploy(ray_serve, config, ports)

@@ -10,6 +10,10 @@ In another program, without any server::
 Several applications share the device: ``open_agents`` gives an agent for each, by name.
 """
 
+import os
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # why: edgemux.wire
+
 from edgemux.edge.agent import Agent, Answer
 from edgemux.edge.config import ApplicationSettings, EdgeConfig
 from edgemux.edge.server import open_agent, open_agents

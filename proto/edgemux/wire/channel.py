@@ -8,15 +8,11 @@ below the library's default: measured, it brings the first answer after an outag
 from __future__ import annotations
 
 import logging
-import os
 import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-# The C core writes its own lines to stderr about things that reach us as statuses and exceptions anyway.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 import grpc.aio

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 # msgspec's messages, read only to name the key the way a user writes it.
 _AT = re.compile(r"^(?P<reason>.*?)(?: - at `\$\.?(?P<at>.*)`)?$", re.DOTALL)
+_INDEX = re.compile(r"\[[^]]*\]")
 _FIELD = re.compile(r"^Object (?P<what>contains unknown|missing required) field `(?P<name>[^`]*)`$")
 
 
@@ -36,7 +37,7 @@ def load_settings(kind: type[T], path: Path | None, overrides: Mapping[str, Any]
     try:
         return msgspec.convert(settings, kind, dec_hook=_decode)
     except msgspec.ValidationError as error:
-        key, reason = _explain(str(error))
+        key, reason = _explain(str(error), kind)
         source = "" if path is None or key in given else f"{path}: "
         raise ConfigError(f"{source}{key}: {reason}" if key else f"{source}{reason}") from error
 
@@ -78,13 +79,25 @@ def _decode(kind: type, value: Any) -> Any:
     raise TypeError(f"expected a path, got {type(value).__name__}")
 
 
-def _explain(message: str) -> tuple[str, str]:
-    """(dotted key, reason) of one of msgspec's validation messages."""
+def _explain(message: str, kind: type) -> tuple[str, str]:
+    """(dotted key, reason) of one of msgspec's validation messages about a ``kind``."""
     found = _AT.match(message)
     assert found is not None  # the pattern matches any text
     at, reason = found["at"] or "", found["reason"]
     field = _FIELD.match(reason)
     if field is None:
-        return at, reason[:1].lower() + reason[1:]
+        words = _words(kind, _INDEX.sub("", at).split(".")) if reason.startswith("Invalid enum value") else []
+        choices = f"; known are {', '.join(words)}" if words else ""
+        return at, reason[:1].lower() + reason[1:] + choices
     key = f"{at}.{field['name']}" if at else field["name"]
     return key, "no such setting" if field["what"] == "contains unknown" else "missing"
+
+
+def _words(kind: Any, keys: Sequence[str]) -> list[str]:
+    """What the setting at ``keys``, from ``kind`` on, may be, where that is a word out of a few."""
+    if get_origin(kind) is Literal:
+        return [] if keys else [str(word) for word in get_args(kind)]
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        inner = get_type_hints(kind).get(keys[0]) if keys else None
+        return _words(inner, keys[1:])
+    return [word for each in get_args(kind) for word in _words(each, keys)]

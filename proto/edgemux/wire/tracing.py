@@ -7,6 +7,7 @@ its metadata, and passes the decision on. With tracing off nothing is looked at,
 
 from __future__ import annotations
 
+import importlib
 import math
 import random
 import re
@@ -260,12 +261,21 @@ class Sampler:
         return wanted and self._bucket.take(1.0, self._clock())
 
 
+def need_extra(settings: TracingSettings) -> None:
+    """Raises ConfigError where an endpoint is configured and the extra that it takes is not installed."""
+    if settings.endpoint is None:
+        return
+    try:
+        importlib.import_module("edgemux.wire.otel")
+    except ModuleNotFoundError as error:
+        raise ConfigError("tracing.endpoint: needs OpenTelemetry: pip install '.[otel]' in a checkout") from error
+
+
 def open_tracer(settings: TracingSettings, service: str) -> Tracer:
     """What traces a server, by its name to the collector. Raises ConfigError where the extra is not installed."""
     if settings.endpoint is None:
         return OFF
-    try:
-        from edgemux.wire.otel import OtelTracer
-    except ModuleNotFoundError as error:
-        raise ConfigError('tracing.endpoint: needs OpenTelemetry: pip install "edgemux[otel]"') from error
+    need_extra(settings)
+    from edgemux.wire.otel import OtelTracer
+
     return OtelTracer(settings, service)

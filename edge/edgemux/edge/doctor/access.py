@@ -1,4 +1,4 @@
-"""Findings about ports, and about files of certificates and tokens. Pure."""
+"""Findings about ports, about files of certificates and tokens, and about what traces need. Pure."""
 
 from __future__ import annotations
 
@@ -98,4 +98,16 @@ def file_findings(seen: FilesSeen, now: datetime.datetime) -> list[Finding]:
             found.ok(about, says)
     for setting in seen.open_keys:
         found.note(setting, "others on this machine may read it", "chmod 600, owned by the agent's user")
+    return found.all
+
+
+def tracing_findings(endpoint: str | None, error: str) -> list[Finding]:
+    """Whether what traces need is installed; nothing where none are configured. ``error``: empty, or that it is not."""
+    found = Findings("tracing")
+    if error:
+        found.problem(
+            "tracing.endpoint", error.removeprefix("tracing.endpoint: "), "that, or leave [tracing] out", stops=True
+        )
+    elif endpoint is not None:
+        found.ok("tracing.endpoint", f"{endpoint}; whether a collector answers there is not looked at")
     return found.all

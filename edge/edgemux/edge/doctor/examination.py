@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from edgemux.edge.budget import Readings
 from edgemux.edge.config import ApplicationSettings, EdgeConfig
 from edgemux.edge.doctor import probes, timing
-from edgemux.edge.doctor.access import Port, file_findings, port_findings
+from edgemux.edge.doctor.access import Port, file_findings, port_findings, tracing_findings
 from edgemux.edge.doctor.cloud_probe import Target, look_at_cloud
 from edgemux.edge.doctor.link import link_findings
 from edgemux.edge.doctor.models import Wanted, bundle_findings, level_findings, runtime_findings
@@ -56,6 +56,7 @@ def examine(config: EdgeConfig, served: bool = True) -> Iterator[Finding]:
     yield from _disk(config)
     yield from _security(config, bundles)
     yield from port_findings(ports)
+    yield from tracing_findings(config.tracing.endpoint, probes.look_at_tracing(config.tracing))
     yield from _policies(config, applications)
     yield from runtime_findings(timing.look_at_runtime())
     loaded = yield from _bundles(config, applications, readings)

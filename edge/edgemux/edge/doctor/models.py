@@ -49,11 +49,19 @@ class BundleSeen(msgspec.Struct, frozen=True):
     levels: int = 0
 
 
+# What helps against which trouble, by the words of the bundle's errors; a copy against all others.
+_WAYS = (
+    ("no such bundle directory", "correct the path: a bundle is a folder with a manifest.json"),
+    ("(Permission denied)", "let the agent's user read it"),
+)
+_COPY = "copy it again, whole (edgemux bundle verify DIR names what is wrong)"
+
+
 def bundle_findings(seen: BundleSeen, instead: str | None = None) -> list[Finding]:
     """Whether it is what its manifest says. instead: what is served where it is not, None for nothing."""
     found = Findings("bundle")
     if seen.trouble:
-        fix = "copy it again, whole (edgemux bundle verify DIR names what is wrong)"
+        fix = next((way for sign, way in _WAYS if sign in seen.trouble), _COPY)
         follows = f"; {instead} instead" if instead else ""
         found.problem(seen.setting, f"{seen.trouble}{follows}", fix, stops=instead is None)
         return found.all

@@ -31,6 +31,7 @@ from edgemux.wire.certificates import Pair
 from edgemux.wire.channel import client_files
 from edgemux.wire.process import Listen
 from edgemux.wire.security import ClientTls, Guard, check_exposure
+from edgemux.wire.tracing import TracingSettings, need_extra
 
 T = TypeVar("T")
 
@@ -225,6 +226,15 @@ def look_at_cloud_files(address: str, tls: ClientTls, token_file: Path | None) -
         return _files("cloud", pair, tokens is not None, secrets)
 
     return _within_disk("cloud", look)
+
+
+def look_at_tracing(settings: TracingSettings) -> str:
+    """What keeps traces from being told, empty for nothing."""
+    try:
+        need_extra(settings)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _within_disk(section: str, look: Callable[[], FilesSeen]) -> FilesSeen:

@@ -324,7 +324,7 @@ export class EdgeView {
       ["Time there", (peer) => seconds(peer.server_seconds)],
       ["Inputs are sent as", (peer) => peer.payload],
       ["Encryption", (peer) => (peer.security.tls ? "TLS" : "none") + (peer.security.token ? ", with a token" : "")],
-      ["Not asked because", (peer) => peer.unserved || (peer.refuses_for_seconds > 0 ? `it has refused, for ${millis(peer.refuses_for_seconds * 1e3)}` : "–")],
+      ["Not asked because", (peer) => peer.unserved || (peer.refuses_for_seconds > 0 ? `it has refused, for ${millis(peer.refuses_for_seconds * 1e3)}` : peer.breaker === "open" ? "the breaker is open" : "–")],
     ];
     const said = cloud.peers.map((peer) => rows.map(([, cell]) => { const value = cell(peer); return value instanceof Node ? value.textContent : value; }));
     renewed(this.cloudBox, said, () => {

@@ -173,6 +173,18 @@ async def test_whatever_status_the_cloud_answers_the_device_has_an_answer(
     assert {a.reason for a in answers} == {Reason.CONFIDENT, STATUSES[code]}
 
 
+async def test_a_cloud_that_has_failed_an_input_is_not_asked_again_after_the_device_has_answered(
+    cloud: Any, agent_of: Any, pictures: Pictures
+) -> None:
+    cloud.answer = cloud.refusing(grpc.StatusCode.INTERNAL)
+    images, _ = pictures(20, 5)
+    async with agent_of(cloud.address, breaker=NEVER_OPENS, policy="cloud-only") as agent:
+        answers = await answer_all(agent, images)
+    assert places(answers) == {Placement.EDGE}
+    assert {a.reason for a in answers} == {Reason.CLOUD_BAD_ANSWER}
+    assert cloud.seen == len(images)
+
+
 async def test_a_refusal_with_pushback_is_respected_and_does_not_open_the_breaker(
     cloud: Any, agent_of: Any, pictures: Pictures
 ) -> None:

@@ -263,8 +263,10 @@ class Agent:
             case = case.failed(route, cause_of(route, error))
         else:
             if route.placement is Placement.EDGE:
-                prediction, candidates = self._look_again(prediction, sample)
-                case = case.answered(prediction, decision.reason, candidates)
+                prediction, again = self._look_again(prediction, sample)
+                left = {candidate.route for candidate in case.candidates}  # one attempt a route
+                again = tuple(candidate for candidate in again if candidate.route in left)
+                case = case.answered(prediction, decision.reason, again)
             else:
                 case = case.answered(prediction, decision.reason, ())
         return case.within(self._budget(sample))

@@ -25,7 +25,7 @@ usage: install.sh [--part edge|cloud] [--cloud HOST:PORT] [--bundle DIR] [--from
 END
 }
 
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 part=edge cloud='' bundle='' from='' wheel='' wheels='' python=python3 action=install
 constraints=$here/constraints.txt
 start=yes dry=no purge=no changes=0 work='' unfinished='' restart=no switched=''
@@ -94,6 +94,9 @@ check_words() {
   [ -z "$bundle" ] || bundle=$(readlink -f "$bundle")
   [ "$constraints" = none ] || constraints=$(readlink -f "$constraints")
   from=$(readlink -f "${from:-$here/../..}")
+  case $python in */*) python=$(readlink -f "$(dirname "$python")")/${python##*/} ;; esac
+  # Python imports what lies where it is started, and here it is root's.
+  cd /
 }
 
 # --- may it be done here? -------------------------------------------------------------------------------------------

@@ -67,6 +67,19 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path, programs: dict[str,
     assert "would" not in done.stdout
 
 
+def test_what_lies_where_it_is_started_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trap, programs = tmp_path / "trap", tmp_path / "programs"
+    for folder in (trap, programs):
+        folder.mkdir()
+    for name in ("struct", "venv", "ensurepip"):
+        (trap / f"{name}.py").write_text("open('sprung', 'w')\n")
+    monkeypatch.chdir(trap)
+    for python in ("python3", "../programs/python3"):
+        done = run(programs, "--dry-run", "--python", python)
+        assert done.returncode == 0, done.stderr
+    assert not (trap / "sprung").exists()
+
+
 def test_it_changes_nothing_unless_it_is_root(tmp_path: Path) -> None:
     done = run(tmp_path)
     assert (done.returncode, done.stdout) == (1, "")

@@ -135,7 +135,8 @@ def test_a_cloud_that_does_not_serve_what_is_wanted_is_not_asked_until_it_says_t
         began_s = time.monotonic()
         stage.simulated_is_ready(False)
         stage.answer(stage.simulated.refusing(code))
-        load.more(60)
+        # Two inputs have to be refused, and by chance few want the cloud.
+        load.wait(lambda: stage.agent.server.errors().count("cloud unserved") > complaints)
         asked = stage.simulated.seen
         load.more(120)
         assert stage.simulated.seen == asked

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgemux.edge.agent import cause_of
+from edgemux.edge.causes import cause_of
 from edgemux.multiplexer.domain import Placement, Reason, Route
 from edgemux.multiplexer.errors import Forbidden, Unauthenticated, Unreachable, Untrusted
 from edgemux.wire.status import from_peer

@@ -13,6 +13,8 @@ import msgspec
 from numpy.typing import NDArray
 
 from edgemux.edge.budget import Allowance, Demand, Readings, budget_for
+from edgemux.edge.candidates import Candidates
+from edgemux.edge.causes import cause_of, refusal
 from edgemux.edge.cloud_executor import Clock
 from edgemux.edge.clouds import Cloud
 from edgemux.edge.config import DriftSettings, EdgeConfig, RequestSettings
@@ -33,7 +35,6 @@ from edgemux.multiplexer.domain import (
     Budget,
     Candidate,
     Case,
-    Cost,
     Placement,
     Prediction,
     Reason,
@@ -41,26 +42,13 @@ from edgemux.multiplexer.domain import (
     Run,
     Shed,
 )
-from edgemux.multiplexer.errors import (
-    BadAnswer,
-    DeadlineExceeded,
-    ExecutionError,
-    Forbidden,
-    Incompatible,
-    Overloaded,
-    Unauthenticated,
-    Unreachable,
-    Untrusted,
-)
+from edgemux.multiplexer.errors import ExecutionError
 from edgemux.multiplexer.estimate import RateEstimate
 from edgemux.multiplexer.gates import Gates
 from edgemux.multiplexer.policy import Policy, lacks_tokens
 from edgemux.wire.forks import Home
 from edgemux.wire.tracing import Attribute, Stage, Trace
 
-# A higher level must promise at least this much more P(correct) than the answer at hand.
-REFINE_PRICE = 0.02
-LEAST_STEP = 1e-9
 # Rows of a batch that run before others get a turn: about two milliseconds of small models.
 ROWS_A_TURN = 4
 
@@ -119,6 +107,7 @@ class Agent:
         self._policy = policy
         self._clock = clock
         self._cloud_route = Route(manifest.cloud.name, Placement.CLOUD)
+        self._offers = Candidates(config, family, device, cloud, purse, self._cloud_route)
         self._executors: dict[Placement, Any] = {Placement.EDGE: device, Placement.CLOUD: cloud}
         self._random = random.Random()
         self._background: set[asyncio.Task[None]] = set()
@@ -190,7 +179,7 @@ class Agent:
         if self._device.fits(1, client, left_s, now):
             return
         if self.cloud is None or self.cloud.blocked(now, 1.0) is not None:
-            raise _refusal(Reason.OVERLOADED, self._device.backlog.wait_s)
+            raise refusal(Reason.OVERLOADED, self._device.backlog.wait_s)
 
     async def _each(self, samples: Sequence[Sample], arrived: float) -> list[Answer]:
         """Answer many at once; every few rows others get a turn, and so do the answers that have come back."""
@@ -240,7 +229,7 @@ class Agent:
                     if self.gallery.open:
                         self._show(sample, reason, None, False, self._clock() - arrived)
                     self._ask_again(sample, reason)
-                    raise _refusal(reason, self._device.backlog.wait_s)
+                    raise refusal(reason, self._device.backlog.wait_s)
 
     def _show(
         self, sample: Sample, reason: Reason, prediction: Prediction | None, degraded: bool, elapsed_s: float
@@ -291,39 +280,7 @@ class Agent:
 
     def _candidates(self, sample: Sample, scores: NDArray[Any], above: int, price: float) -> tuple[Candidate, ...]:
         """The levels above ``above``, and the cloud at ``price``, with their scores and expected costs."""
-        row = scores[0].tolist()
-        device, now = self._device, self._clock()
-        left_s, wait_s, watts = sample.deadline_s - now, device.backlog.wait_s, self._config.energy.active_watts
-        resident = len(sample.activations.chain or self.family.chain)
-        found = []
-        best = 0.0
-        for i in range(above, len(self.family.routes)):
-            route = self.family.routes[i]
-            # A higher level is never taken to be worse: the level follows what the device affords, not the input. The
-            # certificate is one per level; it would not hold for levels picked by the input.
-            row[i] = best = max(row[i], best + LEAST_STEP)
-            compute_s = device.compute[i].mean_s
-            cost = Cost(wait_s + device.latency[i].mean_s, compute_s, self.family.bytes_of[i + 1], watts * compute_s)
-            blocked = None if device.fits(i + 1, sample.client, left_s, now) else Reason.OVERLOADED
-            if i >= resident:
-                blocked = Reason.DEVICE_BUSY
-            found.append(Candidate(route, row[i], cost, REFINE_PRICE if above else 0.0, blocked))
-        if self.cloud is None:
-            found.append(Candidate(self._cloud_route, row[-1], Cost(), price, Reason.NO_CLOUD))
-        else:
-            size, tariff = self.cloud.request_bytes, self.purse.tariff
-            cost = Cost(
-                self.cloud.predict_s(now),
-                energy_j=size * tariff.joules_per_byte,
-                sent_bytes=size,
-                offloads=1,
-                money=tariff.money_per_offload + size * tariff.money_per_byte,
-            )
-            toll = self.purse.toll(now)
-            if above and self._config.limits.spend == "fully":
-                toll -= max(0.0, price)  # the toll alone is the price, but what is certified to be sent is still sent
-            found.append(Candidate(self._cloud_route, row[-1], cost, price, self.cloud.blocked(now, sample.lot), toll))
-        return tuple(found)
+        return self._offers.above(above, price, sample, scores, self._clock())
 
     def _budget(self, sample: Sample) -> Budget:
         now = self._clock()
@@ -412,36 +369,3 @@ class Agent:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         self._device.close()
-
-
-def cause_of(route: Route, error: ExecutionError) -> Reason:
-    """The reason that stands for a failed route."""
-    if route.placement is Placement.EDGE:
-        return Reason.DEVICE_FAILED
-    match error:
-        case DeadlineExceeded():
-            return Reason.CLOUD_TIMEOUT
-        case Overloaded():
-            return Reason.CLOUD_OVERLOADED
-        case Untrusted():
-            return Reason.CLOUD_TLS
-        case Unreachable():
-            return Reason.CLOUD_UNREACHABLE
-        case Unauthenticated() | Forbidden():
-            return Reason.CLOUD_DENIED
-        case Incompatible():
-            return Reason.CLOUD_INCOMPATIBLE
-        case BadAnswer():
-            return Reason.CLOUD_BAD_ANSWER
-        case _:
-            return Reason.CLOUD_BAD_ANSWER
-
-
-def _refusal(reason: Reason, wait_s: float) -> ExecutionError:
-    if reason is Reason.NO_MODEL:
-        return Unreachable("no model can be run on this device, and the cloud cannot be asked")
-    if reason is Reason.OVERLOADED:
-        return Overloaded("the device is busy for longer than the deadline allows", retry_after_s=wait_s)
-    if reason is Reason.EXPIRED:
-        return DeadlineExceeded("deadline: over before anything could run")
-    return Unreachable("no route could answer")

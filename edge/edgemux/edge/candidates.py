@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from numpy.typing import NDArray
 
 from edgemux.edge.clouds import Cloud
@@ -11,6 +12,7 @@ from edgemux.edge.config import EdgeConfig
 from edgemux.edge.device_executor import DeviceExecutor
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
+from edgemux.edge.split_executor import Half, SplitExecutor
 from edgemux.edge.variants import Family
 from edgemux.multiplexer.domain import Candidate, Cost, Reason, Route
 
@@ -23,21 +25,29 @@ class Candidates:
     """Of one application. Not thread-safe; time is passed in."""
 
     def __init__(
-        self, config: EdgeConfig, family: Family, device: DeviceExecutor, cloud: Cloud | None, purse: Purse, away: Route
+        self,
+        config: EdgeConfig,
+        family: Family,
+        device: DeviceExecutor,
+        cloud: Cloud | None,
+        splits: SplitExecutor | None,
+        purse: Purse,
+        away: Route,
     ) -> None:
-        """``away``: the route of the whole input in the cloud."""
+        """``away``: the route of the whole input in the cloud; ``cloud``: None where no whole input may be sent."""
         self._watts = config.energy.active_watts
         self._fully = config.limits.spend == "fully"
         self._family = family
         self._device = device
         self._cloud = cloud
+        self._splits = splits
         self._purse = purse
         self._away = away
 
     def above(
         self, level: int, price: float, sample: Sample, scores: NDArray[Any], now_s: float
     ) -> tuple[Candidate, ...]:
-        """The levels above ``level``, and the cloud at ``price``. scores: [1, routes]."""
+        """The levels above ``level``, and the cloud at ``price``, by one way only. scores: [1, routes]."""
         row = scores[0].tolist()
         device, family = self._device, self._family
         left_s, wait_s = sample.deadline_s - now_s, device.backlog.wait_s
@@ -55,8 +65,37 @@ class Candidates:
             if i >= resident:
                 blocked = Reason.DEVICE_BUSY
             found.append(Candidate(family.routes[i], row[i], cost, REFINE_PRICE if level else 0.0, blocked))
-        found.append(self.whole(row[-1], price, sample, level, now_s))
+        half = None if self._splits is None else self._splits.offered(sample, resident, now_s)
+        if self._splits is None or half is None:
+            found.append(self.whole(row[-1], price, sample, level, now_s))
+        else:
+            found.append(self._split(self._splits, half, row[-1], price, sample, level, now_s))
         return tuple(found)
+
+    def _split(
+        self,
+        splits: SplitExecutor,
+        half: Half,
+        score: float,
+        price: float,
+        sample: Sample,
+        held: int,
+        now_s: float,
+    ) -> Candidate:
+        """What a head makes of the input, in the cloud. It counts as right as often as the cloud, like any form of an
+        input that is sent: what a certificate says is deferred is deferred, whichever way is open."""
+        latency_s, compute_s = splits.work_s(half, sample.activations.reached)
+        wait_s = self._device.backlog.wait_s
+        sending = self._sending(wait_s + latency_s + half.tail.predict_s(now_s), half.tail.request_bytes)
+        cost = msgspec.structs.replace(
+            sending,
+            compute_s=compute_s,
+            memory_bytes=self._family.bytes_of.get(half.split.level, 0),
+            energy_j=sending.energy_j + self._watts * compute_s,
+        )
+        resident = len(sample.activations.chain or self._family.chain)
+        blocked = half.blocked(resident, now_s, sample.lot)
+        return Candidate(half.route, score, cost, price, blocked, self._toll(price, held, now_s))
 
     def whole(self, score: float, price: float, sample: Sample, held: int, now_s: float) -> Candidate:
         """The whole input in the cloud. held: the level that has answered, 0 for none."""

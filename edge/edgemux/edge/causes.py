@@ -35,8 +35,8 @@ def cause_of(route: Route, error: ExecutionError) -> Reason:
             return Reason.CLOUD_INCOMPATIBLE
         case BadAnswer():
             return Reason.CLOUD_BAD_ANSWER
-        case _:
-            return Reason.CLOUD_BAD_ANSWER
+        case _:  # of a split only the head fails like this
+            return Reason.DEVICE_FAILED if route.placement is Placement.SPLIT else Reason.CLOUD_BAD_ANSWER
 
 
 def refusal(reason: Reason, wait_s: float) -> ExecutionError:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from edgemux.edge.agreement import Agreement
 from edgemux.edge.breaker import Breaker, Call, State
 from edgemux.edge.metrics import EdgeMetrics, outcome_of
-from edgemux.edge.packing import Packing
 from edgemux.edge.peer import CALL_OVERHEAD_BYTES, Peer, digest_in
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
@@ -98,7 +97,7 @@ class CloudExecutor:
         self.queue = RecentMean(stale_s=OFFLOAD_STALE_S)
         self.lost = RecentShare()
         self.request_bytes = peer.call_bytes
-        self._packing = Packing(peer.payloads)
+        self._packing = peer.packing()
         self._most_together = most_together
         # The latest error that the breaker has been told of: all rows of a call have the same.
         self._told: Callable[[], Exception | None] = lambda: None
@@ -113,12 +112,17 @@ class CloudExecutor:
         self.agreement = Agreement(index or 0, peer.model)
 
     def beside(self, peer: Peer, metrics: EdgeMetrics) -> CloudExecutor:
-        """The same cloud for another model: one channel, breaker, link and budgets; what the model says is its own."""
+        """The same cloud for another model: one channel, breaker, link and budgets; what the model says is its own.
+
+        What the tail of a split is sent is far smaller than inputs are, so what that takes on the link is its own, too.
+        """
         other = copy.copy(self)
         other._peer, other._metrics = peer, metrics
         other.request_bytes = peer.call_bytes
         other.server = RecentMean(stale_s=OFFLOAD_STALE_S)
-        other._packing = Packing(peer.payloads)
+        other._packing = peer.packing()
+        if peer.form is not None:
+            other.link = self.link.beside()
         other.agreement = Agreement(self.index or 0, peer.model)
         other._together = Together(other._call, other._most, self._clock)
         return other
@@ -182,7 +186,11 @@ class CloudExecutor:
     @property
     def encoding(self) -> str:
         """In which form inputs are sent now."""
-        return self._packing.chosen if self._ours else RAW
+        return self._packing.chosen if self._ours or self._packing.only else RAW
+
+    def offload_age_s(self, now_s: float) -> float:
+        """Seconds since the newest sample of an offload, infinite before the first."""
+        return self.link.offload_age_s(now_s)
 
     def security(self) -> dict[str, Any]:
         """Whether the cloud is spoken to with TLS and a token, and what is wrong with that now."""
@@ -214,7 +222,8 @@ class CloudExecutor:
     ) -> Prediction:
         began = self._clock()
         exact = exact or sample.exact
-        encoding = self._packing.choose(self.link.bytes_per_s(began), timeout_s, began, exact) if self._ours else RAW
+        knows = self._ours or self._packing.only
+        encoding = self._packing.choose(self.link.bytes_per_s(began), timeout_s, began, exact) if knows else RAW
         if encoding != RAW and not self.breaker.allows(began):
             raise Unreachable("the cloud is not being asked")
         row = Row(await self._request(sample, encoding), began + timeout_s, trace)
@@ -225,7 +234,7 @@ class CloudExecutor:
             trace.put({Attribute.BYTES: size, Attribute.FORM: encoding})
         started = self._clock()
         call = self._claim(size, started)
-        self._metrics.offloaded(size)
+        self._metrics.offloaded(size, self._peer.place)
         # Whoever allows ten seconds must not be needed to find out that the cloud hangs.
         slow_s = self.breaker.slow_s
         overdue = asyncio.get_running_loop().call_later(slow_s, self.breaker.failed, call, started + slow_s)
@@ -251,7 +260,7 @@ class CloudExecutor:
                 raise
             self._told = weakref.ref(error)
             self.agreement.heard(error, self._clock())
-            self.breaker.failed(call, self._clock())
+            self._blame(call, error, self._clock())
             raise
         except BaseException:  # our caller gave up, or a defect of ours: either way this call says nothing
             self.breaker.cancelled(call)
@@ -326,6 +335,8 @@ class CloudExecutor:
         return Prediction(route, label, row, float(row[label]), self.index)
 
     def _cause(self, error: grpc.aio.AioRpcError) -> ExecutionError:
+        if self._peer.form is not None and error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+            return Incompatible("the cloud does not take what the head makes")
         cause = from_peer(error.code(), error.details())
         # A server that refuses our certificate just hangs up: only we can know why.
         trouble = self._secured.trouble() if self._secured and isinstance(cause, Unreachable) else None
@@ -349,8 +360,15 @@ class CloudExecutor:
             self.link.observe(size, now - started, now)
         elif isinstance(error, Unreachable):
             self.link.forget()
-        self.breaker.failed(call, now)
+        self._blame(call, error, now)
         return error
+
+    def _blame(self, call: Call, error: ExecutionError, now_s: float) -> None:
+        """A cloud that lacks the tail of a split, or has another one, is well: it may be sent the whole input."""
+        if self._peer.form is not None and isinstance(error, Incompatible):
+            self.breaker.succeeded(call, 0.0, now_s)
+        else:
+            self.breaker.failed(call, now_s)
 
     def _counted(self, error: ExecutionError | None) -> None:
         self.outcome = outcome_of(error)

@@ -76,6 +76,7 @@ async def _probe(agents: Sequence[Agent], interval_s: float) -> None:
             for peer in (() if agent.cloud is None else agent.cloud.peers)
             if peer.incompatible or (agent is agents[0] and peer.link.age_s(now_s) >= interval_s)
         ]
+        asked += [] if agent.splits is None else agent.splits.unserved
         await asyncio.gather(*(peer.ping(timeout_s=1.0) for peer in asked))
     await asyncio.sleep(TICK_S)
 

@@ -142,6 +142,15 @@ class LinkEstimate:
         self._small = RecentMean(stale_s=5.0)
         self._large = RecentMean(stale_s=OFFLOAD_STALE_S)
         self._large_bytes = 0.0
+        # Of everything that is sent over this link.
+        self._every_large = [self._large]
+
+    def beside(self) -> LinkEstimate:
+        """The same link for offloads of another size: one round trip, and what such offloads take is their own."""
+        other = LinkEstimate()
+        other._small, other._every_large = self._small, self._every_large
+        self._every_large.append(other._large)
+        return other
 
     def observe(self, sent_bytes: float, network_s: float, now_s: float) -> None:
         """Add one sample; ``network_s`` excludes what the server says it spent itself."""
@@ -154,7 +163,8 @@ class LinkEstimate:
     def forget(self) -> None:
         """Know nothing again: the connection that the samples are about is gone."""
         self._small.forget()
-        self._large.forget()
+        for large in self._every_large:
+            large.forget()
 
     def age_s(self, now_s: float) -> float:
         """Seconds since the newest sample of either size, infinite before the first."""

@@ -50,7 +50,8 @@ def _model(bundle: Bundle, model: Model) -> dict[str, Any]:
 
 
 def _split(bundle: Bundle, split: Split) -> dict[str, Any]:
-    return msgspec.to_builtins(split) | {
+    described: dict[str, Any] = msgspec.to_builtins(split)
+    return described | {
         "model": tail_model(bundle.manifest.name, split.name),
         "head_bytes": bundle.size((split.head,)),
         "tail_bytes": bundle.size((split.tail,)),

@@ -279,9 +279,7 @@ class Agent:
         else:
             if route.placement is Placement.EDGE:
                 prediction, again = self._look_again(prediction, sample)
-                left = {candidate.route for candidate in case.candidates}  # one attempt a route
-                again = tuple(candidate for candidate in again if candidate.route in left)
-                case = case.answered(prediction, decision.reason, again)
+                case = case.answered(prediction, decision.reason, _untried(again, case))
             else:
                 case = case.answered(prediction, decision.reason, ())
         return case.within(self._budget(sample))
@@ -417,3 +415,14 @@ class Agent:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         self._device.close()
+
+
+def _untried(again: tuple[Candidate, ...], case: Case) -> tuple[Candidate, ...]:
+    """One attempt a route, and one way to the cloud: it may by now be another one, unless that was tried."""
+    left = {candidate.route for candidate in case.candidates}
+    away = case.failure is None and any(route.placement is not Placement.EDGE for route in left)
+    return tuple(
+        candidate
+        for candidate in again
+        if candidate.route in left or (away and candidate.route.placement is not Placement.EDGE)
+    )

@@ -72,7 +72,7 @@ def _write_tail(path: Path) -> None:
 
 def split_of(name: str, level: int, accuracy: float) -> Split:
     """As good as the cloud model, and measured on very many inputs."""
-    times = {"head_ms": 0.02, "tail_ms": 0.02, "tail_macs": CLASSES}
+    times = {"head_ms": 0.05, "tail_ms": 0.06, "tail_macs": CLASSES}  # the cloud model takes 0.06 ms
     files = {"head": f"{name}-head.onnx", "tail": f"{name}-tail.onnx"}
     measured = {"n": 10**6, "accuracy": accuracy, "changed": 0.0}
     return Split(name=name, level=level, sent=SENT, bits=8, bytes=20.0, **files, **times, **measured)

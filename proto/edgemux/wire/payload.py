@@ -85,7 +85,7 @@ def _picture(row: NDArray[np.uint8], kind: str, how: dict[str, Any], preprocessi
 
 def _scaled(row: NDArray[np.float32]) -> bytes:
     least, most = float(row.min()), float(row.max())
-    step = np.float32((most - least) / 255.0 or 1.0)
+    step = np.float32((most - least) / 255.0) or np.float32(1.0)  # 0 too where FP32 has nothing so small
     values = np.rint((row - np.float32(least)) / step).clip(0, 255).astype(np.uint8)
     return bytes(_SCALE.pack(least, step) + values.tobytes())
 

@@ -192,6 +192,10 @@ class CloudExecutor:
         """Seconds since the newest sample of an offload, infinite before the first."""
         return self.link.offload_age_s(now_s)
 
+    def offload_seen(self, now_s: float) -> tuple[float, float] | None:
+        """Bytes of the newest offload, and the seconds that such take on the link; None when unknown."""
+        return self.link.offload(now_s)
+
     def security(self) -> dict[str, Any]:
         """Whether the cloud is spoken to with TLS and a token, and what is wrong with that now."""
         return {"tls": False, "token": False} if self._secured is None else self._secured.describe()

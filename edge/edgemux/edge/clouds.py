@@ -73,6 +73,10 @@ class Clouds:
         """Seconds since the newest sample of an offload to any of them."""
         return min(peer.offload_age_s(now_s) for peer in self.peers)
 
+    def offload_seen(self, now_s: float) -> tuple[float, float] | None:
+        """Of the cloud that was sent an offload last: its bytes, and the seconds that such take on the link."""
+        return min(self.peers, key=lambda peer: peer.offload_age_s(now_s)).offload_seen(now_s)
+
     def blocked(self, now_s: float, lot: float) -> Reason | None:
         """Why the input that drew ``lot`` must not be sent to any cloud, None when it may be to one."""
         causes = [peer.blocked(now_s, lot) for peer in self.peers]

@@ -16,13 +16,14 @@ from edgemux.edge.clouds import Cloud
 from edgemux.edge.device_executor import INLINE_S, DeviceExecutor
 from edgemux.edge.heads import Head
 from edgemux.edge.metrics import EdgeMetrics
+from edgemux.edge.packing import LOOK_S, LOOK_SHARE
 from edgemux.edge.sample import Sample
-from edgemux.edge.split_planning import SplitChoice
+from edgemux.edge.split_planning import SplitChoice, bandwidth
 from edgemux.edge.variants import Family
 from edgemux.multiplexer.chain import Activations
 from edgemux.multiplexer.domain import Placement, Prediction, Reason, Route
 from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError
-from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, DurationEstimate
+from edgemux.multiplexer.estimate import DurationEstimate
 from edgemux.multiplexer.onnx_model import Stop
 from edgemux.multiplexer.planner import Conditions
 from edgemux.wire.tracing import Attribute, Stage
@@ -31,6 +32,8 @@ Clock = Callable[[], float]
 
 # The same choice for all inputs of such a while.
 PLAN_S = 0.02
+# How long the whole input is offered to find out about the link, until one is sent.
+LOOKING_S = 1.0
 # A head that has failed is left alone for so long.
 FAILED_S = 30.0
 
@@ -97,6 +100,9 @@ class SplitExecutor:
         self._plans: dict[tuple[int, tuple[str, ...]], tuple[float, str | None]] = {}
         # What was chosen last, None for the whole input.
         self.chosen: str | None = None
+        # Seconds that the whole input is expected to take on the link, and when that was found out last by sending it.
+        self._whole_s = float("inf")
+        self._looked_s = float("-inf")
 
     def offered(self, sample: Sample, resident: int, now_s: float) -> Half | None:
         """The split by which an input is sent now, None where it is sent whole."""
@@ -111,23 +117,36 @@ class SplitExecutor:
             name = self._choice.choose(*key, self._conditions(now_s))
             self._plans = {key: (now_s, name)} if len(self._plans) > 64 else self._plans | {key: (now_s, name)}
             self.chosen = name
-        return None if name is None else self.halves[name]
+        return None if name is None or self._looks(sample, now_s) else self.halves[name]
+
+    def _looks(self, sample: Sample, now_s: float) -> bool:
+        """Whether the whole input is sent for once: a link that carried little may carry more by now.
+
+        Only where that is expected to take at most a share of the time that is left.
+        """
+        if not self._choice.has_whole or self._cloud.offload_age_s(now_s) < LOOK_S:
+            return False
+        if self._whole_s > LOOK_SHARE * (sample.deadline_s - now_s):
+            return False
+        if now_s - self._looked_s >= LOOK_S:
+            self._looked_s = now_s
+        return now_s - self._looked_s < LOOKING_S
 
     def _conditions(self, now_s: float) -> Conditions | None:
-        """How the link is, from whatever was sent last; None while that is not known."""
-        everyone = (self._cloud, *(half.tail for half in self.halves.values()))
-        asked = min(everyone, key=lambda each: each.offload_age_s(now_s))
-        if asked.offload_age_s(now_s) > OFFLOAD_STALE_S:
-            self._choice.forget()
-            return None
-        readings = asked.readings(now_s)
-        rtt_s, bytes_per_s = readings["link_rtt_seconds"], readings["link_bytes_per_second"]
+        """How the link is, from what was sent lately; None while that is not known."""
+        part = min((half.tail for half in self.halves.values()), key=lambda tail: tail.offload_age_s(now_s))
+        readings = self._cloud.readings(now_s)
+        rtt_s = readings["link_rtt_seconds"]
         if rtt_s is None:
             return None
-        # An offload that takes no longer than the smallest call: sending takes no time that could be seen.
+        bytes_per_s = bandwidth(rtt_s, self._cloud.offload_seen(now_s), part.offload_seen(now_s))
+        if bytes_per_s is None:
+            self._choice.forget()
+            return None
+        self._whole_s = rtt_s + self._cloud.request_bytes / bytes_per_s
         return Conditions(
             rtt_s,
-            float("inf") if bytes_per_s is None else bytes_per_s,
+            bytes_per_s,
             readings["cloud_queue_seconds"] or 0.0,
             self.slowdown,
             readings["link_lost_share"] or 0.0,

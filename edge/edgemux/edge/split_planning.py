@@ -5,6 +5,7 @@ The prices are the planner's; here its ways are made of what a bundle has measur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,6 +15,7 @@ from edgemux.edge.packing import most_lost
 from edgemux.edge.peer import CALL_OVERHEAD_BYTES, MESSAGE_BYTES
 from edgemux.multiplexer.bundle import Manifest, Payload, Split, splits_of
 from edgemux.multiplexer.domain import Placement
+from edgemux.multiplexer.estimate import LinkEstimate
 from edgemux.multiplexer.planner import Conditions, Planner, Price, Table, Way
 from edgemux.wire.payload import RAW
 
@@ -64,6 +66,22 @@ def split_way(manifest: Manifest, split: Split, reached: int) -> Way:
     return Way(split.name, Placement.SPLIT, device_s, split.tail_ms / 1000, split.bytes + AROUND_BYTES)
 
 
+def bandwidth(rtt_s: float, whole: tuple[float, float] | None, part: tuple[float, float] | None) -> float | None:
+    """Bytes a second from (bytes, seconds) of calls with whole inputs and with parts; None where neither is known.
+
+    What a call takes beside the smallest one is not all for its bytes: two calls that compute alike tell more. Infinite
+    where more bytes take no more time.
+    """
+    if whole is not None and part is not None and whole[0] > part[0]:
+        more_bytes, more_s = whole[0] - part[0], whole[1] - part[1]
+    elif whole is not None or part is not None:
+        size, seconds = whole or part or (0.0, 0.0)
+        more_bytes, more_s = size - LinkEstimate.SMALL_BYTES / 2, seconds - rtt_s
+    else:
+        return None
+    return max(1.0, more_bytes) / more_s if more_s > 0 else math.inf
+
+
 class SplitChoice:
     """The choice for one model. Not thread-safe."""
 
@@ -74,6 +92,7 @@ class SplitChoice:
         self._manifest = manifest
         self._splits = {split.name: split for split in splits}
         self._whole = tuple(whole)
+        self.has_whole = bool(whole)
         self._price = price
         self._planners: dict[tuple[int, tuple[str, ...]], Planner] = {}
 

@@ -174,6 +174,11 @@ class LinkEstimate:
         """Seconds since the newest sample of an offload, infinite before the first."""
         return self._large.age_s(now_s)
 
+    def offload(self, now_s: float) -> tuple[float, float] | None:
+        """Bytes of the newest offload, and the seconds that such take; None when unknown."""
+        large_s = self._large.mean(now_s)
+        return None if large_s is None else (self._large_bytes, large_s)
+
     def rtt_s(self, now_s: float) -> float | None:
         """Seconds for a small message and its answer, None when unknown. Offloads alone give an upper bound."""
         small = self._small.mean(now_s)

@@ -196,6 +196,10 @@ class CloudExecutor:
         """Bytes of the newest offload, and the seconds that such take on the link; None when unknown."""
         return self.link.offload(now_s)
 
+    def small_s(self, now_s: float) -> float | None:
+        """Seconds of a call that carries next to nothing, None when unknown."""
+        return self.link.small_s(now_s)
+
     def security(self) -> dict[str, Any]:
         """Whether the cloud is spoken to with TLS and a token, and what is wrong with that now."""
         return {"tls": False, "token": False} if self._secured is None else self._secured.describe()

@@ -18,7 +18,7 @@ from edgemux.edge.heads import Head
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.packing import LOOK_S, LOOK_SHARE
 from edgemux.edge.sample import Sample
-from edgemux.edge.split_planning import SplitChoice, bandwidth
+from edgemux.edge.split_planning import SplitChoice, link_of
 from edgemux.edge.variants import Family
 from edgemux.multiplexer.chain import Activations
 from edgemux.multiplexer.domain import Placement, Prediction, Reason, Route
@@ -135,14 +135,14 @@ class SplitExecutor:
     def _conditions(self, now_s: float) -> Conditions | None:
         """How the link is, from what was sent lately; None while that is not known."""
         part = min((half.tail for half in self.halves.values()), key=lambda tail: tail.offload_age_s(now_s))
+        whole_seen, part_seen = self._cloud.offload_seen(now_s), part.offload_seen(now_s)
+        link = link_of(self._cloud.small_s(now_s), whole_seen, part_seen)
+        if link is None:
+            if whole_seen is None and part_seen is None:
+                self._choice.forget()
+            return None
+        rtt_s, bytes_per_s = link
         readings = self._cloud.readings(now_s)
-        rtt_s = readings["link_rtt_seconds"]
-        if rtt_s is None:
-            return None
-        bytes_per_s = bandwidth(rtt_s, self._cloud.offload_seen(now_s), part.offload_seen(now_s))
-        if bytes_per_s is None:
-            self._choice.forget()
-            return None
         self._whole_s = rtt_s + self._cloud.request_bytes / bytes_per_s
         return Conditions(
             rtt_s,

@@ -66,20 +66,25 @@ def split_way(manifest: Manifest, split: Split, reached: int) -> Way:
     return Way(split.name, Placement.SPLIT, device_s, split.tail_ms / 1000, split.bytes + AROUND_BYTES)
 
 
-def bandwidth(rtt_s: float, whole: tuple[float, float] | None, part: tuple[float, float] | None) -> float | None:
-    """Bytes a second from (bytes, seconds) of calls with whole inputs and with parts; None where neither is known.
+Sent = tuple[float, float]
 
-    What a call takes beside the smallest one is not all for its bytes: two calls that compute alike tell more. Infinite
+
+def link_of(small_s: float | None, whole: Sent | None, part: Sent | None) -> tuple[float, float] | None:
+    """Round trip and bytes a second, from (bytes, seconds) of calls with whole inputs and with parts.
+
+    small_s: of a call that carries next to nothing. None where less than two of the three are known. What a call takes
+    beside the smallest one is not all for its bytes: where both are known, whole inputs and parts tell more. Infinite
     where more bytes take no more time.
     """
-    if whole is not None and part is not None and whole[0] > part[0]:
-        more_bytes, more_s = whole[0] - part[0], whole[1] - part[1]
-    elif whole is not None or part is not None:
-        size, seconds = whole or part or (0.0, 0.0)
-        more_bytes, more_s = size - LinkEstimate.SMALL_BYTES / 2, seconds - rtt_s
-    else:
+    least = None if small_s is None else (LinkEstimate.SMALL_BYTES / 2, small_s)
+    known = sorted(each for each in (least, part, whole) if each is not None)
+    if len(known) < 2:
         return None
-    return max(1.0, more_bytes) / more_s if more_s > 0 else math.inf
+    (few, quick_s), (many, slow_s) = known[-2:]
+    if slow_s <= quick_s or many <= few:
+        return min(slow_s, quick_s), math.inf
+    bytes_per_s = (many - few) / (slow_s - quick_s)
+    return max(0.0, quick_s - few / bytes_per_s), bytes_per_s
 
 
 class SplitChoice:

@@ -170,6 +170,14 @@ class LinkEstimate:
         """Seconds since the newest sample of either size, infinite before the first."""
         return min(self._small.age_s(now_s), self._large.age_s(now_s))
 
+    def small_age_s(self, now_s: float) -> float:
+        """Seconds since the newest sample of a small call, infinite before the first."""
+        return self._small.age_s(now_s)
+
+    def small_s(self, now_s: float) -> float | None:
+        """Seconds of a small call, None when unknown."""
+        return self._small.mean(now_s)
+
     def offload_age_s(self, now_s: float) -> float:
         """Seconds since the newest sample of an offload, infinite before the first."""
         return self._large.age_s(now_s)

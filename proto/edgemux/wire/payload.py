@@ -38,8 +38,8 @@ FLOATS = ("fp16", "u8")
 # What splits send: values of UINT8 that need no more bits than these.
 PACKED_BITS = {f"bits{bits}": bits for bits in BITS}
 OWN = (*FLOATS, *PACKED_BITS)
-# Of the inputs of whole models.
-EVERY_FORM = (RAW, *_PICTURES, *FLOATS)
+# All of them, each once.
+EVERY_FORM = (RAW, *_PICTURES, *FLOATS, *PACKED_BITS)
 # Before the values of a row of 8 bits: its least value and the size of a step, FP32 little-endian.
 _SCALE = struct.Struct("<ff")
 

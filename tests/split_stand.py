@@ -7,6 +7,7 @@ Both heads send log-odds from all pixels of each block, in 8 bits: one from the 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ from tests.simulated_cloud import SimulatedCloud
 LEAST, STEP = -40.0, 0.5
 SENT = Tensor("sent", "UINT8", (-1, CLASSES))
 PLAIN, GOING_ON = "plain", "going-on"
+LEVEL_OF = {PLAIN: 0, GOING_ON: 2}
+PASSING = "passing.onnx"
 
 
 def _quantised(nodes: list[Any], weights: dict[str, Any], logits: str) -> None:
@@ -70,6 +73,20 @@ def _write_tail(path: Path) -> None:
     _write_graph(path, nodes, [_value("sent", "UINT8", CLASSES)], [_value("probabilities", "FLOAT", CLASSES)], weights)
 
 
+def write_halves(folder: Path) -> Path:
+    """Heads and tails, and a head that passes the picture on, in ``folder``. Takes the onnx package."""
+    from onnx import helper
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, level in LEVEL_OF.items():
+        _write_head(folder / f"{name}-head.onnx", level)
+        _write_tail(folder / f"{name}-tail.onnx")
+    passed = helper.make_node("Identity", ["image"], ["sent"])
+    inputs, outputs = [_value("image", "UINT8", SIDE, SIDE)], [_value("sent", "UINT8", SIDE, SIDE)]
+    _write_graph(folder / PASSING, [passed], inputs, outputs, {})
+    return folder
+
+
 def split_of(name: str, level: int, accuracy: float) -> Split:
     """As good as the cloud model, and measured on very many inputs."""
     times = {"head_ms": 0.05, "tail_ms": 0.06, "tail_macs": CLASSES}  # the cloud model takes 0.06 ms
@@ -81,14 +98,16 @@ def split_of(name: str, level: int, accuracy: float) -> Split:
 def with_splits(tiny: Path, folder: Path, names: tuple[str, ...] = (PLAIN, GOING_ON), **changes: Any) -> Path:
     """A copy of the tiny bundle with splits; ``changes`` to each of them."""
     shutil.copytree(tiny, folder)
+    made = os.environ.get("EDGEMUX_TINY_BUNDLE")
+    if made is None:
+        write_halves(folder)
+    else:  # where the onnx package must be absent
+        shutil.copytree(Path(made).with_name("halves"), folder, dirs_exist_ok=True)
     manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
     splits = []
     for name in names:
-        level = 2 if name == GOING_ON else 0
-        split = msgspec.structs.replace(split_of(name, level, manifest.cloud.accuracy), **changes)
-        _write_head(folder / split.head, level)
-        _write_tail(folder / split.tail)
-        splits.append(split)
+        split = split_of(name, LEVEL_OF[name], manifest.cloud.accuracy)
+        splits.append(msgspec.structs.replace(split, **changes))
     files = (*manifest.files, *(File(path, 0, "") for split in splits for path in (split.head, split.tail)))
     seal(folder, msgspec.structs.replace(manifest, files=files, splits=tuple(splits)))
     return folder

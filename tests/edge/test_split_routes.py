@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -15,9 +16,13 @@ from numpy.typing import NDArray
 from edgemux.edge import Answer
 from edgemux.edge.breaker import BreakerSettings
 from edgemux.edge.config import LimitSettings
+from edgemux.edge.events import CloudServes
+from edgemux.edge.notices import Notices
 from edgemux.edge.peer import CALL_OVERHEAD_BYTES
+from edgemux.edge.sample import Sample
 from edgemux.edge.split_planning import SplitSettings
 from edgemux.edge.status import status_of
+from edgemux.edge.vigil import Withdrawal
 from edgemux.multiplexer.bundle import Bundle, splits_of
 from edgemux.multiplexer.domain import Placement, Reason
 from edgemux.multiplexer.onnx_model import OnnxModel
@@ -312,3 +317,89 @@ async def test_a_head_that_fails_is_left_alone_and_the_whole_input_is_sent(
         answers = await answer_all(agent, images)
     assert places(answers) == {Placement.EDGE, Placement.CLOUD}
     assert there.models == {WHOLE}
+
+
+async def test_a_tail_that_is_there_by_now_is_asked_again_after_a_handshake(
+    there: SplitCloud, agent_of: Any, bundle: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgemux.edge.agreement.RECHECK_S", 0.0)
+    images, _ = pictures(100, 10)
+    there.tail = there.refusing(grpc.StatusCode.NOT_FOUND)
+    async with agent_of(there.address, bundle=bundle, split=NEVER_RAW) as agent:
+        notices = Notices([agent])
+        await answer_all(agent, images)
+        list(notices.look(0.0))
+        assert len(agent.splits.unserved) == 2
+        there.tail, there.ready = there.continued, True
+        for peer in agent.splits.unserved:
+            await peer.ping(PATIENT_S)
+        assert agent.splits.unserved == []
+        said = {event.model for event in notices.look(1.0) if isinstance(event, CloudServes)}
+        assert said == {f"{WHOLE}.{PLAIN}", f"{WHOLE}.{GOING_ON}"}
+        assert Placement.SPLIT in places(await answer_all(agent, images))
+
+
+async def test_after_a_withdrawal_the_cloud_is_sent_the_input_itself(
+    there: SplitCloud, agent_of: Any, bundle: Path, pictures: Pictures
+) -> None:
+    images, _ = pictures(100, 11)
+    async with agent_of(there.address, bundle=bundle, split=ALWAYS, breaker=NEVER_OPENS) as agent:
+        agent.vigil.withdraw(Withdrawal.INPUT_SHIFT)
+        answers = await answer_all(agent, images)
+    assert Placement.CLOUD in places(answers) and there.models == {WHOLE}
+
+
+async def test_without_the_level_below_it_a_split_is_not_offered(
+    there: SplitCloud, agent_of: Any, tiny_bundle: Path, tmp_path: Path, pictures: Pictures
+) -> None:
+    images, _ = pictures(100, 12)
+    folder = with_splits(tiny_bundle, tmp_path / "bundle", (GOING_ON,))
+    async with agent_of(there.address, bundle=folder, split=ALWAYS, breaker=NEVER_OPENS) as agent:
+        agent.family.lower_to(1)
+        answers = await answer_all(agent, images)
+    assert Placement.CLOUD in places(answers) and there.models == {WHOLE}
+
+
+async def test_of_several_clouds_another_one_ends_what_was_begun(
+    there: SplitCloud, agent_of: Any, bundle: Path, pictures: Pictures
+) -> None:
+    images, _ = pictures(100, 13)
+    async with listening(SplitCloud(Bundle.open(bundle))) as other:
+        assert isinstance(other, SplitCloud)
+        there.tail = there.refusing(grpc.StatusCode.UNAVAILABLE)
+        clouds = {"addresses": (there.address, other.address)}
+        async with agent_of(None, bundle=bundle, split=NEVER_RAW, breaker=NEVER_OPENS, there=clouds) as agent:
+            answers = await answer_all(agent, images)
+        assert {a.prediction.peer for a in answers if a.prediction.route.placement is Placement.SPLIT} == {1}
+        assert WHOLE not in there.models | other.models
+
+
+async def test_where_the_whole_input_must_not_leave_the_breaker_is_probed_with_what_a_head_makes(
+    there: SplitCloud, agent_of: Any, bundle: Path, pictures: Pictures
+) -> None:
+    images, _ = pictures(200, 14)
+    quick = BreakerSettings(failures=1, window=20, open_s=0.01, max_open_s=0.02)
+    there.tail = there.refusing(grpc.StatusCode.UNAVAILABLE)
+    async with agent_of(there.address, bundle=bundle, split=NEVER_RAW, breaker=quick) as agent:
+        await answer_all(agent, images)
+        assert Reason.BREAKER in {a.reason for a in await answer_all(agent, images)}
+        there.tail = there.continued
+        until = time.monotonic() + PATIENT_S
+        while Placement.SPLIT not in places(await answer_all(agent, images)):
+            assert time.monotonic() < until, "the cloud is never found again"
+            await asyncio.sleep(0.02)
+    assert WHOLE not in there.models
+
+
+async def test_planning_takes_next_to_nothing(there: SplitCloud, agent_of: Any, bundle: Path) -> None:
+    async with agent_of(there.address, bundle=bundle) as agent:
+        now = time.monotonic()
+        agent.cloud.link.observe(100, 0.01, now)
+        agent.cloud.link.observe(1000, 0.2, now)
+        sample = Sample({}, np.zeros((1, 5), np.float32), now + 1.0)
+        times = []
+        for i in range(200):
+            began = time.perf_counter()
+            agent.splits.offered(sample, 4, now + i)  # each is a new plan
+            times.append(time.perf_counter() - began)
+    assert sorted(times)[len(times) // 2] < 1e-3

@@ -19,12 +19,12 @@ INCOMPATIBLE_IN_A_ROW = 2
 
 
 class Agreement:
-    """Of one cloud on one model. ``against``: how many answers in a row have said that it is not served."""
+    """Of one cloud on one ``model``. ``against``: how many answers in a row have said that it is not served."""
 
     def __init__(self, peer: int, model: str) -> None:
         """peer: the cloud's place in the configuration."""
         self._peer = peer
-        self._model = model
+        self.model = model
         self.against = 0
         self.reason = Reason.CLOUD_INCOMPATIBLE
         self.recheck_s = math.inf
@@ -49,7 +49,7 @@ class Agreement:
         if self.against == INCOMPATIBLE_IN_A_ROW:
             self.recheck_s = now_s + RECHECK_S
             self._reconnected = False
-            model, reason = Name(self._model), Name(self.reason.value)
+            model, reason = Name(self.model), Name(self.reason.value)
             tell(_log, CloudUnserved(peer=self._peer, model=model, reason=reason, why=why(error)))
 
     def may_ask(self, connected: bool, now_s: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -132,13 +133,16 @@ class SplitExecutor:
             self._looked_s = now_s
         return now_s - self._looked_s < LOOKING_S
 
-    def _conditions(self, now_s: float) -> Conditions | None:
-        """How the link is, from what was sent lately; None while that is not known."""
+    def link(self, now_s: float) -> tuple[float, float] | None:
+        """Round trip and bytes a second, from what was sent lately; None while that is not known."""
         part = min((half.tail for half in self.halves.values()), key=lambda tail: tail.offload_age_s(now_s))
-        whole_seen, part_seen = self._cloud.offload_seen(now_s), part.offload_seen(now_s)
-        link = link_of(self._cloud.small_s(now_s), whole_seen, part_seen)
+        return link_of(self._cloud.small_s(now_s), self._cloud.offload_seen(now_s), part.offload_seen(now_s))
+
+    def _conditions(self, now_s: float) -> Conditions | None:
+        """How things stand; None while that is not known."""
+        link = self.link(now_s)
         if link is None:
-            if whole_seen is None and part_seen is None:
+            if self._cloud.small_s(now_s) is not None:  # the link is there, and nothing was sent for long
                 self._choice.forget()
             return None
         rtt_s, bytes_per_s = link
@@ -248,8 +252,10 @@ class SplitExecutor:
 
     def status(self, now_s: float) -> dict[str, Any]:
         """For the status page: what is chosen now, and how each split stands."""
+        link = self.link(now_s)
         return {
             "chosen": self.chosen,
+            "bytes_per_second": None if link is None or math.isinf(link[1]) else round(link[1], 1),
             "routes": [
                 {
                     "name": half.split.name,

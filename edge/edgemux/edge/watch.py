@@ -107,6 +107,9 @@ def sense(agents: Sequence[Agent], now_s: float) -> None:
     values["inputs_per_second"] = sum(agent.rate.per_s(now_s) for agent in agents)
     if first.cloud is not None:
         values |= first.cloud.readings(now_s)
+        link = None if first.splits is None else first.splits.link(now_s)
+        if link is not None and link[1] < float("inf"):  # also while only splits are sent
+            values["link_bytes_per_second"] = link[1]
     first.metrics.sensed(values)
     first.metrics.aged(first.sampler.ages_s(now_s))
     for agent in agents:

@@ -119,14 +119,16 @@ class Golden:
         return array
 
 
-def probabilities(file: str, shape: tuple[int, int], answer: Callable[[], Array]) -> Array:
+def probabilities(
+    file: str, shape: tuple[int, int], answer: Callable[[], Array], given_to: str = "the bundle's golden inputs"
+) -> Array:
     """``answer()``, which must be FP32 of ``shape``, finite and in [0, 1]. Raises ArtifactError naming ``file``."""
     try:
         given = answer()
     except Exception as error:  # a graph that loads may still fail to run, with any of the library's types
-        raise ArtifactError(f"{file}: fails on the bundle's golden inputs") from error
+        raise ArtifactError(f"{file}: fails on {given_to}") from error
     if not isinstance(given, np.ndarray) or given.shape != shape or given.dtype != np.float32:
-        raise ArtifactError(f"{file}: does not answer the bundle's golden inputs with FP32 {list(shape)}")
+        raise ArtifactError(f"{file}: does not answer {given_to} with FP32 {list(shape)}")
     if not ((given >= -ROUNDING) & (given <= 1 + ROUNDING)).all():  # false for what is not a number, too
-        raise ArtifactError(f"{file}: answers the bundle's golden inputs with what are not probabilities")
+        raise ArtifactError(f"{file}: answers {given_to} with what are not probabilities")
     return given

@@ -18,7 +18,7 @@ from edgemux.multiplexer.bundle import DATATYPES, Preprocessing, Tensor
 from edgemux.multiplexer.errors import BadAnswer, InputError, TooLarge
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.image import decode_images
-from edgemux.wire.payload import marked, unscaled
+from edgemux.wire.payload import marked, unpacked_rows
 
 Array = NDArray[Any]
 Parameter = bool | int | float | str
@@ -145,8 +145,8 @@ def _checked_input(
 def _packed(
     message: Any, tensor: Tensor, encoding: str, raw: bytes | None, max_batch: int
 ) -> tuple[Array, tuple[int, ...]]:
-    """An FP32 input that came as FP16, or with 8 bits a value."""
-    wanted = {"fp16": "FP16", "u8": "BYTES"}[encoding]
+    """An FP32 input that came as FP16, or with 8 bits a value; a UINT8 input that came as packed bits."""
+    wanted = "FP16" if encoding == "fp16" else "BYTES"
     if message.datatype != wanted or raw is None:
         raise InputError(tensor.name, f"{encoding} travels as raw {wanted}")
     if encoding == "fp16":
@@ -154,7 +154,7 @@ def _packed(
         return _dense(tensor.name, message, raw, shape).astype(np.float32), shape
     shape = _checked_shape(message, tensor.shape[:1], max_batch)
     elements = _pictures(tensor.name, message, raw, shape[0]).elements
-    return unscaled(tensor.name, elements, tensor.shape[1:]), shape
+    return unpacked_rows(encoding, tensor, elements), shape
 
 
 def decode_inputs(

@@ -1,7 +1,7 @@
 """A narrow place at a cut: an encoder on the device, few bits on the way, a decoder before the tail in the cloud.
 
-What is sent are values in 0..1, rounded to 8, 4 or 2 bits. In training each batch draws its bits, so one pair serves all
-three, and the rounding lets the gradient through as if nothing had happened (Bengio et al. 2013).
+What is sent are values in 0..1, rounded to 8, 4 or 2 bits. In training each batch draws its bits, so one pair serves
+all three, and the rounding lets the gradient through as if nothing had happened (Bengio et al. 2013).
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def teach(
 
 
 def loss_of(pair: Pair, lesson: Lesson, weights: Weights, truth: Tensor | None) -> Tensor:
-    """Squared error of the cut's tensor as a share of its variance, plus cross-entropies to the whole and the labels."""
+    """Squared error of the cut's tensor as a share of its variance, plus cross-entropies to whole and labels."""
     decoded = pair.decoded(lesson.sources, lesson.bits)
     value = decoded.new_zeros(())
     if weights.target:

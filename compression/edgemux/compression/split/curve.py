@@ -17,8 +17,8 @@ from edgemux.multiplexer.certify import interval
 PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "png": ("PNG", {"compress_level": 3}),
     "webp-lossless": ("WEBP", {"lossless": True, "quality": 20, "method": 1}),
-    **{f"jpeg-{quality}": ("JPEG", {"quality": quality}) for quality in (95, 85, 70, 50, 30, 15, 5)},
-    **{f"webp-{quality}": ("WEBP", {"quality": quality, "method": 1}) for quality in (85, 60, 30, 10, 0)},
+    **{f"jpeg-{quality}": ("JPEG", {"quality": quality}) for quality in (95, 85, 70, 50, 30, 10)},
+    **{f"webp-{quality}": ("WEBP", {"quality": quality, "method": 1}) for quality in (85, 60, 30, 5)},
 }
 # What a BYTES tensor puts before each element.
 LENGTH_BYTES = 4

@@ -1,15 +1,18 @@
 """Makes the starter bundle's bottlenecks and measures them: bytes on the way against accuracy, beside pictures.
 
-    python benchmarks/split_training.py [--limit IMAGES] [--epochs N N N] [--work DIR] [--out DIR] [--full]
+    python benchmarks/split_training.py [--limit IMAGES] [--epochs N N N N] [--work DIR] [--out DIR] [--full]
 
 "continuation": the encoder reads what device level 3 leaves behind, so nothing is computed twice; the cloud goes on
 with the last residual block of its model. "bottleneck": the encoder reads the picture itself, and sends the same kind
-of values to the same tail. Three trainings, on one thread, each kept in the work folder and resumed at its last epoch:
+of values to the same tail. Four trainings, on one thread, each kept in the work folder and resumed at its last epoch:
 
 1. encoder and decoder of the continuation, so that the decoder gives the tensor that the cloud's model has there;
-2. all of it, the tail included, so that it answers as the cloud's model does, on the images that
-   would be deferred first;
-3. the encoder of the bottleneck alone, with the decoder and the tail of 2.
+2. the same, so that the tail behind it, as it is in the cloud's model, answers as that does, on the images that would
+   be deferred first;
+3. the same with the tail, which is then no longer a part of the cloud's model;
+4. the encoder of the bottleneck alone, with the decoder and the tail that are there then.
+
+One of no epochs is left out.
 
 By default a few images, which shows that everything runs; figures of the full setting are in docs/split.md.
 """
@@ -32,43 +35,46 @@ from torch import Tensor
 
 from edgemux.compression.recipe import Augment, Schedule
 from edgemux.compression.split.bottleneck import Decoder, Encoder, Pair
-from edgemux.compression.split.graph_net import GraphNet
+from edgemux.compression.split.graph_net import trainable
+from edgemux.compression.split.shapes import example
 from edgemux.compression.split.teach import Weights, teach
 from edgemux.multiplexer.errors import EdgemuxError
 from split_bench.measured import measure
 from split_bench.report import judged, report
 from split_bench.study import CHANNELS, CUT, LEFT_BEHIND, PICTURE, SEED, SIZE, Study, picture
 
-# Of the three trainings.
-FULL_EPOCHS = (3, 4, 2)
+# Of the four trainings.
+FULL_EPOCHS = (3, 2, 0, 2)
 AUGMENT = Augment(flip=True, shift_px=1, erase=0.0)
 
 
 class Trainings:
-    """The three, each done once: its weights are kept in ``work``."""
+    """The four, each done once: its weights are kept in ``work``."""
 
-    def __init__(self, study: Study, work: Path, epochs: tuple[int, int, int], say: Callable[[str], None]) -> None:
+    def __init__(self, study: Study, work: Path, epochs: tuple[int, ...], say: Callable[[str], None]) -> None:
         self._study, self._work, self._epochs, self._say = study, work, epochs, say
         work.mkdir(parents=True, exist_ok=True)
 
     def continuation(self) -> Pair:
-        """After the first two trainings."""
+        """After the first three."""
         torch.manual_seed(SEED)
-        pair = Pair(Encoder(LEFT_BEHIND, CHANNELS, SIZE), Decoder(CHANNELS, CUT[0]), GraphNet(self._study.halves.tail))
+        tail = trainable(self._study.halves.tail, example(self._study.halves.tail))
+        pair = Pair(Encoder(LEFT_BEHIND, CHANNELS, SIZE), Decoder(CHANNELS, CUT[0]), tail)
         pair.tail.requires_grad_(False)
         self._train("1-tensor", pair, self._study.left_behind, Weights(target=1.0), self._schedule(0, 0.1), None)
+        weights = Weights(target=0.3, answers=1.0, labels=0.1)
+        self._train("2-answers", pair, self._study.left_behind, weights, self._schedule(1, 0.03), self._hard())
         pair.tail.requires_grad_(True)
-        weights = Weights(target=0.1, answers=1.0, labels=0.2)
-        self._train("2-answers", pair, self._study.left_behind, weights, self._schedule(1, 0.02), self._hard())
+        self._train("3-tail", pair, self._study.left_behind, weights, self._schedule(2, 0.01), None)
         return pair
 
     def bottleneck(self, done: Pair) -> Pair:
-        """After the third, with the cloud's part of ``done``."""
+        """After the last, with the cloud's part of ``done``."""
         torch.manual_seed(SEED)
         pair = Pair(Encoder(PICTURE, CHANNELS, SIZE), done.decoder, done.tail)
         pair.fix_cloud()
         weights = Weights(target=1.0)
-        self._train("3-picture", pair, picture, weights, self._schedule(2, 0.1), None)
+        self._train("4-picture", pair, picture, weights, self._schedule(3, 0.1), None)
         return pair
 
     def _hard(self) -> Tensor:
@@ -79,16 +85,21 @@ class Trainings:
         numbers: Tensor = torch.load(chosen, weights_only=True)
         return numbers
 
-    def _schedule(self, number: int, rate: float) -> Schedule:
-        return Schedule(epochs=self._epochs[number], batch=128, peak_rate=rate, weight_decay=1e-4, bf16=False)
+    def _schedule(self, number: int, rate: float) -> Schedule | None:
+        epochs = self._epochs[number]
+        return (
+            None if epochs == 0 else Schedule(epochs=epochs, batch=128, peak_rate=rate, weight_decay=1e-4, bf16=False)
+        )
 
     def _kept(self, name: str) -> Path:
         return self._work / f"{name}.weights.pt"
 
     def _train(
-        self, name: str, pair: Pair, sources: Any, weights: Weights, schedule: Schedule, pick: Tensor | None
+        self, name: str, pair: Pair, sources: Any, weights: Weights, schedule: Schedule | None, pick: Tensor | None
     ) -> None:
         kept = self._kept(name)
+        if schedule is None:
+            return
         if not kept.is_file():
             train = self._study.sets.train
             images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
@@ -119,7 +130,7 @@ def main() -> int:
     def say(text: str) -> None:
         console.print(text, highlight=False)
 
-    epochs = tuple(options.epochs or (FULL_EPOCHS if options.full else (1, 1, 1)))
+    epochs = tuple(options.epochs or (FULL_EPOCHS if options.full else (1, 1, 0, 1)))
     with tempfile.TemporaryDirectory() as place:
         work, out = options.work or Path(place), options.out or Path(place) / "out"
         try:
@@ -140,7 +151,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train and measure the starter bundle's bottlenecks.")
     parser.add_argument("--full", action="store_true", help="the setting of docs/split.md: hours on two busy cores")
     parser.add_argument("--limit", type=int, default=2000, help="training images and test images, unless --full")
-    parser.add_argument("--epochs", type=int, nargs=3, help="of the three trainings")
+    parser.add_argument("--epochs", type=int, nargs=4, help="of the four trainings")
     parser.add_argument("--work", type=Path, help="where trainings are kept; without: nowhere")
     parser.add_argument("--out", type=Path, help="where head, tail, figures and plot go")
     return parser.parse_args()

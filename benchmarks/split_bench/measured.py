@@ -60,7 +60,7 @@ class Result(msgspec.Struct, frozen=True):
     """All that was measured."""
 
     hardware: str
-    epochs: tuple[int, int, int]
+    epochs: tuple[int, ...]
     whole_macs: int
     files: tuple[Half, ...]
     deferred: tuple[Deferred, ...]
@@ -157,7 +157,7 @@ def pictures(found: Seen, study: Study, kept: Path, say: Callable[[str], None]) 
 def measure(
     study: Study,
     pairs: dict[str, tuple[Pair, Any]],
-    epochs: tuple[int, int, int],
+    epochs: tuple[int, ...],
     out: Path,
     kept: Path,
     say: Callable[[str], None],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from edgemux.compression.split.graph_net import GraphNet, check_graph_net
+from edgemux.compression.split.graph_net import GraphNet, check_graph_net, trainable
+from edgemux.compression.split.shapes import example
 from edgemux.multiplexer.errors import PassError
 
+BUNDLE = Path(__file__).parents[2] / "deploy" / "bundles" / "fashion-mnist"
 DRAW = np.random.default_rng(3)
 IMAGE = (2, 3, 7, 7)
 ROW = (2, 6)
@@ -163,3 +166,9 @@ def test_a_module_that_answers_otherwise_is_refused() -> None:
         next(net.parameters()).mul_(2.0)
     with pytest.raises(PassError, match="differs from ONNX Runtime"):
         check_graph_net(net, model, {"x": weight(*ROW)})
+
+
+@pytest.mark.parametrize("file", ["cloud", "level1", "level4", "pre_gate"])
+def test_the_starter_bundle_s_models_answer_as_in_the_runtime(file: str) -> None:
+    model = onnx.load(BUNDLE / f"{file}.onnx")
+    assert trainable(model, example(model, rows=3)).outputs

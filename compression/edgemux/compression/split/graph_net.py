@@ -6,7 +6,7 @@ floats. Answers are those of ONNX Runtime, but for the order of sums; ``check_gr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -154,8 +154,3 @@ def trainable(model: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -> Grap
     net = GraphNet(model)
     check_graph_net(net, model, feeds)
     return net
-
-
-def known_operators() -> Sequence[str]:
-    """The operators that a graph may have."""
-    return sorted(OPERATORS)

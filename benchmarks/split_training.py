@@ -7,8 +7,7 @@ with the last residual block of its model. "bottleneck": the encoder reads the p
 of values to the same tail. Four trainings, on one thread, each kept in the work folder and resumed at its last epoch:
 
 1. encoder and decoder of the continuation, so that the decoder gives the tensor that the cloud's model has there;
-2. the same, so that the tail behind it, as it is in the cloud's model, answers as that does, on the images that would
-   be deferred first;
+2. the same, so that the tail behind it, as it is in the cloud's model, answers as that does;
 3. the same with the tail, which is then no longer a part of the cloud's model;
 4. the encoder of the bottleneck alone, with the decoder and the tail that are there then.
 
@@ -31,7 +30,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from edgemux.compression.recipe import Augment, Schedule
 from edgemux.compression.split.bottleneck import Decoder, Encoder, Pair
@@ -44,7 +42,7 @@ from split_bench.report import judged, report
 from split_bench.study import CHANNELS, CUT, LEFT_BEHIND, PICTURE, SEED, SIZE, Study, picture
 
 # Of the four trainings.
-FULL_EPOCHS = (3, 2, 0, 2)
+FULL_EPOCHS = (5, 0, 0, 2)
 AUGMENT = Augment(flip=True, shift_px=1, erase=0.0)
 
 
@@ -61,11 +59,11 @@ class Trainings:
         tail = trainable(self._study.halves.tail, example(self._study.halves.tail))
         pair = Pair(Encoder(LEFT_BEHIND, CHANNELS, SIZE), Decoder(CHANNELS, CUT[0]), tail)
         pair.tail.requires_grad_(False)
-        self._train("1-tensor", pair, self._study.left_behind, Weights(target=1.0), self._schedule(0, 0.1), None)
+        self._train("1-tensor", pair, self._study.left_behind, Weights(target=1.0), self._schedule(0, 0.1))
         weights = Weights(target=0.3, answers=1.0, labels=0.1)
-        self._train("2-answers", pair, self._study.left_behind, weights, self._schedule(1, 0.03), self._hard())
+        self._train("2-answers", pair, self._study.left_behind, weights, self._schedule(1, 0.01))
         pair.tail.requires_grad_(True)
-        self._train("3-tail", pair, self._study.left_behind, weights, self._schedule(2, 0.01), None)
+        self._train("3-tail", pair, self._study.left_behind, weights, self._schedule(2, 0.01))
         return pair
 
     def bottleneck(self, done: Pair) -> Pair:
@@ -74,16 +72,8 @@ class Trainings:
         pair = Pair(Encoder(PICTURE, CHANNELS, SIZE), done.decoder, done.tail)
         pair.fix_cloud()
         weights = Weights(target=1.0)
-        self._train("4-picture", pair, picture, weights, self._schedule(3, 0.1), None)
+        self._train("4-picture", pair, picture, weights, self._schedule(3, 0.1))
         return pair
-
-    def _hard(self) -> Tensor:
-        """Chosen once: a training that goes on must go on with the same images."""
-        chosen = self._work / "2-answers.images.pt"
-        if not chosen.is_file():
-            torch.save(self._study.hard(), chosen)
-        numbers: Tensor = torch.load(chosen, weights_only=True)
-        return numbers
 
     def _schedule(self, number: int, rate: float) -> Schedule | None:
         epochs = self._epochs[number]
@@ -94,17 +84,13 @@ class Trainings:
     def _kept(self, name: str) -> Path:
         return self._work / f"{name}.weights.pt"
 
-    def _train(
-        self, name: str, pair: Pair, sources: Any, weights: Weights, schedule: Schedule | None, pick: Tensor | None
-    ) -> None:
+    def _train(self, name: str, pair: Pair, sources: Any, weights: Weights, schedule: Schedule | None) -> None:
         kept = self._kept(name)
         if schedule is None:
             return
         if not kept.is_file():
             train = self._study.sets.train
             images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
-            if pick is not None:
-                images, labels = images[pick], labels[pick]
             shown = -1.0
 
             def tick(done: float) -> None:

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from edgemux.compression import data
 from edgemux.compression.chain import answers_of, answers_of_levels
@@ -28,8 +26,6 @@ CUT, CHANNELS, SIZE = (96, 7, 7), 12, (7, 7)
 LEVEL = 3
 LEFT_BEHIND = (Source("a3", (20, 14, 14)), Source("b3", (32, 14, 14)), Source("c3", (56, 7, 7)))
 PICTURE = (Source("image", (1, 28, 28), pixels=True),)
-# Of the training images: so many of those that would be deferred first, and so many of the others.
-HARD, EASY = 16_000, 4_000
 Probabilities = NDArray[np.float32]
 
 
@@ -72,14 +68,6 @@ class Study:
             "scores": answers_of(self.pre, images),
         }
         return answers, gain_after(self.post.run({name: feeds[name] for name in self.post.inputs})[0], top)
-
-    def hard(self) -> Tensor:
-        """Numbers of the training images for the second training."""
-        count = len(self.sets.train.images)
-        hard, easy = min(HARD, 3 * count // 10), min(EASY, count // 10)
-        order = np.argsort(-self.gains(self.sets.train.images)[1], kind="stable")
-        others = np.random.default_rng(0).choice(order[hard:], easy, replace=False)
-        return torch.from_numpy(np.sort(np.concatenate([order[:hard], others])))
 
 
 def picture(pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:

@@ -178,7 +178,9 @@ def measure(
             (out / f"{name}-{bits}-head.onnx").write_bytes(sender.files.head.SerializeToString())
             (out / f"{name}-{bits}-tail.onnx").write_bytes(sender.files.tail.SerializeToString())
             files.append(sender.half(name, study))
-            deferred += [of_deferred(f"{name}, {bits} bits", found, sender) for found in (held, test)]
+            deferred += [
+                of_deferred(f"{name}, {bits} bits", found, sender) for found in (held, test) if found.deferred.any()
+            ]
             labels, sizes = sender.send(test.images)
             points.append(curve.point(name, f"{bits} bits", sizes, labels, test.labels, test.whole))
     points += pictures(test, study, kept, say)

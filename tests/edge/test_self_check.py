@@ -14,7 +14,7 @@ def counted(agent: Any) -> dict[tuple[str, Any], float]:
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in agent.metrics.registry.collect()
         for sample in family.samples
-        if sample.name.endswith(("_total", "_count", "_sum"))
+        if sample.name.endswith(("_total", "_count", "_sum")) and not sample.name.startswith("process_")
     }
 
 

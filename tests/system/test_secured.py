@@ -118,7 +118,7 @@ def test_an_agent_offloads_over_mutual_tls_with_a_token_and_answers_itself_while
             assert security["own_certificate_until"] is not None
             known.write_text(OTHER)
             cloud.popen.send_signal(signal.SIGHUP)
-            wait_until(lambda: "new tokens are in use" in cloud.errors())
+            wait_until(lambda: "tokens renewed" in cloud.errors())
             wait_until(lambda: reason() == "cloud_denied")
             token_file.write_text(OTHER)
             wait_until(lambda: reason() == "offloaded")
@@ -186,7 +186,7 @@ def test_sighup_reloads_and_nothing_else(
         Client(server.grpc, token_file=token_file) as client,
     ):
         server.popen.send_signal(signal.SIGHUP)
-        wait_until(lambda: "SIGHUP: looking at certificates and tokens" in server.errors())
+        wait_until(lambda: "reload asked" in server.errors())
         assert client.ready(PATIENT_S)
         assert "label" in client.infer(MODEL, {"image": samples["images"][:1]}, PATIENT_S).outputs
 

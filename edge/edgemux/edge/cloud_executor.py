@@ -254,9 +254,13 @@ class CloudExecutor:
                 self._counted(cause)
                 raise cause from error
             self._told = weakref.ref(error)
+            failure = self._failed(call, cause, size, started, error)
+            left_s = timeout_s - (self._clock() - began)
             if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                 self._packing.refused(encoding)
-            raise self._failed(call, cause, size, started, error) from error
+                if encoding != RAW and left_s > 0:  # the form is refused, not the input: from now on it is the tensor
+                    return await self._run(route, sample, left_s, exact, trace)
+            raise failure from error
         except (BadAnswer, Incompatible) as error:
             self._counted(error)
             if self._told() is error or isinstance(error, NotTogether):

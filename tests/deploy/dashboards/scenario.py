@@ -243,6 +243,7 @@ class _Play:
         with self._act("outage"):
             self._processes.kill("cloud")
             await self._pass(6.0, f"edgemux_breaker_state{{{FIRST}}} == 2")
+            await asyncio.to_thread(self._await, 'ALERTS{alertname="EdgemuxCloudDown",alertstate="firing"}')
             await asyncio.to_thread(self._processes.start, "cloud")
         with self._act("recovery"):
             await self._pass(5.0, f"edgemux_breaker_state{{{FIRST}}} == 0")

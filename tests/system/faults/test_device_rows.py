@@ -231,10 +231,10 @@ def test_row_74_sensors_that_raise_hang_or_lie_are_unknown_and_complained_about_
         agent = Agent(server, log)
         with agent.load(on_stage.backstage, on_stage.pictures, rate_per_s=60.0, timeout_s=1.0) as load:
             # The one that hangs is found out after a second.
-            load.wait(lambda: "sensor memory" in server.errors())
+            load.wait(lambda: "sensor=memory" in server.errors())
             load.more(60)
         verdict = on_stage.judge_of(agent, load)
-        warned = re.findall(r"sensor (\w+) [a-z ]+", server.errors())
+        warned = re.findall(r"sensor lost sensor=(\w+)", server.errors())
         report(found_by(verdict, 74, "sensors raise, hang, NaN, 1000 C", load, note=f"{len(warned)} warnings"))
         assert verdict.faults + verdict.refused == ()
         assert sorted(warned) == ["battery", "cpu", "heat", "memory"]
@@ -259,7 +259,7 @@ def test_row_74_a_device_without_any_zone_or_flag_has_all_levels(
         report(found_by(verdict, 74, "no sensor at all", load))
         assert verdict.faults + verdict.refused == ()
         assert level(agent) == 4
-        assert "sensor" not in agent.server.errors()
+        assert "sensor lost" not in agent.server.errors()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 from edgemux.multiplexer.bundle import Tensor
 from edgemux.multiplexer.errors import InputError
 from edgemux.wire.bits import packed, packed_size, unpacked
-from edgemux.wire.codec import check_inputs, join_bytes, make_request
+from edgemux.wire.codec import FEW_VALUES, PackedRows, check_inputs, decode_inputs, join_bytes, make_request
 from edgemux.wire.payload import ENCODING, PACKED_BITS, decoder, encode, mark, size_of
 
 bits = st.sampled_from((8, 4, 2))
@@ -166,3 +166,39 @@ def holds(*elements: bytes) -> Any:
 def test_what_is_not_such_a_form_is_refused(bend: Any, tensor: Tensor) -> None:
     with pytest.raises(InputError, match="x"):
         check_inputs(bent(bend), [tensor])
+
+
+def large(rows: int) -> tuple[Tensor, Any, Any]:
+    """A tensor, as many rows of it that they are too large to be read at once, and a request with them."""
+    tensor = Tensor("x", "UINT8", (-1, FEW_VALUES // rows + 1))
+    values = np.random.default_rng(3).integers(0, 4, (rows, *tensor.shape[1:])).astype(np.uint8)
+    request = make_request("m", {"x": encode("bits2", values, None)})
+    mark(request.inputs[0], "bits2")
+    return tensor, values, request
+
+
+def test_large_rows_are_counted_at_once_and_inflated_later() -> None:
+    tensor, values, request = large(3)
+    checked = check_inputs(request, [tensor])
+    assert isinstance(checked["x"], PackedRows)
+    asked: list[int] = []
+    found = decode_inputs(checked, None, lambda: asked.append(1))["x"]
+    assert (found == values).all()
+    assert len(asked) == 3
+
+
+def test_large_rows_that_do_not_inflate_are_refused_by_name_and_nobody_waits_for_the_rest() -> None:
+    tensor, _, request = large(3)
+    request.raw_input_contents[0] = join_bytes([deflated(bytes(2**24))] * 3)
+    with pytest.raises(InputError, match="x: a row does not inflate"):
+        decode_inputs(check_inputs(request, [tensor]), None)
+    request.raw_input_contents[0] = join_bytes([b"\xff"] * 2)
+    with pytest.raises(InputError, match="2 elements"):
+        check_inputs(request, [tensor])
+
+    def stop() -> None:
+        raise TimeoutError
+
+    _, _, request = large(3)
+    with pytest.raises(TimeoutError):
+        decode_inputs(check_inputs(request, [tensor]), None, stop)

@@ -116,7 +116,7 @@ class Repository:
             gone = self._put(name, [])
             self._forget(name)
             for each in gone:
-                self._service.absent[name, each.served.version] = UNLOADED
+                self._service.absent[each.served.name, each.served.version] = UNLOADED
             self._retire(gone)
             tell(_log, ModelGone(model=Name(name)))
             await self._announce(self._models_of(name))

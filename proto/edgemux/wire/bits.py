@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,13 +40,21 @@ def packed(rows: NDArray[Any], bits: int) -> list[bytes]:
     return [_deflated(row.tobytes()) for row in octets]
 
 
-def unpacked(name: str, elements: Sequence[bytes], shape: Sequence[int], bits: int) -> NDArray[np.uint8]:
-    """Rows UINT8 [N, *shape] of elements that ``packed`` made. Raises InputError naming the input."""
+def unpacked(
+    name: str, elements: Sequence[bytes], shape: Sequence[int], bits: int, go_on: Callable[[], None] = lambda: None
+) -> NDArray[np.uint8]:
+    """Rows UINT8 [N, *shape] of elements that ``packed`` made. Raises InputError naming the input.
+
+    ``go_on`` is called before each, and may raise.
+    """
     count, per_byte = math.prod(shape), 8 // bits
     size = packed_size(count, bits)
     octets = np.empty((len(elements), size), np.uint8)
     for at, element in enumerate(elements):
+        go_on()
         octets[at] = np.frombuffer(_inflated(name, element, size), np.uint8)
+    if bits == 8:
+        return octets.reshape(len(elements), *shape)
     values = np.empty((len(elements), size * per_byte), np.uint8)
     for place in range(per_byte):
         values[:, place::per_byte] = octets >> np.uint8(place * bits) & np.uint8(2**bits - 1)

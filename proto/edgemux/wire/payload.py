@@ -85,7 +85,7 @@ def _picture(row: NDArray[np.uint8], kind: str, how: dict[str, Any], preprocessi
 
 def _scaled(row: NDArray[np.float32]) -> bytes:
     least, most = float(row.min()), float(row.max())
-    step = np.float32((most - least) / 255.0 or 1.0)
+    step = np.float32((most - least) / 255.0) or np.float32(1.0)  # 0 too where FP32 has nothing so small
     values = np.rint((row - np.float32(least)) / step).clip(0, 255).astype(np.uint8)
     return bytes(_SCALE.pack(least, step) + values.tobytes())
 
@@ -115,11 +115,16 @@ def marked(message: Any, tensor: Tensor) -> str:
     return encoding
 
 
-def unpacked_rows(encoding: str, tensor: Tensor, elements: Sequence[bytes]) -> NDArray[Any]:
-    """Rows [N, ...] of an input of a fixed size, of elements in one of our own forms. Raises InputError naming it."""
+def unpacked_rows(
+    encoding: str, tensor: Tensor, elements: Sequence[bytes], go_on: Callable[[], None] = lambda: None
+) -> NDArray[Any]:
+    """Rows [N, ...] of an input of a fixed size, of elements in one of our own forms. Raises InputError naming it.
+
+    ``go_on`` is called before each row of packed bits, and may raise.
+    """
     if encoding == "u8":
         return unscaled(tensor.name, elements, tensor.shape[1:])
-    return unpacked(tensor.name, elements, tensor.shape[1:], PACKED_BITS[encoding])
+    return unpacked(tensor.name, elements, tensor.shape[1:], PACKED_BITS[encoding], go_on)
 
 
 def unscaled(name: str, elements: Sequence[bytes], shape: Sequence[int]) -> NDArray[np.float32]:

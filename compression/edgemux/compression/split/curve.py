@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -150,11 +151,20 @@ def svg(points: Sequence[Point], title: str) -> str:
 def _axes(x: Any, y: Any, most: float, low: float, high: float, box: tuple[int, int, int, int]) -> list[str]:
     left, right, top, bottom = box
     parts = []
-    for step in range(6):
-        value = most * step / 5
+    for value in _ticks(0.0, most):
         parts.append(f'<text x="{x(value):.1f}" y="{bottom + 16}" text-anchor="middle">{value:.0f}</text>')
-        share = low + (high - low) * step / 5
-        parts.append(f'<text x="{left - 6}" y="{y(share) + 4:.1f}" text-anchor="end">{100 * share:.1f} %</text>')
-        parts.append(f'<path d="M{left} {y(share):.1f}H{right}" stroke="#e2e8f0"/>')
+    for share in _ticks(100 * low, 100 * high):
+        at = y(share / 100)
+        parts.append(f'<text x="{left - 6}" y="{at + 4:.1f}" text-anchor="end">{share:.4g} %</text>')
+        parts.append(f'<path d="M{left} {at:.1f}H{right}" stroke="#e2e8f0"/>')
     parts.append(f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#4a5568"/>')
     return parts
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers between the two, about five."""
+    least = (high - low) / 6
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(times * power for times in (1, 2, 5, 10) if times * power >= least)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [step * number for number in range(first, last + 1)]

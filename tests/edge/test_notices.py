@@ -1,17 +1,15 @@
-"""What an operator hears of an agent: that the cloud is gone and back, and each once; and what its traces say of it."""
+"""What an operator hears of an agent: that the cloud is gone and back, and each once."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import grpc
 import msgspec
 import pytest
 
-from edgemux.edge.agent import Agent
 from edgemux.edge.breaker import BreakerSettings
 from edgemux.edge.config import LimitSettings
 from edgemux.edge.events import (
@@ -28,35 +26,12 @@ from edgemux.edge.events import (
     ReCertified,
 )
 from edgemux.edge.notices import REFILLED_S, Notices
-from edgemux.edge.service import EdgeService
-from edgemux.edge.spans import MOST_ROWS, carried, of_rows
-from edgemux.edge.together import Row
 from edgemux.edge.vigil import Standing, Withdrawal
 from edgemux.edge.watch import attend
-from edgemux.multiplexer.errors import Unreachable
-from edgemux.wire import otel
-from edgemux.wire.codec import make_request
 from edgemux.wire.events import Event, InternalError, Name, OverloadBegan, OverloadEnded, told
-from edgemux.wire.otel import OtelTracer
-from edgemux.wire.tracing import TracingSettings, Unrecorded
-from tests.otlp_receiver import receiving
 
 Pictures = Callable[..., Any]
 MODEL = Name("fashion-mnist")
-TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-
-
-class Call:
-    """A client's call that brings a decision with it."""
-
-    def time_remaining(self) -> None:
-        return None
-
-    def peer(self) -> str:
-        return "ipv4:192.0.2.1:1"
-
-    def invocation_metadata(self) -> list[tuple[str, str]]:
-        return [("traceparent", f"00-{TRACE}-{SPAN}-01")]
 
 
 def said(notices: Notices, now_s: float) -> list[Event]:
@@ -147,88 +122,3 @@ async def test_a_spent_budget_and_an_overload_are_said_when_they_begin_and_when_
         assert said(notices, now_s + 1.0) == []
         over = said(notices, now_s + REFILLED_S + 1.0)
         assert [type(event) for event in over] == [BudgetRefilled, OverloadEnded]
-
-
-async def test_a_failing_cloud_is_an_error_in_the_trace_without_its_text(
-    cloud: Any, agent_of: Any, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(otel, "SEND_EVERY_MS", 20)
-    cloud.answer = cloud.refusing(grpc.StatusCode.UNAVAILABLE, "secret text")
-    with receiving() as receiver:
-        tracer = OtelTracer(TracingSettings(endpoint=receiver.endpoint), "edgemux-edge")
-        async with agent_of(cloud.address) as agent:
-            service = EdgeService({MODEL: agent}, 256, tracer=tracer)
-            for image in pictures(60, 2)[0]:
-                await service.ModelInfer(make_request(MODEL, {"image": image[None]}), Call())
-            service.close()
-        tracer.close()
-    failed = [span for span in receiver.spans if span.failed]
-    assert {(span.name, span.failed) for span in failed} == {("offload", "unreachable")}
-    assert {span.attributes["edgemux.outcome"] for span in failed} == {"unreachable"}
-    answered = [span for span in receiver.spans if span.name == "request"]
-    assert len(answered) == 60
-    assert {span.attributes["edgemux.outcome"] for span in answered} == {"answered"}
-    assert any(span.attributes["edgemux.degraded"] for span in answered)
-    sent = b"".join(receiver.raw)
-    assert b"secret" not in sent
-    assert b"192.0.2.1" not in sent
-
-
-def test_several_inputs_in_a_call_go_under_the_first_one_that_is_recorded() -> None:
-    first, second, linked = Recorded("a"), Recorded("b"), Unrecorded()
-    assert carried([None, linked, first, second]) == (("traceparent", "a"),)
-    assert second.links == [first]
-    assert first.links == []
-    assert carried([None, None]) == ()
-    assert carried([linked]) == linked.headers
-    assert Row(None, 0.0).trace is None
-
-
-def test_rows_beyond_the_first_ones_of_a_large_request_are_not_recorded() -> None:
-    trace = Recorded(f"00-{TRACE}-{SPAN}-01")
-    assert of_rows(None, 3) == [None] * 3
-    assert of_rows(trace, MOST_ROWS) == [trace] * MOST_ROWS
-    many = of_rows(trace, 100)
-    assert len(many) == 100
-    rest = many[-1]
-    assert rest is not None
-    assert not rest.recording
-    assert rest.headers == (("traceparent", f"00-{TRACE}-{SPAN}-00"),)
-
-
-class Recorded(Unrecorded):
-    """A trace that a test looks at."""
-
-    recording = True
-
-    def __init__(self, header: str) -> None:
-        super().__init__()
-        self._header = header
-        self.links: list[Any] = []
-
-    @property
-    def headers(self) -> tuple[tuple[str, str], ...]:
-        return (("traceparent", self._header),)
-
-    def link(self, other: Any) -> None:
-        self.links.append(other)
-
-
-async def test_an_input_that_no_route_answers_is_an_error_in_the_trace(
-    agent_of: Any, pictures: Pictures, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    async def nobody(self: Agent, *_: Any) -> Any:
-        raise Unreachable("secret")
-
-    monkeypatch.setattr(otel, "SEND_EVERY_MS", 20)
-    monkeypatch.setattr(Agent, "_answer", nobody)
-    with receiving() as receiver:
-        tracer = OtelTracer(TracingSettings(endpoint=receiver.endpoint), "edgemux-edge")
-        async with agent_of(None) as agent:
-            service = EdgeService({MODEL: agent}, 256, tracer=tracer)
-            with pytest.raises(Unreachable):
-                await service.ModelInfer(make_request(MODEL, {"image": pictures(1, 2)[0]}), Call())
-            service.close()
-        tracer.close()
-    (request,) = [span for span in receiver.spans if span.name == "request"]
-    assert (request.failed, request.parent_id) == ("failed", SPAN)

@@ -65,9 +65,11 @@ test: $(VENV)/stamp-dev
 
 # The agent on a machine that has nothing but its own extra. Making the tests' bundle takes the onnx package, which is
 # not there, so it is made here and handed over; tests/conftest.py takes it from EDGEMUX_TINY_BUNDLE.
-$(EDGE_VENV)/tiny: tests/conftest.py $(EDGE_VENV)/stamp $(VENV)/stamp-dev
+$(EDGE_VENV)/tiny: tests/conftest.py tests/split_stand.py $(EDGE_VENV)/stamp $(VENV)/stamp-dev
 	@rm -rf $@
 	@$(BIN)/python -c 'import pathlib, runpy; runpy.run_path("$<")["build_tiny_bundle"](pathlib.Path("$@"))'
+	@$(BIN)/python -c 'import pathlib; from tests.split_stand import write_halves; \
+	  write_halves(pathlib.Path("$@").with_name("halves"))'
 
 test-edge: $(EDGE_VENV)/tiny
 	@$(EDGE_VENV)/bin/python -c 'from importlib.util import find_spec as f; \

@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.authority import OPENSSL, Authority
+from tests.split_bundle import build_split_bundle
 
 SIDE = 28
 CLASSES = 10
@@ -246,6 +247,12 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if made := os.environ.get("EDGEMUX_TINY_BUNDLE"):
         return Path(made)
     return build_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def split_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with three splits, see split_bundle.py. Read only."""
+    return build_split_bundle(tiny_bundle, tmp_path_factory.mktemp("bundle") / "split")
 
 
 @pytest.fixture(scope="session")

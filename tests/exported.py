@@ -13,7 +13,7 @@ from edgemux.cloud.metrics import Metrics, count_processes
 from edgemux.edge import EdgeConfig
 from edgemux.edge.budget import Readings
 from edgemux.edge.config import ApplicationSettings, CloudSettings, LimitSettings
-from edgemux.edge.metrics import AUDITS, CALLS, PLACES, REFUSALS, STAGES, EdgeMetrics
+from edgemux.edge.metrics import AUDITS, CALLS, PLACES, REFUSALS, STAGES, EdgeMetrics, EnergyProxy
 from edgemux.edge.purse import KINDS, PERIOD_S, BudgetSettings
 from edgemux.edge.server import open_agents
 from edgemux.multiplexer.domain import Placement, Reason
@@ -112,6 +112,16 @@ def _offload_all(metrics: EdgeMetrics, clouds: int) -> None:
             metrics.called(peer, error)
     for form in EVERY_FORM:
         metrics.packed(form)
+
+
+def splits(model: str, *names: str) -> CollectorRegistry:
+    """The registry of a model with splits, to which everything has happened on their routes and nothing else."""
+    metrics = EdgeMetrics(model, ("level-1", "cloud"), EnergyProxy(), splits=names)
+    for name, reason in product(names, Reason):
+        metrics.answered(Placement.SPLIT, name, reason, 0.5, 0.01)
+    if names:
+        metrics.offloaded(100, Placement.SPLIT)
+    return metrics.registry
 
 
 def cloud() -> CollectorRegistry:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgemux.edge.agent import cause_of
+from edgemux.edge.causes import cause_of
 from edgemux.multiplexer.domain import Placement, Reason, Route
 from edgemux.multiplexer.errors import Forbidden, Unauthenticated, Unreachable, Untrusted
 from edgemux.wire.status import from_peer
@@ -36,8 +36,8 @@ async def test_a_cloud_that_denies_is_asked_twice_and_then_left_alone_until_it_s
         assert cloud.seen == 2
         assert reasons == {Reason.CONFIDENT, Reason.CLOUD_DENIED}
         cloud.answer, cloud.ready = cloud.well, True
-        monkeypatch.setattr("edgemux.edge.cloud_executor.RECHECK_S", 0.0)
-        agent.cloud._recheck_s = 0.0
+        monkeypatch.setattr("edgemux.edge.agreement.RECHECK_S", 0.0)
+        agent.cloud.agreement.recheck_s = 0.0
         while agent.cloud.incompatible:  # the link is looked after meanwhile
             await agent.cloud.ping(PATIENT_S)
             await asyncio.sleep(0.01)

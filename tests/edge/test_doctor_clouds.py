@@ -13,11 +13,16 @@ import grpc
 import numpy as np
 import pytest
 
+from edgemux.edge import EdgeConfig
+from edgemux.edge.config import CloudSettings
 from edgemux.edge.doctor.cloud_probe import Target, look_at_cloud
+from edgemux.edge.doctor.examination import examine
 from edgemux.edge.doctor.link import LinkSeen
 from edgemux.edge.peer import Peer
+from edgemux.edge.split_planning import SplitSettings
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.errors import Incompatible, Unauthenticated
+from edgemux.multiplexer.findings import Grade
 from edgemux.wire.codec import CHECKSUM
 from edgemux.wire.security import ClientTls
 from tests.authority import DAY, Authority
@@ -135,3 +140,14 @@ async def test_a_cloud_in_plaintext_and_one_of_another_authority_are_told_apart(
     async with listening(other, served(authority, "doctor-stranger")):
         seen = await looked(target_of(other.address, ClientTls(enabled=True)))
     assert "certificate" in seen.tls_error
+
+
+async def test_where_whole_inputs_must_not_leave_the_cloud_is_looked_at_without_one(
+    cloud: SimulatedCloud, tiny_bundle: Path
+) -> None:
+    never = SplitSettings(never_send_raw=True)
+    config = EdgeConfig(bundle=tiny_bundle, cloud=CloudSettings(address=cloud.address), split=never)
+    found = await asyncio.to_thread(lambda: list(examine(config)))
+    (alone,) = (finding for finding in found if finding.part == "splits")
+    assert alone.grade is Grade.PROBLEM
+    assert cloud.seen == 0

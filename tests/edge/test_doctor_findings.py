@@ -22,6 +22,7 @@ from edgemux.edge.doctor.models import (
     bundle_findings,
     level_findings,
     runtime_findings,
+    split_findings,
 )
 from edgemux.edge.doctor.resources import (
     AGENT_BYTES,
@@ -423,3 +424,13 @@ def test_levels_that_have_no_room_are_noted() -> None:
 def test_values_of_findings_are_json() -> None:
     found = link_findings(LinkSeen("a:1", step="connect", error="nothing answers"), 1.0, False, NOW)
     assert msgspec.json.decode(msgspec.json.encode(found))[0]["grade"] == "problem"
+
+
+def test_splits_are_told_and_where_nothing_may_be_sent_it_is_a_problem() -> None:
+    assert split_findings("door", [], 0, never_send_raw=False) == []
+    assert [each.grade for each in split_findings("door", ["a"], 2, never_send_raw=False)] == [Grade.OK]
+    assert [each.grade for each in split_findings("door", [], 2, never_send_raw=False)] == [Grade.NOTE]
+    (alone,) = split_findings("door", [], 0, never_send_raw=True)
+    assert alone.grade is Grade.PROBLEM and "answers alone" in alone.says and not alone.stops
+    (kept,) = split_findings("door", ["a"], 2, never_send_raw=True)
+    assert kept.grade is Grade.OK and "never leave" in kept.says

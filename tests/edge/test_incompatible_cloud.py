@@ -67,7 +67,7 @@ async def test_another_model_may_be_accepted_but_then_there_is_no_certificate(
 async def test_a_cloud_that_serves_the_model_by_now_is_asked_again_after_a_handshake(
     cloud: Any, agent_of: Any, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgemux.edge.cloud_executor.RECHECK_S", 0.0)
+    monkeypatch.setattr("edgemux.edge.agreement.RECHECK_S", 0.0)
     cloud.answer = cloud.refusing(grpc.StatusCode.UNIMPLEMENTED)
     images, _ = pictures(60, 4)
     async with agent_of(cloud.address) as agent:

@@ -88,9 +88,9 @@ async def test_a_defect_in_what_is_said_does_not_end_the_watch(agent_of: Any, ca
 async def test_a_cloud_that_serves_after_all_is_said(cloud: Any, agent_of: Any) -> None:
     async with agent_of(cloud.address) as agent:
         notices = Notices([agent])
-        agent.cloud._incompatible = 2
+        agent.cloud.agreement.against = 2
         assert said(notices, 1.0) == [CloudLost(reason=Name("cloud_incompatible"))]
-        agent.cloud._incompatible = 0
+        agent.cloud.agreement.against = 0
         assert said(notices, 3.0) == [CloudFound(seconds=2.0), CloudServes(peer=0, model=MODEL)]
 
 

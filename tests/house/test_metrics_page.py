@@ -37,7 +37,8 @@ def sections() -> dict[tuple[str, str], list[str]]:
 @pytest.fixture(scope="module")
 def known(tiny_bundle: Path, authority: Authority) -> dict[str, Family]:
     agent = exported.edge(exported.config_of(tiny_bundle, models=2, clouds=2))
-    return exported.families(agent, exported.cloud(), exported.tls(authority))
+    split = exported.splits("model-0", "split-1")
+    return exported.families(agent, split, exported.cloud(), exported.tls(authority))
 
 
 def test_every_metric_that_is_exported_has_one_row_with_its_labels_and_there_are_no_other_rows(

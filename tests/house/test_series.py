@@ -17,7 +17,7 @@ from tests import exported
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 # The tiny bundle's, and the forms in which an input may be sent, all of them driven.
-LEVELS, FORMS = 4, 11
+LEVELS, FORMS = 4, 14
 FORMULA = re.compile(
     r"(\d+) \+ (\d+) a cloud \+ (\d+) a sensor \+ (\d+) a budget \+ (\d+) a kind of budget \+ (\d+) a form of payload "
     r"\+ (\d+) with TLS\s+\+ for each model (\d+) \+ (\d+) x \(its levels \+ 1\), and (\d+) once where"
@@ -54,6 +54,15 @@ def test_an_agent_to_which_everything_has_happened_has_as_many_series_as_the_pag
 ) -> None:
     config = exported.config_of(tiny_bundle, models, clouds)
     assert count(exported.edge(config)) == bound(config, FORMS)
+
+
+def test_splits_add_as_many_series_as_the_page_says() -> None:
+    found = re.search(r"A model with splits that may be used has (\d+) more, and (\d+) for each of them", PAGE)
+    assert found is not None
+    once, each = map(int, found.groups())
+    without = count(exported.splits("model"))
+    for names in (("a",), ("a", "b")):
+        assert count(exported.splits("model", *names)) == without + once + each * len(names)
 
 
 def test_the_page_s_example_is_what_its_formula_gives(tiny_bundle: Path) -> None:

@@ -17,7 +17,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgemux.multiplexer.bundle import DATATYPES, MANIFEST, Bundle, Manifest, Payload, Tensor, digest_of, seal
+from edgemux.multiplexer.bundle import (
+    DATATYPES,
+    MANIFEST,
+    Bundle,
+    File,
+    Manifest,
+    Payload,
+    Split,
+    Tensor,
+    digest_of,
+    seal,
+    splits_of,
+    tail_model,
+)
 from edgemux.multiplexer.errors import ArtifactError
 from edgemux.multiplexer.usual import add_references
 from edgemux.wire.codec import DTYPES
@@ -347,4 +360,87 @@ def test_payloads_come_back_as_they_were_sealed_and_those_that_cannot_be_are_ref
     ):
         seal(copy, msgspec.structs.replace(plain, payloads=wrong))
         with pytest.raises(ArtifactError, match=told):
+            Bundle.open(copy)
+
+
+SENT = Tensor("cut.sent", "UINT8", (-1, 4, 7, 7))
+SPLIT = Split("split-1", "h.onnx", 1, "t.onnx", SENT, 4, 90.0, 0.1, 0.4, 10**6, 500, 0.9, 0.01)
+
+
+def with_splits(folder: Path, *splits: Split) -> Manifest:
+    """``folder`` sealed again with files for a head and a tail, and these splits."""
+    plain = manifest_of(folder)
+    for name in ("h.onnx", "t.onnx"):
+        (folder / name).write_bytes(name.encode())
+    files = (*plain.files, File("h.onnx", 0, ""), File("t.onnx", 0, ""))
+    return seal(folder, msgspec.structs.replace(plain, files=files, splits=splits))
+
+
+def test_a_bundle_without_splits_has_no_such_key(copy: Path) -> None:
+    assert b"splits" not in (copy / MANIFEST).read_bytes()
+    assert manifest_of(copy).splits is msgspec.UNSET
+    assert splits_of(manifest_of(copy)) == ()
+
+
+def test_splits_come_back_as_they_were_sealed_and_their_files_are_vouched_for(copy: Path) -> None:
+    whole = msgspec.structs.replace(SPLIT, name="split-0", level=0, bits=8)
+    sealed = with_splits(copy, whole, SPLIT)
+    assert manifest_of(copy) == sealed
+    assert splits_of(sealed) == (whole, SPLIT)
+    assert tail_model(sealed.name, SPLIT.name) == f"{sealed.name}.split-1"
+    (copy / "t.onnx").write_bytes(b"T.onnx")
+    with pytest.raises(ArtifactError, match=r"t\.onnx"):
+        Bundle.open(copy).verify()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"head": "nowhere.onnx"}, "nowhere.onnx is used but not listed"),
+        ({"tail": "nowhere.onnx"}, "nowhere.onnx is used but not listed"),
+        ({"level": -1}, "a level that is not there"),
+        ({"level": 5}, "a level that is not there"),
+        ({"bits": 3}, "bits"),
+        ({"bits": 16}, "bits"),
+        ({"sent": Tensor("s", "FP32", (-1, 4))}, "must send UINT8"),
+        ({"sent": Tensor("s", "UINT8", (1, 4))}, "must send UINT8"),
+        ({"sent": Tensor("s", "UINT8", ())}, "must send UINT8"),
+        ({"sent": Tensor("s", "UINT8", (-1, -1))}, "must send UINT8"),
+        ({"sent": Tensor("s", "UINT8", (-1, 0))}, "must send UINT8"),
+        ({"sent": Tensor("", "UINT8", (-1, 4))}, "must send UINT8"),
+        ({"name": ""}, "names"),
+        ({"name": "cloud"}, "names"),
+        ({"name": "level-1"}, "names"),
+        ({"bytes": 0.0}, "less than none"),
+        ({"head_ms": -1.0}, "less than none"),
+        ({"tail_ms": -1.0}, "less than none"),
+        ({"tail_macs": -1}, "less than none"),
+        ({"accuracy": 1.5}, "shares"),
+        ({"changed": -0.1}, "shares"),
+        ({"n": 0}, "shares"),
+    ],
+)
+def test_a_split_that_cannot_be_is_refused(copy: Path, changes: dict[str, Any], told: str) -> None:
+    assert {"cloud", "level-1"} <= {model.name for model in (*manifest_of(copy).levels, manifest_of(copy).cloud)}
+    with_splits(copy, msgspec.structs.replace(SPLIT, **changes))
+    with pytest.raises(ArtifactError, match=told):
+        Bundle.open(copy)
+
+
+def test_splits_of_one_name_and_a_list_of_none_are_refused(copy: Path) -> None:
+    shutil.copytree(copy, copy.parent / "other")
+    with_splits(copy, SPLIT, SPLIT)
+    with_splits(copy.parent / "other")
+    for folder in (copy, copy.parent / "other"):
+        with pytest.raises(ArtifactError, match="splits"):
+            Bundle.open(folder)
+
+
+def test_a_split_with_a_field_that_is_not_known_or_missing_is_refused(copy: Path) -> None:
+    with_splits(copy, SPLIT)
+    text = (copy / MANIFEST).read_text()
+    for damaged in (text.replace('"tail_macs"', '"tail_mac"'), text.replace('"bits": 4', '"bits": "4"')):
+        assert damaged != text
+        (copy / MANIFEST).write_text(damaged)
+        with pytest.raises(ArtifactError, match="not a bundle manifest"):
             Bundle.open(copy)

@@ -167,3 +167,16 @@ def test_a_lost_connection_leaves_the_link_unknown() -> None:
     link.observe(900, 0.9, now_s=0.0)
     link.forget()
     assert link.predict_s(0.0) is None
+
+
+def test_offloads_of_another_size_have_their_own_time_and_share_the_round_trip_and_what_is_forgotten() -> None:
+    link = LinkEstimate()
+    beside = link.beside()
+    link.observe(100, 0.01, 0.0)
+    link.observe(100_000, 1.0, 0.0)
+    beside.observe(1000, 0.02, 0.0)
+    assert link.offload(0.0) == (100_000, 1.0) and beside.offload(0.0) == (1000, 0.02)
+    assert link.rtt_s(0.0) == beside.rtt_s(0.0) == link.small_s(0.0) == 0.01
+    assert beside.small_age_s(2.0) == 2.0
+    beside.forget()
+    assert link.offload(0.0) is link.small_s(0.0) is beside.offload(0.0) is None

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.bundle import Bundle, tail_model
+from tests.split_bundle import COARSE
 
 ROOT = Path(__file__).parents[2]
 REASONS = ROOT / "proto" / "edgemux" / "wire" / "conformance" / "reasons"
@@ -71,6 +72,19 @@ def test_a_model_of_an_onnx_file_is_served_by_the_same_rules(tiny_bundle: Path, 
     assert failed(rows) == []
     assert status == 0
     assert all(row["got"] != "-" for row in rows if row["probe"].startswith("admin/"))
+
+
+def test_a_bundle_with_splits_and_a_tail_are_served_by_the_same_rules(
+    split_bundle: Path, serving: Any, tmp_path: Path
+) -> None:
+    name = Bundle.open(split_bundle).manifest.name
+    config = tmp_path / "cloud.toml"
+    config.write_text(f'bundle = "{split_bundle}"\n[admin]\ngrpc_port = 0\n')
+    with serving("cloud", "--config", str(config)) as server:
+        for model, options in ((name, ("--admin", server.admin)), (tail_model(name, COARSE), ())):
+            status, rows = conform(server.grpc, server.http, "--model", model, *options)
+            assert failed(rows) == []
+            assert status == 0
 
 
 def cloud_model(bundle: Path) -> Path:

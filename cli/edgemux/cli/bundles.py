@@ -8,7 +8,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from edgemux.multiplexer.bundle import Bundle, Level, Model
+from edgemux.multiplexer.bundle import Bundle, Level, Model, Split, splits_of, tail_model
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
@@ -27,6 +27,8 @@ def describe(bundle: Bundle) -> dict[str, Any]:
             "bytes": bundle.size(tuple(dict.fromkeys((gates.pre_gate, gates.post_gate)))),
             "median_ms": gates.median_ms,
         },
+        "payloads": [] if manifest.payloads is msgspec.UNSET else msgspec.to_builtins(manifest.payloads),
+        "splits": [_split(bundle, split) for split in splits_of(manifest)],
         "certificate": msgspec.to_builtins(manifest.certificate),
         "provenance": msgspec.to_builtins(manifest.provenance),
         "digest": manifest.digest,
@@ -44,6 +46,15 @@ def _model(bundle: Bundle, model: Model) -> dict[str, Any]:
         "macs": model.macs,
         "accuracy": model.accuracy,
         "median_ms": model.median_ms,
+    }
+
+
+def _split(bundle: Bundle, split: Split) -> dict[str, Any]:
+    described: dict[str, Any] = msgspec.to_builtins(split)
+    return described | {
+        "model": tail_model(bundle.manifest.name, split.name),
+        "head_bytes": bundle.size((split.head,)),
+        "tail_bytes": bundle.size((split.tail,)),
     }
 
 
@@ -73,10 +84,42 @@ def print_description(about: dict[str, Any], console: Console) -> None:
     table.add_section()
     table.add_row("multiplexer", "-", f"{gates['bytes']:,}", "", "", "", f"{gates['median_ms']:.3f}")
     console.print(table)
+    for rows in (_payload_table(about["payloads"], right), _split_table(about["splits"], right)):
+        if rows.row_count:
+            console.print(rows)
     console.print(f"measured on {about['provenance']['hardware']}", highlight=False, markup=False, soft_wrap=True)
     if note := about["provenance"]["verdicts"].get("router"):
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     console.print(_certified(about["certificate"]), highlight=False, markup=False, soft_wrap=True)
+
+
+def _payload_table(payloads: list[dict[str, Any]], right: str) -> Table:
+    """``right``: what the share of right answers is called."""
+    table = _titled("inputs can be sent as", "form", "bytes", "label changed", right, "encode ms", "decode ms")
+    for each in payloads:
+        shares = (f"{each[key] * 100:.2f} %" for key in ("changed", "accuracy"))
+        times = (f"{each[key]:.3f}" for key in ("encode_ms", "decode_ms"))
+        table.add_row(each["encoding"], f"{each['bytes']:,.0f}", *shares, *times)
+    return table
+
+
+def _split_table(splits: list[dict[str, Any]], right: str) -> Table:
+    sizes = ("head bytes", "tail bytes", "tail macs", "bits", "sent bytes")
+    table = _titled("splits", "split", "level", *sizes, "label changed", right, "head ms", "tail ms")
+    for each in splits:
+        whole = (f"{each[key]:,.0f}" for key in ("head_bytes", "tail_bytes", "tail_macs", "bits", "bytes"))
+        shares = (f"{each[key] * 100:.2f} %" for key in ("changed", "accuracy"))
+        times = (f"{each[key]:.3f}" for key in ("head_ms", "tail_ms"))
+        table.add_row(each["name"], str(each["level"] or "-"), *whole, *shares, *times)
+    return table
+
+
+def _titled(title: str, first: str, *numbers: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for column in numbers:
+        table.add_column(column, justify="right")
+    return table
 
 
 def _certified(certificate: dict[str, Any] | None) -> str:

@@ -14,10 +14,10 @@ from edgemux.cloud.backend import Arrays, Backend, batched, measure, sample
 from edgemux.cloud.config import CloudConfig, ModelSettings
 from edgemux.cloud.engine import Engine
 from edgemux.cloud.metrics import Metrics
-from edgemux.cloud.onnx_backend import BundleBackend, OnnxBackend, check_golden
+from edgemux.cloud.onnx_backend import BundleBackend, OnnxBackend, check_golden, check_tail
 from edgemux.cloud.service import Hosted
 from edgemux.cloud.versions import Source
-from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.bundle import Bundle, Split, splits_of, tail_model
 from edgemux.multiplexer.chain import GOLDEN_TOLERANCE, PROBABILITIES, Golden
 from edgemux.multiplexer.errors import ArtifactError, ConfigError
 from edgemux.wire.model_service import Served
@@ -37,8 +37,11 @@ class Loaded(msgspec.Struct, frozen=True):
     expected: NDArray[Any] | None = None
 
 
-def load(settings: ModelSettings, source: Source, config: CloudConfig) -> Loaded:
-    """Load, check and measure one version; may take long. Raises ArtifactError naming the file."""
+def load(settings: ModelSettings, source: Source, config: CloudConfig) -> tuple[Loaded, ...]:
+    """Load, check and measure one version; may take long. The model first, then the tails of a bundle's splits.
+
+    Raises ArtifactError naming the file.
+    """
     max_batch = config.batching_of(settings).max_batch
     if settings.kind == "bundle":
         return _load_bundle(settings, source, config.threads, max_batch)
@@ -57,7 +60,7 @@ def load(settings: ModelSettings, source: Source, config: CloudConfig) -> Loaded
         max_batch=max_batch if together else 0,
     )
     timing = measure(backend, row, max_batch if together else 1)
-    return Loaded(served, backend, timing, getattr(backend, "digest", ""), row)
+    return (Loaded(served, backend, timing, getattr(backend, "digest", ""), row),)
 
 
 def _open(settings: ModelSettings, path: Path, threads: int) -> Backend:
@@ -70,7 +73,7 @@ def _open(settings: ModelSettings, path: Path, threads: int) -> Backend:
     return TorchBackend(path, settings.device, settings.dtype, settings.compile, threads, settings.graphs)
 
 
-def _load_bundle(settings: ModelSettings, source: Source, threads: int, max_batch: int) -> Loaded:
+def _load_bundle(settings: ModelSettings, source: Source, threads: int, max_batch: int) -> tuple[Loaded, ...]:
     bundle = Bundle.open(source.path)
     bundle.verify()
     backend = BundleBackend(bundle, threads)
@@ -83,7 +86,23 @@ def _load_bundle(settings: ModelSettings, source: Source, threads: int, max_batc
         served, name=settings.name or manifest.name, version=source.version or manifest.version
     )
     expected = golden.recorded(manifest.cloud.name, len(manifest.classes))[:1]
-    return Loaded(served, backend, timing, backend.digest, row, expected)
+    whole = Loaded(served, backend, timing, backend.digest, row, expected)
+    return (whole, *(_load_tail(bundle, split, served, threads) for split in splits_of(manifest)))
+
+
+def _load_tail(bundle: Bundle, split: Split, whole: Served, threads: int) -> Loaded:
+    """A model of its own beside the bundle's, of the same version."""
+    backend = BundleBackend(bundle, threads, split)
+    row = {split.sent.name: np.zeros((1, *split.sent.shape[1:]), np.uint8)}
+    expected = check_tail(backend, bundle, split)
+    served = msgspec.structs.replace(
+        whole,
+        name=tail_model(whole.name, split.name),
+        inputs=backend.inputs,
+        preprocessing=None,
+        properties={**whole.properties, "split": split.name, "bits": str(split.bits)},
+    )
+    return Loaded(served, backend, measure(backend, row, whole.max_batch), backend.digest, row, expected)
 
 
 def host(loaded: Loaded, settings: ModelSettings, config: CloudConfig, metrics: Metrics) -> Hosted:

@@ -1,4 +1,4 @@
-"""ONNX Runtime behind the port: a bundle's cloud model, or any ONNX file."""
+"""ONNX Runtime behind the port: a bundle's cloud model, the tail of a split, or any ONNX file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemux.cloud.backend import Arrays, read_file
-from edgemux.multiplexer.bundle import Bundle, Tensor
-from edgemux.multiplexer.chain import PROBABILITIES, Golden
+from edgemux.multiplexer.bundle import Bundle, Split, Tensor
+from edgemux.multiplexer.chain import PROBABILITIES, Golden, probabilities
 from edgemux.multiplexer.errors import ArtifactError, BadAnswer, ExecutionError
 from edgemux.multiplexer.onnx_model import OnnxModel
 
@@ -61,18 +61,22 @@ class OnnxBackend:
 
 
 class BundleBackend:
-    """A bundle's cloud model: probabilities FP32 [N, classes] and label INT64 [N], as its manifest says."""
+    """A bundle's cloud model, or the tail of one of its splits.
 
-    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+    Answers probabilities FP32 [N, classes] and label INT64 [N], as the manifest says.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int = 1, split: Split | None = None) -> None:
         """Load the verified model. Raises ArtifactError naming the file."""
         manifest = bundle.manifest
         if len(manifest.inputs) != 1:
             raise ArtifactError(f"{manifest.cloud.name}: a cloud model has one input")
-        path = manifest.cloud.files[0]
+        path = manifest.cloud.files[0] if split is None else split.tail
         self.digest = bundle.sha256(path)
-        self.inputs, self.outputs = manifest.inputs, manifest.outputs
+        self.inputs = manifest.inputs if split is None else (split.sent,)
+        self.outputs = manifest.outputs
         self._model = OnnxModel(bundle.read(path), path, threads)
-        self._input = manifest.inputs[0].name
+        self._input = self.inputs[0].name
         self._classes = len(manifest.classes)
         if self._model.inputs != (self._input,) or PROBABILITIES not in self._model.outputs:
             raise ArtifactError(f"{path}: must turn {self._input} into {PROBABILITIES}")
@@ -107,6 +111,26 @@ def check_golden(backend: BundleBackend, bundle: Bundle) -> None:
         return backend.run(inputs, [PROBABILITIES])[PROBABILITIES]
 
     Golden(bundle).check(cloud.name, cloud.files[0], len(manifest.classes), answer)
+
+
+def check_tail(backend: BundleBackend, bundle: Bundle, split: Split) -> NDArray[Any]:
+    """What a tail says of one row of zeros, FP32 [1, classes]: there are no golden answers for tails.
+
+    Raises ArtifactError naming the file when it does not turn one row, and two, into probabilities.
+    """
+    classes = len(bundle.manifest.classes)
+
+    def answer(count: int) -> NDArray[Any]:
+        rows = np.zeros((count, *split.sent.shape[1:]), np.uint8)
+        return probabilities(
+            split.tail,
+            (count, classes),
+            lambda: backend.run({split.sent.name: rows}, [PROBABILITIES])[PROBABILITIES],
+            "rows of zeros",
+        )
+
+    answer(2)
+    return answer(1)
 
 
 def _tensors(

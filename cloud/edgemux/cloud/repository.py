@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -45,7 +45,8 @@ class Repository:
 
     A model is replaced as a whole: all of its versions that the policy serves are loaded, checked and measured in a
     thread, while the old ones answer; then they are swapped, and the old ones closed once nobody is inside. When one of
-    them is broken the old ones stay, and the index says why.
+    them is broken the old ones stay, and the index says why. The tails of a bundle's splits are models of their own,
+    that come and go with the bundle.
     """
 
     def __init__(self, config: CloudConfig, service: CloudService, metrics: Metrics) -> None:
@@ -55,6 +56,8 @@ class Repository:
         self._metrics = metrics
         self._settings: dict[str, ModelSettings] = {}
         self._marks: dict[str, Any] = {}
+        # The tails that a configured model had when it was last loaded.
+        self._tails: dict[str, tuple[str, ...]] = {}
         self._loader = Worker("edgemux-loading", asyncio.get_running_loop())
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,13 +68,14 @@ class Repository:
             marked = mark(settings)
             far = settings.kind == "address"
             hosted = await (self._sought(settings) if far else self._opened(settings))
-            name = hosted[-1].served.name if hosted else settings.name or ""
-            if name in self._settings:
-                raise ConfigError(f"models: several are named {name}; give each a name of its own")
+            name = hosted[0].served.name if hosted else settings.name or ""
+            twice = self._taken([name, *(each.served.name for each in hosted)])
+            if twice is not None:
+                raise ConfigError(f"models: several are named {twice}; give each a name of its own")
             self._settings[name], self._marks[name] = settings, marked
-            self._service.put(name, hosted)
+            self._put(name, hosted)
             if hosted:
-                tell(_log, ModelReady(model=Name(name), versions=len(hosted)))
+                self._tell_ready(name)
             if far:
                 self._keep(self._follow(name))
         if self._config.reload_s > 0:
@@ -99,38 +103,34 @@ class Repository:
         async with self._turn:
             self._marks[name] = mark(settings)
             hosted = await self._opened(settings, name)
+            before = self._models_of(name)
             self._forget(name)
-            self._retire(self._service.put(name, hosted))
-            tell(_log, ModelReady(model=Name(name), versions=len(hosted)))
-            await self.announce(name, True)
+            self._retire(self._put(name, hosted))
+            self._tell_ready(name)
+            await self._announce(dict.fromkeys([*self._models_of(name), *before]))
 
     async def unload(self, name: str) -> None:
         """Serve a model no more; requests that are inside are answered. Raises UnknownModel."""
         self._known(name)
         async with self._turn:
-            gone = self._service.put(name, [])
+            gone = self._put(name, [])
             self._forget(name)
             for each in gone:
-                self._service.absent[name, each.served.version] = UNLOADED
+                self._service.absent[each.served.name, each.served.version] = UNLOADED
             self._retire(gone)
             tell(_log, ModelGone(model=Name(name)))
-            await self.announce(name, False)
+            await self._announce(self._models_of(name))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is configured, served or not."""
-        return tuple(self._settings)
+        """What is configured, served or not, and its tails."""
+        return tuple(model for name in self._settings for model in self._models_of(name))
 
     def announced(self, announce: Announce) -> None:
         """Tell ``announce`` of models that come and go, and now of those that are not there."""
 
-        async def tell() -> None:
-            here = {each.served.name for each in self._service.hosted}
-            for name in self._settings:
-                await announce(name, name in here)
-
         self.announce = announce
-        self._keep(tell())
+        self._keep(self._announce(self.names))
 
     async def close(self) -> None:
         """Load nothing more."""
@@ -139,8 +139,37 @@ class Repository:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._loader.stop()
 
+    async def _announce(self, names: Iterable[str]) -> None:
+        here = {each.served.name for each in self._service.hosted}
+        for name in names:
+            await self.announce(name, name in here)
+
+    def _models_of(self, name: str) -> tuple[str, ...]:
+        """A configured model and its tails."""
+        return (name, *self._tails.get(name, ()))
+
+    def _taken(self, names: Iterable[str], own: str | None = None) -> str | None:
+        """The first of ``names`` that is another model's than the configured ``own``'s."""
+        taken = {model for name in self._settings if name != own for model in self._models_of(name)}
+        return next((name for name in names if name in taken), None)
+
+    def _put(self, name: str, hosted: Sequence[Hosted]) -> list[Hosted]:
+        """Serve these versions of a configured model and of its tails; returns those that are served no more."""
+        models: dict[str, list[Hosted]] = {model: [] for model in self._models_of(name)}
+        for each in hosted:
+            models.setdefault(each.served.name, []).append(each)
+        if hosted:
+            self._tails[name] = tuple(model for model, versions in models.items() if versions and model != name)
+        return [gone for model, versions in models.items() for gone in self._service.put(model, versions)]
+
+    def _tell_ready(self, name: str) -> None:
+        for model in self._models_of(name):
+            tell(_log, ModelReady(model=Name(model), versions=len(self._service.versions(model))))
+
     def _known(self, name: str) -> ModelSettings:
         settings = self._settings.get(name)
+        if any(name in tails for tails in self._tails.values()):
+            raise InputError("model_name", "the tail of a split comes and goes with its bundle")
         if settings is None:
             raise UnknownModel("model_name", "no such model is configured here")
         return settings
@@ -149,7 +178,8 @@ class Repository:
         return any(key[0] == name and why == UNLOADED for key, why in self._service.absent.items())
 
     def _forget(self, name: str) -> None:
-        self._service.absent = {key: why for key, why in self._service.absent.items() if key[0] != name}
+        models = self._models_of(name)
+        self._service.absent = {key: why for key, why in self._service.absent.items() if key[0] not in models}
 
     async def _opened(self, settings: ModelSettings, name: str | None = None) -> list[Hosted]:
         """All versions that are to be served. Raises ArtifactError, and notes under ``name`` which is broken."""
@@ -161,9 +191,10 @@ class Repository:
         try:
             found = sources(settings)
             for at in found:
-                loaded.append(await self._load(settings, at))
-                if name is not None and loaded[-1].served.name != name:
-                    raise ArtifactError(f"{at.path.name}: is named {loaded[-1].served.name} now")
+                several = await self._load(settings, at)
+                loaded += several
+                if name is not None:
+                    self._check_again(name, at, several)
         except EdgemuxError as error:
             for each in loaded:
                 each.backend.close()
@@ -172,6 +203,15 @@ class Repository:
                 tell(_log, ModelKept(model=Name(name), why=why(error)))
             raise
         return [host(each, settings, self._config, self._metrics) for each in loaded]
+
+    def _check_again(self, name: str, at: Source, loaded: Sequence[Loaded]) -> None:
+        """Raises ArtifactError for a name that has become another, or another model's."""
+        now, *tails = (each.served.name for each in loaded)
+        if now != name:
+            raise ArtifactError(f"{at.path.name}: is named {now} now")
+        taken = self._taken(tails, name)
+        if taken is not None:
+            raise ArtifactError(f"{at.path.name}: has a split whose tail is named as another model, {taken}")
 
     async def _found(self, settings: ModelSettings) -> list[Hosted]:
         """A model of another server. Raises ConfigError, and ExecutionError when that is away, which is noted."""
@@ -210,7 +250,7 @@ class Repository:
             except EdgemuxError:
                 continue  # said by the index; as it was, not ready
 
-    async def _load(self, settings: ModelSettings, source: Source) -> Loaded:
+    async def _load(self, settings: ModelSettings, source: Source) -> tuple[Loaded, ...]:
         """``hosting.load`` in the thread. Raises what it raises, and ArtifactError for anything foreign."""
         try:
             return await self._loader.result(partial(load, settings, source, self._config))

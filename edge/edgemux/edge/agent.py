@@ -13,6 +13,8 @@ import msgspec
 from numpy.typing import NDArray
 
 from edgemux.edge.budget import Allowance, Demand, Readings, budget_for
+from edgemux.edge.candidates import Candidates
+from edgemux.edge.causes import cause_of, refusal
 from edgemux.edge.cloud_executor import Clock
 from edgemux.edge.clouds import Cloud
 from edgemux.edge.config import DriftSettings, EdgeConfig, RequestSettings
@@ -25,6 +27,7 @@ from edgemux.edge.sample import Sample
 from edgemux.edge.sampler import Sampler
 from edgemux.edge.self_check import SelfCheck
 from edgemux.edge.spans import aside, of_rows
+from edgemux.edge.split_executor import Half, SplitExecutor
 from edgemux.edge.variants import Family
 from edgemux.edge.vigil import Standing, Vigil
 from edgemux.multiplexer.bundle import Manifest
@@ -33,7 +36,6 @@ from edgemux.multiplexer.domain import (
     Budget,
     Candidate,
     Case,
-    Cost,
     Placement,
     Prediction,
     Reason,
@@ -41,26 +43,15 @@ from edgemux.multiplexer.domain import (
     Run,
     Shed,
 )
-from edgemux.multiplexer.errors import (
-    BadAnswer,
-    DeadlineExceeded,
-    ExecutionError,
-    Forbidden,
-    Incompatible,
-    Overloaded,
-    Unauthenticated,
-    Unreachable,
-    Untrusted,
-)
+from edgemux.multiplexer.errors import ExecutionError
 from edgemux.multiplexer.estimate import RateEstimate
 from edgemux.multiplexer.gates import Gates
 from edgemux.multiplexer.policy import Policy, lacks_tokens
 from edgemux.wire.forks import Home
 from edgemux.wire.tracing import Attribute, Stage, Trace
 
-# A higher level must promise at least this much more P(correct) than the answer at hand.
-REFINE_PRICE = 0.02
-LEAST_STEP = 1e-9
+# Why a split fails that says nothing against sending the whole input.
+SPLIT_UNFIT = frozenset({Reason.CLOUD_INCOMPATIBLE, Reason.DEVICE_FAILED})
 # Rows of a batch that run before others get a turn: about two milliseconds of small models.
 ROWS_A_TURN = 4
 
@@ -91,9 +82,13 @@ class Agent:
         metrics: EdgeMetrics,
         vigil: Vigil,
         fallback: Fallback | None = None,
+        splits: SplitExecutor | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
-        """``fallback``: what this is instead of the bundle that was asked for, None for that bundle."""
+        """``fallback``: what this is instead of the bundle that was asked for, None for that bundle.
+
+        ``splits``: None where the bundle has none that may be used.
+        """
         self.fallback = fallback
         self.manifest = manifest
         self.metrics = metrics
@@ -119,7 +114,15 @@ class Agent:
         self._policy = policy
         self._clock = clock
         self._cloud_route = Route(manifest.cloud.name, Placement.CLOUD)
-        self._executors: dict[Placement, Any] = {Placement.EDGE: device, Placement.CLOUD: cloud}
+        self.splits = splits
+        # What may be sent whole inputs.
+        self._open = None if config.split.never_send_raw else cloud
+        self._offers = Candidates(config, family, device, self._open, splits, purse, self._cloud_route)
+        self._executors: dict[Placement, Any] = {
+            Placement.EDGE: device,
+            Placement.CLOUD: self._open,
+            Placement.SPLIT: splits,
+        }
         self._random = random.Random()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -138,6 +141,16 @@ class Agent:
         if self.self_check is None:
             return True
         return await self.self_check.well(self.affordable_level(self.sampler.latest))
+
+    @property
+    def never_send_raw(self) -> bool:
+        """Whether whole inputs never leave the device."""
+        return self._config.split.never_send_raw
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing may leave the device at all: no whole input, and there is no split."""
+        return self.never_send_raw and self.splits is None
 
     @property
     def max_inflight(self) -> int:
@@ -189,8 +202,8 @@ class Agent:
         now = self._clock()
         if self._device.fits(1, client, left_s, now):
             return
-        if self.cloud is None or self.cloud.blocked(now, 1.0) is not None:
-            raise _refusal(Reason.OVERLOADED, self._device.backlog.wait_s)
+        if self.cloud is None or self.silent or self.cloud.blocked(now, 1.0) is not None:
+            raise refusal(Reason.OVERLOADED, self._device.backlog.wait_s)
 
     async def _each(self, samples: Sequence[Sample], arrived: float) -> list[Answer]:
         """Answer many at once; every few rows others get a turn, and so do the answers that have come back."""
@@ -229,6 +242,8 @@ class Agent:
                     drawn = self._draws()
                     if route.placement is Placement.EDGE:
                         self._ask_again(sample, reason, prediction if drawn else None, degraded)
+                    elif route.placement is Placement.SPLIT:  # it is not the cloud's word on the input itself
+                        self.vigil.passed(drawn=drawn)
                     elif self.cloud is not None and self.cloud.foreign:
                         self.vigil.met_another_model()
                     else:
@@ -240,7 +255,7 @@ class Agent:
                     if self.gallery.open:
                         self._show(sample, reason, None, False, self._clock() - arrived)
                     self._ask_again(sample, reason)
-                    raise _refusal(reason, self._device.backlog.wait_s)
+                    raise refusal(reason, self._device.backlog.wait_s)
 
     def _show(
         self, sample: Sample, reason: Reason, prediction: Prediction | None, degraded: bool, elapsed_s: float
@@ -260,16 +275,23 @@ class Agent:
                 with self._device.room_for(1, sample.client):
                     prediction = await run(route, sample, decision.timeout_s)
         except ExecutionError as error:
-            case = case.failed(route, cause_of(route, error))
+            case = self._without(case, route, cause_of(route, error), sample)
         else:
             if route.placement is Placement.EDGE:
                 prediction, again = self._look_again(prediction, sample)
-                left = {candidate.route for candidate in case.candidates}  # one attempt a route
-                again = tuple(candidate for candidate in again if candidate.route in left)
-                case = case.answered(prediction, decision.reason, again)
+                case = case.answered(prediction, decision.reason, _untried(again, case))
             else:
                 case = case.answered(prediction, decision.reason, ())
         return case.within(self._budget(sample))
+
+    def _without(self, case: Case, route: Route, cause: Reason, sample: Sample) -> Case:
+        """The case after a route failed. A split that cannot be had is no reason not to send the whole input."""
+        failed = case.failed(route, cause)
+        if route.placement is not Placement.SPLIT or cause not in SPLIT_UNFIT or self._open is None:
+            return failed
+        split = next(each for each in case.candidates if each.route == route)
+        held = 0 if case.held is None else case.held.route.level
+        return failed.joined(self._offers.whole(split.score, split.price, sample, held, self._clock()))
 
     def _look_again(self, prediction: Prediction, sample: Sample) -> tuple[Prediction, tuple[Candidate, ...]]:
         """The post-gate: confidence in the device's answer, and what the routes above it would bring now."""
@@ -291,39 +313,7 @@ class Agent:
 
     def _candidates(self, sample: Sample, scores: NDArray[Any], above: int, price: float) -> tuple[Candidate, ...]:
         """The levels above ``above``, and the cloud at ``price``, with their scores and expected costs."""
-        row = scores[0].tolist()
-        device, now = self._device, self._clock()
-        left_s, wait_s, watts = sample.deadline_s - now, device.backlog.wait_s, self._config.energy.active_watts
-        resident = len(sample.activations.chain or self.family.chain)
-        found = []
-        best = 0.0
-        for i in range(above, len(self.family.routes)):
-            route = self.family.routes[i]
-            # A higher level is never taken to be worse: the level follows what the device affords, not the input. The
-            # certificate is one per level; it would not hold for levels picked by the input.
-            row[i] = best = max(row[i], best + LEAST_STEP)
-            compute_s = device.compute[i].mean_s
-            cost = Cost(wait_s + device.latency[i].mean_s, compute_s, self.family.bytes_of[i + 1], watts * compute_s)
-            blocked = None if device.fits(i + 1, sample.client, left_s, now) else Reason.OVERLOADED
-            if i >= resident:
-                blocked = Reason.DEVICE_BUSY
-            found.append(Candidate(route, row[i], cost, REFINE_PRICE if above else 0.0, blocked))
-        if self.cloud is None:
-            found.append(Candidate(self._cloud_route, row[-1], Cost(), price, Reason.NO_CLOUD))
-        else:
-            size, tariff = self.cloud.request_bytes, self.purse.tariff
-            cost = Cost(
-                self.cloud.predict_s(now),
-                energy_j=size * tariff.joules_per_byte,
-                sent_bytes=size,
-                offloads=1,
-                money=tariff.money_per_offload + size * tariff.money_per_byte,
-            )
-            toll = self.purse.toll(now)
-            if above and self._config.limits.spend == "fully":
-                toll -= max(0.0, price)  # the toll alone is the price, but what is certified to be sent is still sent
-            found.append(Candidate(self._cloud_route, row[-1], cost, price, self.cloud.blocked(now, sample.lot), toll))
-        return tuple(found)
+        return self._offers.above(above, price, sample, scores, self._clock())
 
     def _budget(self, sample: Sample) -> Budget:
         now = self._clock()
@@ -368,12 +358,12 @@ class Agent:
 
     def _draws(self) -> bool:
         """Whether an input is drawn for an audit: by chance alone, wherever it was answered, while one is possible."""
-        if self.cloud is None or self._background:
+        if self._open is None or self._background:
             return False
         # Chance first: few are drawn, and whether the cloud may be asked costs more to find out.
         if self._random.random() >= self.vigil.audit_share:
             return False
-        return self.cloud.blocked(self._clock(), self._random.random()) is None
+        return self._open.blocked(self._clock(), self._random.random()) is None
 
     def _ask_again(
         self, sample: Sample, reason: Reason, audited: Prediction | None = None, degraded: bool = False
@@ -381,24 +371,37 @@ class Agent:
         """Send an input to the cloud with nobody waiting: to audit a kept answer, or to find out how the cloud is."""
         if self.cloud is None or self._background:
             return
-        if audited is not None or self.cloud.wants_shadow(self._clock(), reason):
-            task = asyncio.create_task(self._compare(sample, reason, audited, degraded))
+        now = self._clock()
+        half = None if self.splits is None or audited is not None else self._offered(sample, now)
+        asked = self._open if half is None else half.tail
+        if asked is None:
+            return
+        if audited is not None or asked.wants_shadow(now, reason):
+            task = asyncio.create_task(self._compare(sample, reason, audited, degraded, half))
             self._background.add(task)
             task.add_done_callback(self._background.discard)
 
-    async def _compare(self, sample: Sample, reason: Reason, kept: Prediction | None, degraded: bool) -> None:
-        """Only audits are counted: they are a random sample of what is kept, shadows are not."""
-        assert self.cloud is not None
+    def _offered(self, sample: Sample, now_s: float) -> Half | None:
+        """The split by which the input would be sent now."""
+        return None if self.splits is None else self.splits.offered(sample, len(self.family.chain), now_s)
+
+    async def _compare(
+        self, sample: Sample, reason: Reason, kept: Prediction | None, degraded: bool, half: Half | None
+    ) -> None:
+        """Only audits are counted: they are a random sample of what is kept, shadows are not. half: for a shadow."""
+        asked = self._open if half is None else self.splits
+        assert self.cloud is not None and asked is not None
         # What takes longer counts as failed in any case, and would hold the only place for finding out.
         timeout_s = min(self._config.request.default_timeout_s, self.cloud.slow_s)
         second: Prediction | None = None
         with aside(sample, Stage.SHADOW if kept is None else Stage.AUDIT) as said:
             with contextlib.suppress(ExecutionError):
                 if kept is None:
-                    second = await self.cloud.shadow(self._cloud_route, sample, timeout_s, reason)
-                else:
+                    route = self._cloud_route if half is None else half.route
+                    second = await asked.shadow(route, sample, timeout_s, reason)
+                elif self._open is not None:
                     # The certificate is about what the cloud says of the input itself.
-                    second = await self.cloud.run(self._cloud_route, sample, timeout_s, exact=True)
+                    second = await self._open.run(self._cloud_route, sample, timeout_s, exact=True)
             if kept is not None:
                 outcome = "failed" if second is None else "agree" if second.label == kept.label else "differ"
                 self.metrics.audited(outcome)
@@ -414,34 +417,12 @@ class Agent:
         self._device.close()
 
 
-def cause_of(route: Route, error: ExecutionError) -> Reason:
-    """The reason that stands for a failed route."""
-    if route.placement is Placement.EDGE:
-        return Reason.DEVICE_FAILED
-    match error:
-        case DeadlineExceeded():
-            return Reason.CLOUD_TIMEOUT
-        case Overloaded():
-            return Reason.CLOUD_OVERLOADED
-        case Untrusted():
-            return Reason.CLOUD_TLS
-        case Unreachable():
-            return Reason.CLOUD_UNREACHABLE
-        case Unauthenticated() | Forbidden():
-            return Reason.CLOUD_DENIED
-        case Incompatible():
-            return Reason.CLOUD_INCOMPATIBLE
-        case BadAnswer():
-            return Reason.CLOUD_BAD_ANSWER
-        case _:
-            return Reason.CLOUD_BAD_ANSWER
-
-
-def _refusal(reason: Reason, wait_s: float) -> ExecutionError:
-    if reason is Reason.NO_MODEL:
-        return Unreachable("no model can be run on this device, and the cloud cannot be asked")
-    if reason is Reason.OVERLOADED:
-        return Overloaded("the device is busy for longer than the deadline allows", retry_after_s=wait_s)
-    if reason is Reason.EXPIRED:
-        return DeadlineExceeded("deadline: over before anything could run")
-    return Unreachable("no route could answer")
+def _untried(again: tuple[Candidate, ...], case: Case) -> tuple[Candidate, ...]:
+    """One attempt a route, and one way to the cloud: it may by now be another one, unless that was tried."""
+    left = {candidate.route for candidate in case.candidates}
+    away = case.failure is None and any(route.placement is not Placement.EDGE for route in left)
+    return tuple(
+        candidate
+        for candidate in again
+        if candidate.route in left or (away and candidate.route.placement is not Placement.EDGE)
+    )

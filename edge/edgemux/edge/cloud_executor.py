@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
-import logging
-import math
 import secrets
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +15,9 @@ import grpc.aio
 import msgspec
 from numpy.typing import NDArray
 
+from edgemux.edge.agreement import Agreement
 from edgemux.edge.breaker import Breaker, Call, State
-from edgemux.edge.events import CloudUnserved
 from edgemux.edge.metrics import EdgeMetrics, outcome_of
-from edgemux.edge.packing import Packing
 from edgemux.edge.peer import CALL_OVERHEAD_BYTES, Peer, digest_in
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
@@ -31,34 +28,25 @@ from edgemux.multiplexer.errors import (
     BadAnswer,
     DeadlineExceeded,
     ExecutionError,
-    Forbidden,
     Incompatible,
     NotTogether,
     Overloaded,
-    Unauthenticated,
     Unreachable,
     Untrusted,
 )
 from edgemux.multiplexer.estimate import OFFLOAD_STALE_S, LinkEstimate, RecentMean, RecentShare
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import add_checksum, get_parameters, make_request
-from edgemux.wire.events import Name, tell, why
 from edgemux.wire.payload import RAW, encode, mark
 from edgemux.wire.renewed import RenewedChannel
 from edgemux.wire.service import Stub
 from edgemux.wire.status import from_peer, pushback_s
 from edgemux.wire.tracing import Attribute, Trace
 
-_log = logging.getLogger("edgemux.edge")
-
 Clock = Callable[[], float]
 
 # The longest that nothing is known about a cloud which is not asked because it was slow.
 SHADOW_S = 1.0
-# A cloud that does not serve what is wanted is asked whether it does by now when it was restarted, or this much later.
-RECHECK_S = 30.0
-# One such answer can be a damaged one; so many in a row are not.
-INCOMPATIBLE_IN_A_ROW = 2
 # A cloud that is busy, and does not say when to ask again, is left alone for so long.
 PUSHBACK_S = 0.5
 # An encoding that takes longer does not keep the event loop from everybody else.
@@ -109,7 +97,7 @@ class CloudExecutor:
         self.queue = RecentMean(stale_s=OFFLOAD_STALE_S)
         self.lost = RecentShare()
         self.request_bytes = peer.call_bytes
-        self._packing = Packing(peer.payloads)
+        self._packing = peer.packing()
         self._most_together = most_together
         # The latest error that the breaker has been told of: all rows of a call have the same.
         self._told: Callable[[], Exception | None] = lambda: None
@@ -121,18 +109,21 @@ class CloudExecutor:
         self.foreign = False
         # How the latest call ended.
         self.outcome = outcome_of(None)
-        self._incompatible = 0
-        self._unserved = Reason.CLOUD_INCOMPATIBLE
-        self._recheck_s = math.inf
-        self._reconnected = False
+        self.agreement = Agreement(index or 0, peer.model)
 
     def beside(self, peer: Peer, metrics: EdgeMetrics) -> CloudExecutor:
-        """The same cloud for another model: one channel, breaker, link and budgets; what the model says is its own."""
+        """The same cloud for another model: one channel, breaker, link and budgets; what the model says is its own.
+
+        What the tail of a split is sent is far smaller than inputs are, so what that takes on the link is its own, too.
+        """
         other = copy.copy(self)
         other._peer, other._metrics = peer, metrics
         other.request_bytes = peer.call_bytes
         other.server = RecentMean(stale_s=OFFLOAD_STALE_S)
-        other._packing = Packing(peer.payloads)
+        other._packing = peer.packing()
+        if peer.form is not None:
+            other.link = self.link.beside()
+        other.agreement = Agreement(self.index or 0, peer.model)
         other._together = Together(other._call, other._most, self._clock)
         return other
 
@@ -141,7 +132,7 @@ class CloudExecutor:
         if now_s < self.refused_until_s:
             return Reason.CLOUD_OVERLOADED
         if self.incompatible:
-            return self._unserved
+            return self.agreement.reason
         return None if self.breaker.admits(now_s, lot) else Reason.BREAKER
 
     def wants_shadow(self, now_s: float, kept_for: Reason) -> bool:
@@ -158,7 +149,7 @@ class CloudExecutor:
     @property
     def incompatible(self) -> bool:
         """Whether the cloud has said, more than once, that it does not serve what is wanted, or not to us."""
-        return self._incompatible >= INCOMPATIBLE_IN_A_ROW
+        return self.agreement.broken
 
     def _most(self) -> int:
         """Inputs in one call: servers of other make may not take several."""
@@ -190,12 +181,24 @@ class CloudExecutor:
     @property
     def unserved(self) -> str | None:
         """Why the cloud is not asked at all, None while it serves what is wanted."""
-        return self._unserved.value if self.incompatible else None
+        return self.agreement.reason.value if self.incompatible else None
 
     @property
     def encoding(self) -> str:
         """In which form inputs are sent now."""
-        return self._packing.chosen if self._ours else RAW
+        return self._packing.chosen if self._ours or self._packing.only else RAW
+
+    def offload_age_s(self, now_s: float) -> float:
+        """Seconds since the newest sample of an offload, infinite before the first."""
+        return self.link.offload_age_s(now_s)
+
+    def offload_seen(self, now_s: float) -> tuple[float, float] | None:
+        """Bytes of the newest offload, and the seconds that such take on the link; None when unknown."""
+        return self.link.offload(now_s)
+
+    def small_s(self, now_s: float) -> float | None:
+        """Seconds of a call that carries next to nothing, None when unknown."""
+        return self.link.small_s(now_s)
 
     def security(self) -> dict[str, Any]:
         """Whether the cloud is spoken to with TLS and a token, and what is wrong with that now."""
@@ -227,7 +230,8 @@ class CloudExecutor:
     ) -> Prediction:
         began = self._clock()
         exact = exact or sample.exact
-        encoding = self._packing.choose(self.link.bytes_per_s(began), timeout_s, began, exact) if self._ours else RAW
+        knows = self._ours or self._packing.only
+        encoding = self._packing.choose(self.link.bytes_per_s(began), timeout_s, began, exact) if knows else RAW
         if encoding != RAW and not self.breaker.allows(began):
             raise Unreachable("the cloud is not being asked")
         row = Row(await self._request(sample, encoding), began + timeout_s, trace)
@@ -238,7 +242,7 @@ class CloudExecutor:
             trace.put({Attribute.BYTES: size, Attribute.FORM: encoding})
         started = self._clock()
         call = self._claim(size, started)
-        self._metrics.offloaded(size)
+        self._metrics.offloaded(size, self._peer.place)
         # Whoever allows ten seconds must not be needed to find out that the cloud hangs.
         slow_s = self.breaker.slow_s
         overdue = asyncio.get_running_loop().call_later(slow_s, self.breaker.failed, call, started + slow_s)
@@ -258,7 +262,7 @@ class CloudExecutor:
             left_s = timeout_s - (self._clock() - began)
             if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                 self._packing.refused(encoding)
-                if encoding != RAW and left_s > 0:  # the form is refused, not the input: from now on it is the tensor
+                if encoding not in (RAW, self._peer.form) and left_s > 0:  # the form is refused, not the input
                     return await self._run(route, sample, left_s, exact, trace)
             raise failure from error
         except (BadAnswer, Incompatible) as error:
@@ -267,8 +271,8 @@ class CloudExecutor:
                 self.breaker.cancelled(call)
                 raise
             self._told = weakref.ref(error)
-            self._differs(error)
-            self.breaker.failed(call, self._clock())
+            self.agreement.heard(error, self._clock())
+            self._blame(call, error, self._clock())
             raise
         except BaseException:  # our caller gave up, or a defect of ours: either way this call says nothing
             self.breaker.cancelled(call)
@@ -277,7 +281,7 @@ class CloudExecutor:
             overdue.cancel()
         elapsed = self._clock() - started
         self._counted(None)
-        self._incompatible = 0
+        self.agreement.holds()
         self.breaker.succeeded(call, elapsed, self._clock())
         self._learn(reply.response, reply.size, elapsed)
         self._metrics.stage("cloud", elapsed)
@@ -343,6 +347,8 @@ class CloudExecutor:
         return Prediction(route, label, row, float(row[label]), self.index)
 
     def _cause(self, error: grpc.aio.AioRpcError) -> ExecutionError:
+        if self._peer.form is not None and error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+            return Incompatible("the cloud does not take what the head makes")
         cause = from_peer(error.code(), error.details())
         # A server that refuses our certificate just hangs up: only we can know why.
         trouble = self._secured.trouble() if self._secured and isinstance(cause, Unreachable) else None
@@ -354,7 +360,7 @@ class CloudExecutor:
         now = self._clock()
         self.lost.observe(isinstance(error, DeadlineExceeded | Unreachable), now)
         self._counted(error)
-        self._differs(error)
+        self.agreement.heard(error, now)
         if isinstance(error, Overloaded):
             # The cloud is well, and says when to come back.
             self.breaker.succeeded(call, 0.0, now)
@@ -366,25 +372,19 @@ class CloudExecutor:
             self.link.observe(size, now - started, now)
         elif isinstance(error, Unreachable):
             self.link.forget()
-        self.breaker.failed(call, now)
+        self._blame(call, error, now)
         return error
+
+    def _blame(self, call: Call, error: ExecutionError, now_s: float) -> None:
+        """A cloud that lacks the tail of a split, or has another one, is well: it may be sent the whole input."""
+        if self._peer.form is not None and isinstance(error, Incompatible):
+            self.breaker.succeeded(call, 0.0, now_s)
+        else:
+            self.breaker.failed(call, now_s)
 
     def _counted(self, error: ExecutionError | None) -> None:
         self.outcome = outcome_of(error)
         self._metrics.called(self.index or 0, error)
-
-    def _differs(self, error: ExecutionError) -> None:
-        """Count what says that the cloud does not serve what is wanted; said once in the log, until it does."""
-        if not isinstance(error, Incompatible | Unauthenticated | Forbidden):
-            self._incompatible = 0
-            return
-        self._incompatible += 1
-        self._unserved = Reason.CLOUD_INCOMPATIBLE if isinstance(error, Incompatible) else Reason.CLOUD_DENIED
-        if self._incompatible == INCOMPATIBLE_IN_A_ROW:
-            self._recheck_s = self._clock() + RECHECK_S
-            self._reconnected = False
-            model, reason = Name(self._peer.model), Name(self._unserved.value)
-            tell(_log, CloudUnserved(peer=self.index or 0, model=model, reason=reason, why=why(error)))
 
     def _learn(self, response: Any, size: int, elapsed: float) -> None:
         parameters = get_parameters(response)
@@ -430,16 +430,12 @@ class CloudExecutor:
             self.link.observe(CALL_OVERHEAD_BYTES, now - started, now)
 
     async def _shake_hands(self, timeout_s: float, now_s: float) -> None:
-        """Ask a cloud that did not serve what is wanted whether it does by now: after a reconnection, or RECHECK_S."""
-        if self._channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
-            self._reconnected = True
-            return
-        if not self._reconnected and now_s < self._recheck_s:
+        """Ask a cloud that did not serve what is wanted whether it does by now."""
+        connected = self._channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
+        if not self.agreement.may_ask(connected, now_s):
             return
         try:
             reply = await self._stub.ModelReady(oip.ModelReadyRequest(name=self._peer.model), timeout=timeout_s)
         except grpc.aio.AioRpcError:  # nothing was said: the next tick asks again
             return
-        self._reconnected, self._recheck_s = False, now_s + RECHECK_S
-        if reply is not None and reply.ready:
-            self._incompatible = 0
+        self.agreement.asked(reply is not None and reply.ready, now_s)

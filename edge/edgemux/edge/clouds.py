@@ -69,6 +69,18 @@ class Clouds:
                 best[name] = known if value is None else value if known is None else pick(known, value)
         return best
 
+    def offload_age_s(self, now_s: float) -> float:
+        """Seconds since the newest sample of an offload to any of them."""
+        return min(peer.offload_age_s(now_s) for peer in self.peers)
+
+    def offload_seen(self, now_s: float) -> tuple[float, float] | None:
+        """Of the cloud that was sent an offload last: its bytes, and the seconds that such take on the link."""
+        return min(self.peers, key=lambda peer: peer.offload_age_s(now_s)).offload_seen(now_s)
+
+    def small_s(self, now_s: float) -> float | None:
+        """Of the cloud that was sent an offload last: seconds of a call that carries next to nothing."""
+        return min(self.peers, key=lambda peer: peer.offload_age_s(now_s)).small_s(now_s)
+
     def blocked(self, now_s: float, lot: float) -> Reason | None:
         """Why the input that drew ``lot`` must not be sent to any cloud, None when it may be to one."""
         causes = [peer.blocked(now_s, lot) for peer in self.peers]

@@ -18,6 +18,7 @@ from edgemux.edge.metrics import EnergyProxy
 from edgemux.edge.peer import OutputKind
 from edgemux.edge.purse import BudgetSettings, PriceSettings
 from edgemux.edge.scheduler import SchedulerSettings
+from edgemux.edge.split_planning import SplitSettings
 from edgemux.multiplexer.limits import TokenBucket, allowed_s
 from edgemux.wire.log_format import LogOptions
 from edgemux.wire.process import Listen
@@ -257,6 +258,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     applications: tuple[ApplicationSettings, ...] = ()
     cloud: CloudSettings = CloudSettings()
     listen: Listen = Listen(grpc_port=9001, http_port=9000, metrics_port=9002)
+    split: SplitSettings = SplitSettings()
     limits: LimitSettings = LimitSettings()
     request: RequestSettings = RequestSettings()
     breaker: BreakerSettings = BreakerSettings()

@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError
 from edgemux.multiplexer.estimate import DurationEstimate
 from edgemux.multiplexer.onnx_model import Stop
 from edgemux.wire.tracing import Attribute, Stage
+
+T = TypeVar("T")
 
 # A model that takes longer than this leaves the event loop for a thread: a hop costs 0.15-0.2 ms, blocking costs all.
 INLINE_S = 0.002
@@ -80,13 +83,17 @@ class DeviceExecutor:
         self._metrics.stage("device", elapsed)
         if sample.trace is not None:
             _traced(sample, route, elapsed)
-        self.spent_s += cpu_s
-        self._spent(cpu_s)
+        self.charge(cpu_s)
         row = probabilities[0]
         label = int(row.argmax())
         if not np.isfinite(row).all():
             raise ExecutionError("the device model gave no finite answer")
         return Prediction(route, label, row, float(row[label]))
+
+    def charge(self, cpu_s: float) -> None:
+        """A model has used this much of the device's CPU."""
+        self.spent_s += cpu_s
+        self._spent(cpu_s)
 
     def inline(self, level: int) -> bool:
         """Whether a level is quick enough to run on the event loop; there nothing ever waits."""
@@ -109,10 +116,14 @@ class DeviceExecutor:
     @contextlib.contextmanager
     def room_for(self, level: int, client: str) -> Iterator[None]:
         """Keep the time that a level takes, as long as something else may still leave the device to answer."""
-        work_s = 0.0 if self.inline(level) else self.latency[level - 1].mean_s
-        if work_s == 0.0:
+        if self.inline(level):
             yield
             return
+        with self._room(client, self.latency[level - 1].mean_s):
+            yield
+
+    @contextlib.contextmanager
+    def _room(self, client: str, work_s: float) -> Iterator[None]:
         self.backlog.enter(client, work_s)
         try:
             yield
@@ -120,13 +131,20 @@ class DeviceExecutor:
             self.backlog.leave(client, work_s)
 
     async def _in_thread(self, level: int, sample: Sample, timeout_s: float) -> tuple[NDArray[Any], float, float]:
-        """``_timed`` beside the event loop; when nobody waits any more it ends within a node, or is never begun."""
+        """``_timed`` beside the event loop."""
+        work = partial(self._timed, level, sample.activations)
+        return await self.beside_the_loop(work, self.latency[level - 1].mean_s, sample.client, timeout_s)
+
+    async def beside_the_loop(self, work: Callable[[Stop], T], mean_s: float, client: str, timeout_s: float) -> T:
+        """``work`` in the device's thread; when nobody waits any more it ends within a node, or is never begun.
+
+        Raises TimeoutError, and what ``work`` raises.
+        """
         stop = Stop()
-        with self.room_for(level, sample.client):
+        with self._room(client, mean_s):
             loop = asyncio.get_running_loop()
-            work = loop.run_in_executor(self._thread, self._timed, level, sample.activations, stop)
             try:
-                return await asyncio.wait_for(work, timeout_s)
+                return await asyncio.wait_for(loop.run_in_executor(self._thread, work, stop), timeout_s)
             except BaseException:
                 stop.now()
                 raise

@@ -123,6 +123,12 @@ class ModelLoaded(Event, frozen=True, kw_only=True):
     bytes: int
 
 
+class NothingMayBeSent(Warned, frozen=True, kw_only=True):
+    """`never_send_raw` is set, and the bundle has no split that may be used: the device answers alone."""
+
+    model: Name
+
+
 class SensorLost(Warned, frozen=True, kw_only=True):
     """A sensor says nothing, or what cannot be: its readings are unknown, and what is unknown does not limit."""
 
@@ -168,6 +174,7 @@ EDGE_EVENTS: tuple[type[Event], ...] = (
     BundleFallback,
     BundleUnusable,
     ModelLoaded,
+    NothingMayBeSent,
     SensorLost,
     WatchFailed,
     RequestLogFailed,

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemux.edge.events import BundleFallback, BundleUnusable, ModelLoaded
+from edgemux.edge.heads import Head, load_heads
+from edgemux.edge.split_planning import SplitSettings, usable_splits
 from edgemux.edge.variants import Family
 from edgemux.multiplexer.bundle import Bundle, Manifest
 from edgemux.multiplexer.chain import Golden
@@ -53,31 +55,39 @@ class CloudGates:
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """A bundle in memory. ``golden``: what its models must answer, None where none of them runs here."""
+    """A bundle in memory. ``golden``: what its models must answer, None where none of them runs here. ``heads``: of the
+    splits that may be used.
+    """
 
     bundle: Bundle
     family: Family
     gates: Gates | CloudGates
     golden: Golden | None
     fallback: Fallback | None = None
+    heads: tuple[Head, ...] = ()
 
 
 def load(
-    folder: Path, previous: Path | None, name: str | None, has_cloud: bool, most_bytes: float = math.inf
+    folder: Path,
+    previous: Path | None,
+    name: str | None,
+    has_cloud: bool,
+    most_bytes: float = math.inf,
+    split: SplitSettings | None = None,
 ) -> Loaded:
     """The bundle in ``folder``, under ``name`` where one is given, or what can be had instead; see the log for why.
 
-    Levels that do not fit ``most_bytes`` are not loaded.
+    Levels that do not fit ``most_bytes`` are not loaded. split: how splits may be used, None: not at all.
 
     Raises ArtifactError naming what is wrong with the bundle in ``folder`` when nothing else can be had either.
     """
     try:
-        return _said(_whole(folder, name, most_bytes))
+        return _said(_whole(folder, name, most_bytes, split))
     except ArtifactError as error:
         wrong = error
     if previous is not None:
         try:
-            loaded = msgspec.structs.replace(_whole(previous, name, most_bytes), fallback=Fallback.PREVIOUS)
+            loaded = msgspec.structs.replace(_whole(previous, name, most_bytes, split), fallback=Fallback.PREVIOUS)
             return _said(loaded, wrong)
         except ArtifactError as error:
             tell(_log, BundleUnusable(why=why(error)))
@@ -108,10 +118,14 @@ def _opened(folder: Path, name: str | None) -> Bundle:
     return bundle if name is None else bundle.named(name)
 
 
-def _whole(folder: Path, name: str | None, most_bytes: float) -> Loaded:
+def _whole(folder: Path, name: str | None, most_bytes: float, split: SplitSettings | None) -> Loaded:
     """Raises ArtifactError naming the first file that is wrong."""
     bundle = _opened(folder, name)
     family, gates, golden = Family(bundle, most_bytes), Gates(bundle), Golden(bundle)
     family.check(golden, bundle.manifest)
     gates.check(golden, bundle.manifest)
-    return Loaded(bundle, family, gates, golden)
+    splits = () if split is None else usable_splits(bundle.manifest, split)
+    heads = load_heads(bundle, splits, golden, family.chain)
+    if split is not None and split.never_send_raw:
+        heads = tuple(head for head in heads if not head.passes_on)
+    return Loaded(bundle, family, gates, golden, heads=heads)

@@ -44,7 +44,7 @@ REFUSALS = ("input", "unknown_model", "too_large", "expired", "overloaded", "fai
 AUDITS = ("agree", "differ", "failed")
 ENDS = ("low", "high")
 DIRECTIONS = ("raise", "lower")
-# Where inputs are answered.
+# Where inputs are answered, by bundles without splits.
 PLACES = (Placement.EDGE, Placement.CLOUD)
 # Instead of the name of a model, or a variant, that nobody knows.
 NOBODY = "other"
@@ -126,23 +126,28 @@ class EdgeMetrics(Doorway):
     """
 
     def __init__(
-        self, model: str, variants: tuple[str, ...], energy: EnergyProxy, beside: EdgeMetrics | None = None
+        self,
+        model: str,
+        variants: tuple[str, ...],
+        energy: EnergyProxy,
+        beside: EdgeMetrics | None = None,
+        splits: tuple[str, ...] = (),
     ) -> None:
         """``variants``: the levels' by rising level, then the cloud's. ``beside``: the metrics of another model of this
-        process, None for the first.
+        process, None for the first. ``splits``: the routes with a head here and a tail there.
         """
         if beside is None:
             super().__init__(model, ProcessRegistry(), {})
         else:
             super().__init__(model, beside.registry, beside._families)
         self._energy = energy
-        self._request_metrics(variants)
+        self._request_metrics(variants, splits)
         self._offload_metrics()
         self._budget_metrics()
         self._device_metrics()
         self._certificate_metrics()
 
-    def _request_metrics(self, variants: tuple[str, ...]) -> None:
+    def _request_metrics(self, variants: tuple[str, ...], splits: tuple[str, ...]) -> None:
         model = self._model
         self._requests = self._counter("edgemux_requests", "Answered inputs.", "model", "route", "variant", "reason")
         duration = self._histogram(
@@ -157,17 +162,21 @@ class EdgeMetrics(Doorway):
         )
         joules = self._counter("edgemux_energy_joules", "Energy by the proxy in the configuration.", "model", "route")
         self.log_dropped = self._counter("edgemux_log_dropped", "Lines of the request log that were given up.")
-        self._durations = {place: duration.labels(model, place.value) for place in PLACES}
-        self._joules = {place: joules.labels(model, place.value) for place in PLACES}
+        places = (*PLACES, Placement.SPLIT) if splits else PLACES
+        self._durations = {place: duration.labels(model, place.value) for place in places}
+        self._joules = {place: joules.labels(model, place.value) for place in places}
         self._stages = {name: stage.labels(name) for name in STAGES}
         self._answers: dict[tuple[Placement, str, Reason], Counter] = {}
-        self._variants = frozenset(variants)
+        self._variants = frozenset((*variants, *splits))
         # A rate over a counter that appears late misses its first increase: what is usual is there from the start.
         for level in variants[:-1]:
             self._answered_by(Placement.EDGE, level, Reason.CONFIDENT)
         for cloud in variants[-1:]:
             self._answered_by(Placement.CLOUD, cloud, Reason.OFFLOADED)
             self._answered_by(Placement.CLOUD, cloud, Reason.DEFERRED)
+        for split in splits:
+            self._answered_by(Placement.SPLIT, split, Reason.OFFLOADED)
+            self._answered_by(Placement.SPLIT, split, Reason.DEFERRED)
 
     def _offload_metrics(self) -> None:
         self._bytes = self._counter("edgemux_offload_bytes", "Bytes sent to the cloud.")
@@ -242,9 +251,9 @@ class EdgeMetrics(Doorway):
         for outcome in AUDITS:
             self._audits.labels(model, outcome)
 
-    def of_another(self, model: str, variants: tuple[str, ...] = ()) -> EdgeMetrics:
+    def of_another(self, model: str, variants: tuple[str, ...] = (), splits: tuple[str, ...] = ()) -> EdgeMetrics:
         """The metrics of another model of the same process."""
-        return EdgeMetrics(model, variants, self._energy, beside=self)
+        return EdgeMetrics(model, variants, self._energy, self, splits)
 
     def asks(self, clouds: int) -> None:
         """So many clouds may be asked: every end of a call to each of them is there from the start."""
@@ -279,11 +288,11 @@ class EdgeMetrics(Doorway):
         """A stage took this long; ``name`` is one of STAGES."""
         self._stages[name].observe(elapsed_s)
 
-    def offloaded(self, sent_bytes: int) -> None:
-        """An input is being sent to the cloud."""
+    def offloaded(self, sent_bytes: int, place: Placement = Placement.CLOUD) -> None:
+        """An input is being sent to the cloud, whole or as what a head makes of it."""
         self._attempts.inc()
         self._bytes.inc(sent_bytes)
-        self._joules[Placement.CLOUD].inc(sent_bytes * self._energy.joules_per_byte)
+        self._joules[place].inc(sent_bytes * self._energy.joules_per_byte)
 
     def sent_together(self, rows: int) -> None:
         """A call with so many inputs was answered."""

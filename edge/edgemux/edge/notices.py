@@ -86,6 +86,17 @@ class Notices:
                 elif key in self._unserved:
                     self._unserved.discard(key)
                     yield CloudServes(peer=number, model=key[0])
+            yield from self._tails(agent)
+
+    def _tails(self, agent: Agent) -> Iterator[Event]:
+        for half in () if agent.splits is None else agent.splits.halves.values():
+            for number, peer in enumerate(half.tail.peers):
+                key = Name(peer.agreement.model), number
+                if peer.incompatible:
+                    self._unserved.add(key)
+                elif key in self._unserved:
+                    self._unserved.discard(key)
+                    yield CloudServes(peer=number, model=key[0])
 
     def _spent(self, purse: Purse, now_s: float) -> Iterator[Event]:
         left = purse.left(now_s)

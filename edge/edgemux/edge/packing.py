@@ -9,7 +9,7 @@ import math
 
 import msgspec
 
-from edgemux.multiplexer.bundle import Manifest, Payload
+from edgemux.multiplexer.bundle import Manifest, Payload, Split
 from edgemux.multiplexer.estimate import RecentMean
 from edgemux.wire.payload import LOSSLESS, RAW, encodings
 
@@ -37,23 +37,50 @@ def usable(manifest: Manifest, max_loss: float) -> tuple[Payload, ...]:
     fine = [
         each
         for each in others
-        if each.encoding in known and (each.encoding in LOSSLESS or most_lost(raw, each) <= max_loss)
+        if each.encoding in known and (each.encoding in LOSSLESS or most_lost(raw.accuracy, each) <= max_loss)
     ]
     return (raw, *fine) if fine else ()
 
 
-def most_lost(raw: Payload, lossy: Payload) -> float:
-    """Upper end, at 95 %, of the accuracy that a form loses: one-sided, for differences of paired shares; more than 0.
+def most_lost(accuracy: float, lossy: Payload | Split) -> float:
+    """Upper end, at 95 %, of what a form loses of ``accuracy``: one-sided, for differences of paired shares; over 0.
 
     The difference of an input is -1, 0 or 1, and 0 unless its label changes, so its variance is at most the share of
     changed labels. With 3 / n on top (the rule of three) none seen of n does not mean none.
     """
     changed = lossy.changed + 3.0 / lossy.n
-    return max(0.0, raw.accuracy - lossy.accuracy) + Z95 * math.sqrt(changed / lossy.n)
+    return max(0.0, accuracy - lossy.accuracy) + Z95 * math.sqrt(changed / lossy.n)
+
+
+class OneForm:
+    """What has one form only: what a head makes. Not thread-safe; time is passed in."""
+
+    only = True
+
+    def __init__(self, form: str) -> None:
+        self.chosen = form
+        self._encode_s = RecentMean(stale_s=REMEMBERED_S)
+
+    def choose(self, bytes_per_s: float | None, left_s: float, now_s: float, exact: bool = False) -> str:
+        """That form."""
+        return self.chosen
+
+    def encode_s(self, now_s: float, encoding: str | None = None) -> float:
+        """Seconds that it takes to make, 0 while that is not known."""
+        return self._encode_s.mean(now_s) or 0.0
+
+    def encoded(self, encoding: str, elapsed_s: float, now_s: float) -> None:
+        """It was made on this device in ``elapsed_s``."""
+        self._encode_s.observe(elapsed_s, now_s)
+
+    def refused(self, encoding: str) -> None:
+        """There is no other."""
 
 
 class Packing:
     """The choice for one model at one cloud. Not thread-safe; time is passed in."""
+
+    only = False
 
     def __init__(self, payloads: tuple[Payload, ...]) -> None:
         """payloads: what ``usable`` gives."""

@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemux.edge.packing import usable
-from edgemux.multiplexer.bundle import Manifest, Payload, Preprocessing, Tensor
+from edgemux.edge.packing import OneForm, Packing, usable
+from edgemux.multiplexer.bundle import Manifest, Payload, Preprocessing, Split, Tensor, tail_model
 from edgemux.multiplexer.chain import PROBABILITIES
+from edgemux.multiplexer.domain import Placement
 from edgemux.multiplexer.errors import BadAnswer
 from edgemux.wire.codec import DTYPES, MODEL_DIGEST, read_outputs
 
@@ -28,7 +29,8 @@ class Peer(msgspec.Struct, frozen=True):
 
     accept_others: whether answers of a model with another digest count. kind: what its output is; of logits the agent
     makes probabilities. payloads: forms in which an input may be sent to one of our own servers, raw first, none for
-    the tensor alone; preprocessing: what those servers make of a picture.
+    the tensor alone; preprocessing: what those servers make of a picture. form: the only one, where the peer serves the
+    tail of a split.
     """
 
     model: str
@@ -39,6 +41,23 @@ class Peer(msgspec.Struct, frozen=True):
     kind: OutputKind = "probabilities"
     payloads: tuple[Payload, ...] = ()
     preprocessing: Preprocessing | None = None
+    form: str | None = None
+
+    @property
+    def place(self) -> Placement:
+        """Where an input is answered that is sent there."""
+        return Placement.CLOUD if self.form is None else Placement.SPLIT
+
+    def packing(self) -> Packing | OneForm:
+        """The choice of the form in which inputs are sent."""
+        return Packing(self.payloads) if self.form is None else OneForm(self.form)
+
+    @classmethod
+    def of_tail(cls, manifest: Manifest, split: Split, digest: str, model: str) -> Peer:
+        """The peer that serves the tail of a split, in a cloud that calls the bundle's model ``model``."""
+        own = next(tensor for tensor in manifest.outputs if tensor.name == PROBABILITIES)
+        size = math.ceil(split.bytes) + MESSAGE_BYTES + CALL_OVERHEAD_BYTES
+        return cls(tail_model(model, split.name), own, digest, size, form=f"bits{split.bits}")
 
     @classmethod
     def of(

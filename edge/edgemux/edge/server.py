@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -16,6 +17,7 @@ from edgemux.edge.cloud_executor import CloudExecutor
 from edgemux.edge.clouds import Cloud, Clouds
 from edgemux.edge.config import ApplicationSettings, CloudSettings, EdgeConfig
 from edgemux.edge.device_executor import DeviceExecutor
+from edgemux.edge.events import NothingMayBeSent
 from edgemux.edge.gallery import Gallery
 from edgemux.edge.gauges import export_settings
 from edgemux.edge.loading import Loaded, load
@@ -27,6 +29,8 @@ from edgemux.edge.request_log import RequestLog
 from edgemux.edge.sampler import Sampler
 from edgemux.edge.self_check import SelfCheck
 from edgemux.edge.service import EdgeService
+from edgemux.edge.split_executor import Half, SplitExecutor
+from edgemux.edge.split_planning import SplitChoice, whole_ways
 from edgemux.edge.store import Store
 from edgemux.edge.variants import give_back
 from edgemux.edge.vigil import Vigil
@@ -37,9 +41,12 @@ from edgemux.multiplexer.domain import Placement
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.policy import Policy
 from edgemux.wire.channel import open_renewed_channel
+from edgemux.wire.events import Name, tell
 from edgemux.wire.process import Serving, run
 from edgemux.wire.renewed import RenewedChannel
 from edgemux.wire.tracing import open_tracer
+
+_log = logging.getLogger("edgemux.edge")
 
 # An answer is a few hundred bytes; what is far larger is not one.
 MAX_ANSWER_BYTES = 2**20
@@ -128,7 +135,10 @@ def _loaded(config: EdgeConfig) -> list[Loaded]:
     loaded: list[Loaded] = []
     for each in config.every_application():
         room = memory_bytes - sum(other.family.resident_bytes for other in loaded)
-        loaded.append(load(each.bundle, each.previous_bundle, each.name, bool(config.cloud.every_address()), room))
+        has_cloud = bool(config.cloud.every_address())
+        answers = has_cloud and not config.split.never_send_raw
+        split = config.split if has_cloud else None
+        loaded.append(load(each.bundle, each.previous_bundle, each.name, answers, room, split))
         if _is_tight(config):
             loaded[-1].family.lower_to(1)
     smallest = [each.family.bytes_of.get(1, 0) for each in loaded]
@@ -152,13 +162,13 @@ def _agent(
     manifest = bundle.manifest
     if isinstance(policy, Learned):
         policy.check(len(manifest.classes))
-    routes = manifest.multiplexer.routes
+    routes, splits = manifest.multiplexer.routes, tuple(head.split.name for head in loaded.heads)
     if first is None:
-        metrics = EdgeMetrics(manifest.name, routes, config.energy)
+        metrics = EdgeMetrics(manifest.name, routes, config.energy, splits=splits)
         metrics.asks(len(channels))
         export_settings(metrics, config)
     else:
-        metrics = first.metrics.of_another(manifest.name, routes)
+        metrics = first.metrics.of_another(manifest.name, routes, splits)
     for delta in family.loads:
         metrics.paged(delta.seconds, delta.bytes)
 
@@ -183,13 +193,41 @@ def _agent(
     vigil = Vigil(manifest, drift, config.audit_share if family.routes else 0.0)
     family.raise_to(family.highest)
     metrics.degraded(loaded.fallback)
+    halves = None if cloud is None else _splits(config, loaded, peer, cloud, device, metrics)
+    gates, fallback = loaded.gates, loaded.fallback
     agent = Agent(
-        manifest, config, family, loaded.gates, policy, device, cloud, purse, sampler, metrics, vigil, loaded.fallback
+        manifest, config, family, gates, policy, device, cloud, purse, sampler, metrics, vigil, fallback, halves
     )
     if loaded.golden is not None:
-        device.warm_up({name: array[:1] for name, array in loaded.golden.inputs.items()})
+        one = {name: array[:1] for name, array in loaded.golden.inputs.items()}
+        device.warm_up(one)
+        if halves is not None:
+            halves.warm_up(one)
         agent.self_check = SelfCheck(loaded.golden, manifest, device.answer)
     return agent
+
+
+def _splits(
+    config: EdgeConfig, loaded: Loaded, peer: Peer, cloud: Cloud, device: DeviceExecutor, metrics: EdgeMetrics
+) -> SplitExecutor | None:
+    """The splits of a bundle that may be used, None without any; said where nothing may be sent for lack of one."""
+    settings, bundle = config.split, loaded.bundle
+    manifest = bundle.manifest
+    if not loaded.heads:
+        if settings.never_send_raw:
+            tell(_log, NothingMayBeSent(model=Name(manifest.name)))
+        return None
+    halves = [
+        Half(
+            head,
+            cloud.beside(Peer.of_tail(manifest, head.split, bundle.sha256(head.split.tail), peer.model), metrics),
+        )
+        for head in loaded.heads
+    ]
+    splits = [head.split for head in loaded.heads]
+    whole = settings.use == "auto" and not settings.never_send_raw
+    choice = SplitChoice(manifest, splits, whole_ways(manifest, peer.payloads, peer.call_bytes) if whole else ())
+    return SplitExecutor(halves, choice, cloud, device, loaded.family, metrics, settings.never_send_raw)
 
 
 def _purse(config: EdgeConfig, call_bytes: float, kept: dict[str, float] | None) -> Purse:

@@ -74,7 +74,15 @@ def status_of(agent: Agent) -> dict[str, Any]:
         "inputs_per_second": round(agent.rate.per_s(now), 3),
         "certificate": _certificate(agent),
         "drift": _drift(agent),
-    }
+    } | _split(agent, now)
+
+
+def _split(agent: Agent, now_s: float) -> dict[str, Any]:
+    """Nothing where there is nothing to say: no split, and whole inputs may be sent."""
+    if agent.splits is None and not agent.never_send_raw:
+        return {}
+    said: dict[str, Any] = {"never_send_raw": agent.never_send_raw, "answers_alone": agent.silent}
+    return {"split": said | ({} if agent.splits is None else agent.splits.status(now_s))}
 
 
 def _certificate(agent: Agent) -> dict[str, Any]:

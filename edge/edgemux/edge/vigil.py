@@ -203,6 +203,11 @@ class Vigil:
             seen = Comparison(sample.epoch, device.route.level, surest, device.label != cloud.label, kept, drawn)
         self._comparisons.append(seen)
 
+    def passed(self, *, drawn: bool) -> None:
+        """An input was answered elsewhere, but not by the cloud model itself: not kept, and nothing to compare with."""
+        if self._settings.enabled and drawn:
+            self._comparisons.append(Comparison(self.terms.epoch, 0, 0.0, False, False, drawn))
+
     def met_another_model(self) -> None:
         """The cloud has answered with another model than the certificate is about."""
         self._other_model = True

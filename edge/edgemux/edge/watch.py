@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from edgemux.edge.agent import Agent
 from edgemux.edge.budget import Readings
+from edgemux.edge.cloud_executor import CloudExecutor
 from edgemux.edge.events import WatchFailed
 from edgemux.edge.gauges import export
 from edgemux.edge.notices import Notices
@@ -62,9 +63,14 @@ async def _step(agents: Sequence[Agent]) -> None:
 
 def _due(agents: Sequence[Agent], interval_s: float, now_s: float) -> bool:
     cloud = agents[0].cloud
-    if cloud is None or all(peer.link.age_s(now_s) < interval_s for peer in cloud.peers):
+    if cloud is None or all(_link_age_s(agents[0], peer, now_s) < interval_s for peer in cloud.peers):
         return False
     return sum(agent.rate.per_s(now_s) for agent in agents) > QUIET_INPUTS_PER_S
+
+
+def _link_age_s(agent: Agent, peer: CloudExecutor, now_s: float) -> float:
+    """Since the link was measured: any call does, but the choice among splits is between calls of different sizes."""
+    return peer.link.age_s(now_s) if agent.splits is None else peer.link.small_age_s(now_s)
 
 
 async def _probe(agents: Sequence[Agent], interval_s: float) -> None:
@@ -74,8 +80,9 @@ async def _probe(agents: Sequence[Agent], interval_s: float) -> None:
         asked = [
             peer
             for peer in (() if agent.cloud is None else agent.cloud.peers)
-            if peer.incompatible or (agent is agents[0] and peer.link.age_s(now_s) >= interval_s)
+            if peer.incompatible or (agent is agents[0] and _link_age_s(agent, peer, now_s) >= interval_s)
         ]
+        asked += [] if agent.splits is None else agent.splits.unserved
         await asyncio.gather(*(peer.ping(timeout_s=1.0) for peer in asked))
     await asyncio.sleep(TICK_S)
 
@@ -100,6 +107,9 @@ def sense(agents: Sequence[Agent], now_s: float) -> None:
     values["inputs_per_second"] = sum(agent.rate.per_s(now_s) for agent in agents)
     if first.cloud is not None:
         values |= first.cloud.readings(now_s)
+        link = None if first.splits is None else first.splits.link(now_s)
+        if link is not None and link[1] < float("inf"):  # also while only splits are sent
+            values["link_bytes_per_second"] = link[1]
     first.metrics.sensed(values)
     first.metrics.aged(first.sampler.ages_s(now_s))
     for agent in agents:

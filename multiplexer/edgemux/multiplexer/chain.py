@@ -25,14 +25,16 @@ class Activations:
     """What the levels run so far on one input have left behind: tensors by name, and the highest level run.
 
     chain: the levels that the input is to be answered with, where others may come and go meanwhile.
+    kept: a level's probabilities that nobody was answered with yet, since it was run for what it leaves behind.
     """
 
-    __slots__ = ("chain", "pool", "reached")
+    __slots__ = ("chain", "kept", "pool", "reached")
 
     def __init__(self, tensors: Mapping[str, Array]) -> None:
         self.pool: dict[str, Array] = dict(tensors)
         self.reached = 0
         self.chain: Chain | None = None
+        self.kept: tuple[int, Array] | None = None
 
 
 class Chain:
@@ -53,16 +55,23 @@ class Chain:
         return len(self._deltas)
 
     def run(self, level: int, activations: Activations, stop: Stop | None = None) -> Array:
-        """Probabilities FP32 [N, classes] of a level above ``activations.reached``; only what is new is run."""
+        """Probabilities FP32 [N, classes] of a level; only what is new is run, and the level's own graph."""
         pool = activations.pool
-        for index in range(activations.reached, level):
+        if activations.kept is not None and activations.kept[0] == level:
+            return activations.kept[1]
+        for index in range(min(activations.reached, level - 1), level):
             delta, wanted = self._deltas[index], self._states[index]
             if index == level - 1:
                 wanted = [PROBABILITIES, *wanted]
             results = delta.run({name: pool[name] for name in delta.inputs}, wanted, stop)
             pool.update(zip(wanted, results, strict=True))
-        activations.reached = level
+        activations.reached = max(activations.reached, level)
         return pool.pop(PROBABILITIES)
+
+    def reach(self, level: int, activations: Activations, stop: Stop | None = None) -> None:
+        """See that what the levels up to ``level`` leave behind is there; its answer is kept for whoever asks."""
+        if activations.reached < level:
+            activations.kept = level, self.run(level, activations, stop)
 
     def answer(self, tensors: Mapping[str, Array], level: int | None = None) -> Array:
         """Probabilities FP32 [N, classes] of one level, by default the last, from nothing but the input."""
@@ -119,14 +128,16 @@ class Golden:
         return array
 
 
-def probabilities(file: str, shape: tuple[int, int], answer: Callable[[], Array]) -> Array:
+def probabilities(
+    file: str, shape: tuple[int, int], answer: Callable[[], Array], given_to: str = "the bundle's golden inputs"
+) -> Array:
     """``answer()``, which must be FP32 of ``shape``, finite and in [0, 1]. Raises ArtifactError naming ``file``."""
     try:
         given = answer()
     except Exception as error:  # a graph that loads may still fail to run, with any of the library's types
-        raise ArtifactError(f"{file}: fails on the bundle's golden inputs") from error
+        raise ArtifactError(f"{file}: fails on {given_to}") from error
     if not isinstance(given, np.ndarray) or given.shape != shape or given.dtype != np.float32:
-        raise ArtifactError(f"{file}: does not answer the bundle's golden inputs with FP32 {list(shape)}")
+        raise ArtifactError(f"{file}: does not answer {given_to} with FP32 {list(shape)}")
     if not ((given >= -ROUNDING) & (given <= 1 + ROUNDING)).all():  # false for what is not a number, too
-        raise ArtifactError(f"{file}: answers the bundle's golden inputs with what are not probabilities")
+        raise ArtifactError(f"{file}: answers {given_to} with what are not probabilities")
     return given

@@ -162,6 +162,10 @@ class Case(msgspec.Struct, frozen=True):
         rest = tuple(candidate for candidate in self.candidates if candidate.route != route)
         return Case(self.budget, rest, self.held, self.chosen, cause)
 
+    def joined(self, candidate: Candidate) -> Case:
+        """The same case with one more route."""
+        return Case(self.budget, (*self.candidates, candidate), self.held, self.chosen, self.failure)
+
     def within(self, budget: Budget) -> Case:
         """The same case with what is left of the budget."""
         return Case(budget, self.candidates, self.held, self.chosen, self.failure)

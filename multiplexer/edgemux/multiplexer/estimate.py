@@ -142,6 +142,15 @@ class LinkEstimate:
         self._small = RecentMean(stale_s=5.0)
         self._large = RecentMean(stale_s=OFFLOAD_STALE_S)
         self._large_bytes = 0.0
+        # Of everything that is sent over this link.
+        self._every_large = [self._large]
+
+    def beside(self) -> LinkEstimate:
+        """The same link for offloads of another size: one round trip, and what such offloads take is their own."""
+        other = LinkEstimate()
+        other._small, other._every_large = self._small, self._every_large
+        self._every_large.append(other._large)
+        return other
 
     def observe(self, sent_bytes: float, network_s: float, now_s: float) -> None:
         """Add one sample; ``network_s`` excludes what the server says it spent itself."""
@@ -154,15 +163,29 @@ class LinkEstimate:
     def forget(self) -> None:
         """Know nothing again: the connection that the samples are about is gone."""
         self._small.forget()
-        self._large.forget()
+        for large in self._every_large:
+            large.forget()
 
     def age_s(self, now_s: float) -> float:
         """Seconds since the newest sample of either size, infinite before the first."""
         return min(self._small.age_s(now_s), self._large.age_s(now_s))
 
+    def small_age_s(self, now_s: float) -> float:
+        """Seconds since the newest sample of a small call, infinite before the first."""
+        return self._small.age_s(now_s)
+
+    def small_s(self, now_s: float) -> float | None:
+        """Seconds of a small call, None when unknown."""
+        return self._small.mean(now_s)
+
     def offload_age_s(self, now_s: float) -> float:
         """Seconds since the newest sample of an offload, infinite before the first."""
         return self._large.age_s(now_s)
+
+    def offload(self, now_s: float) -> tuple[float, float] | None:
+        """Bytes of the newest offload, and the seconds that such take; None when unknown."""
+        large_s = self._large.mean(now_s)
+        return None if large_s is None else (self._large_bytes, large_s)
 
     def rtt_s(self, now_s: float) -> float | None:
         """Seconds for a small message and its answer, None when unknown. Offloads alone give an upper bound."""

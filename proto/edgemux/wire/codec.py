@@ -18,7 +18,7 @@ from edgemux.multiplexer.bundle import DATATYPES, Preprocessing, Tensor
 from edgemux.multiplexer.errors import BadAnswer, InputError, TooLarge
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.image import decode_images
-from edgemux.wire.payload import marked, unscaled
+from edgemux.wire.payload import PACKED_BITS, marked, unpacked_rows
 
 Array = NDArray[Any]
 Parameter = bool | int | float | str
@@ -45,6 +45,9 @@ _CONTENTS = {
 _CONTENTS_FIELDS = sorted(set(_CONTENTS.values()))
 
 MAX_BATCH = 1024
+# Values of packed bits that are read at once, within a millisecond; more are decoded as pictures are. A row takes as
+# long as some values, however few it has.
+FEW_VALUES, ROW_VALUES = 2**17, 2**10
 # The parameter that holds a message's checksum, and the one that it covers beside contents and id.
 CHECKSUM = "edgemux_crc32"
 MODEL_DIGEST = "edgemux_model_digest"
@@ -57,13 +60,20 @@ class Pictures(msgspec.Struct, frozen=True):
     elements: Sequence[bytes]
 
 
+class PackedRows(Pictures, frozen=True):
+    """Rows of packed bits that are many or large: a few bytes of them may be as much work as a picture."""
+
+    tensor: Tensor
+    encoding: str
+
+
 def check_inputs(
     request: Any,
     tensors: Sequence[Tensor],
     preprocessing: Preprocessing | None = None,
     max_batch: int = MAX_BATCH,
 ) -> dict[str, Array | Pictures]:
-    """``read_inputs`` but for the pictures, which are counted only: everything that is quick to find out.
+    """``read_inputs`` but for pictures and large rows, which are counted only: everything that is quick to find out.
 
     ``max_batch``: rows at most; 0 where the tensors have no dimension for the batch.
     Raises InputError naming the tensor.
@@ -144,9 +154,9 @@ def _checked_input(
 
 def _packed(
     message: Any, tensor: Tensor, encoding: str, raw: bytes | None, max_batch: int
-) -> tuple[Array, tuple[int, ...]]:
-    """An FP32 input that came as FP16, or with 8 bits a value."""
-    wanted = {"fp16": "FP16", "u8": "BYTES"}[encoding]
+) -> tuple[Array | Pictures, tuple[int, ...]]:
+    """An FP32 input that came as FP16, or with 8 bits a value; a UINT8 input that came as packed bits."""
+    wanted = "FP16" if encoding == "fp16" else "BYTES"
     if message.datatype != wanted or raw is None:
         raise InputError(tensor.name, f"{encoding} travels as raw {wanted}")
     if encoding == "fp16":
@@ -154,7 +164,9 @@ def _packed(
         return _dense(tensor.name, message, raw, shape).astype(np.float32), shape
     shape = _checked_shape(message, tensor.shape[:1], max_batch)
     elements = _pictures(tensor.name, message, raw, shape[0]).elements
-    return unscaled(tensor.name, elements, tensor.shape[1:]), shape
+    if encoding in PACKED_BITS and shape[0] * max(ROW_VALUES, math.prod(tensor.shape[1:])) > FEW_VALUES:
+        return PackedRows(tensor.name, elements, tensor, encoding), shape
+    return unpacked_rows(encoding, tensor, elements), shape
 
 
 def decode_inputs(
@@ -162,13 +174,15 @@ def decode_inputs(
     preprocessing: Preprocessing | None,
     go_on: Callable[[], None] = lambda: None,
 ) -> dict[str, Array]:
-    """Checked inputs with their pictures decoded; may take long. ``go_on`` is called between pictures, and may raise.
+    """Checked inputs with their pictures decoded; may take long. ``go_on`` is called before each, and may raise.
 
     Raises InputError naming the tensor, and what ``go_on`` raises.
     """
     arrays: dict[str, Array] = {}
     for name, value in checked.items():
-        if isinstance(value, Pictures):
+        if isinstance(value, PackedRows):
+            arrays[name] = unpacked_rows(value.encoding, value.tensor, value.elements, go_on)
+        elif isinstance(value, Pictures):
             assert preprocessing is not None  # without it check_inputs takes no pictures
             arrays[name] = decode_images(value.field, value.elements, preprocessing, go_on)
         else:

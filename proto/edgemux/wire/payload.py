@@ -1,7 +1,7 @@
-"""Smaller forms of an input tensor: pictures as PNG, JPEG or WebP, FP32 as FP16 or as 8 bits.
+"""Smaller forms of an input tensor: pictures as PNG, JPEG or WebP, FP32 as FP16 or as 8 bits, UINT8 as packed bits.
 
-Pictures go into BYTES tensors as any client may send them. The two forms of FP32 are our own: an input says which one
-it has in a parameter, and other servers take neither.
+Pictures go into BYTES tensors as any client may send them. The forms of FP32, and packed bits, are our own: an input
+says which one it has in a parameter, and other servers take none of them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemux.multiplexer.bundle import Preprocessing, Tensor
+from edgemux.multiplexer.bundle import BITS, Preprocessing, Tensor
 from edgemux.multiplexer.errors import InputError
+from edgemux.wire.bits import packed as packed_bits
+from edgemux.wire.bits import unpacked
 
 RAW = "raw"
 ENCODING = "edgemux_encoding"
@@ -33,7 +35,11 @@ _PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 LOSSLESS = frozenset({RAW, "png", "webp-lossless"})
 FLOATS = ("fp16", "u8")
-EVERY_FORM = (RAW, *_PICTURES, *FLOATS)
+# What splits send: values of UINT8 that need no more bits than these.
+PACKED_BITS = {f"bits{bits}": bits for bits in BITS}
+OWN = (*FLOATS, *PACKED_BITS)
+# All of them, each once.
+EVERY_FORM = (RAW, *_PICTURES, *FLOATS, *PACKED_BITS)
 # Before the values of a row of 8 bits: its least value and the size of a step, FP32 little-endian.
 _SCALE = struct.Struct("<ff")
 
@@ -41,7 +47,7 @@ Packed = NDArray[Any] | Sequence[bytes]
 
 
 def encodings(tensor: Tensor, preprocessing: Preprocessing | None) -> tuple[str, ...]:
-    """What an input can be sent as, "raw" first."""
+    """What an input of a whole model can be sent as, "raw" first."""
     if tensor.datatype == "UINT8" and preprocessing is not None:
         return (RAW, *_PICTURES)
     whole = -1 not in tensor.shape[1:]
@@ -60,6 +66,8 @@ def encode(encoding: str, rows: NDArray[Any], preprocessing: Preprocessing | Non
         return np.asarray(np.clip(rows, -most, most), np.float16)
     if encoding == "u8":
         return [_scaled(row) for row in rows]
+    if encoding in PACKED_BITS:
+        return packed_bits(rows, PACKED_BITS[encoding])
     if encoding not in _PICTURES or preprocessing is None:
         raise ValueError(f"{encoding}: not a form that is known")
     kind, how = _PICTURES[encoding]
@@ -77,7 +85,7 @@ def _picture(row: NDArray[np.uint8], kind: str, how: dict[str, Any], preprocessi
 
 def _scaled(row: NDArray[np.float32]) -> bytes:
     least, most = float(row.min()), float(row.max())
-    step = np.float32((most - least) / 255.0 or 1.0)
+    step = np.float32((most - least) / 255.0) or np.float32(1.0)  # 0 too where FP32 has nothing so small
     values = np.rint((row - np.float32(least)) / step).clip(0, 255).astype(np.uint8)
     return bytes(_SCALE.pack(least, step) + values.tobytes())
 
@@ -89,7 +97,7 @@ def size_of(packed: Packed) -> int:
 
 def mark(message: Any, encoding: str) -> None:
     """Say in an input of a request which of our own forms it has."""
-    if encoding in FLOATS:
+    if encoding in OWN:
         message.parameters[ENCODING].string_param = encoding
 
 
@@ -98,9 +106,25 @@ def marked(message: Any, tensor: Tensor) -> str:
     if ENCODING not in message.parameters:
         return ""
     encoding = str(message.parameters[ENCODING].string_param)
-    if encoding not in FLOATS or tensor.datatype != "FP32" or -1 in tensor.shape[1:]:
-        raise InputError(tensor.name, f"{ENCODING} is fp16 or u8, of an FP32 input of a fixed size")
+    known = {"FP32": FLOATS, "UINT8": tuple(PACKED_BITS)}.get(tensor.datatype, ())
+    if encoding not in known or -1 in tensor.shape[1:]:
+        raise InputError(
+            tensor.name,
+            f"{ENCODING} is {', '.join(FLOATS)} of FP32, {', '.join(PACKED_BITS)} of UINT8, of a fixed size",
+        )
     return encoding
+
+
+def unpacked_rows(
+    encoding: str, tensor: Tensor, elements: Sequence[bytes], go_on: Callable[[], None] = lambda: None
+) -> NDArray[Any]:
+    """Rows [N, ...] of an input of a fixed size, of elements in one of our own forms. Raises InputError naming it.
+
+    ``go_on`` is called before each row of packed bits, and may raise.
+    """
+    if encoding == "u8":
+        return unscaled(tensor.name, elements, tensor.shape[1:])
+    return unpacked(tensor.name, elements, tensor.shape[1:], PACKED_BITS[encoding], go_on)
 
 
 def unscaled(name: str, elements: Sequence[bytes], shape: Sequence[int]) -> NDArray[np.float32]:
@@ -125,8 +149,8 @@ def decoder(encoding: str, tensor: Tensor, preprocessing: Preprocessing | None) 
     def decode(packed: Packed) -> NDArray[Any]:
         if isinstance(packed, np.ndarray):
             return packed.astype(np.float32) if encoding == "fp16" else packed
-        if encoding == "u8":
-            return unscaled(tensor.name, packed, tensor.shape[1:])
+        if encoding in OWN:
+            return unpacked_rows(encoding, tensor, packed)
         assert preprocessing is not None
         return decode_images(tensor.name, packed, preprocessing)
 

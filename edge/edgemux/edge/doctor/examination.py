@@ -12,7 +12,7 @@ from edgemux.edge.doctor import probes, timing
 from edgemux.edge.doctor.access import Port, file_findings, port_findings, tracing_findings
 from edgemux.edge.doctor.cloud_probe import Target, look_at_cloud
 from edgemux.edge.doctor.link import link_findings
-from edgemux.edge.doctor.models import Wanted, bundle_findings, level_findings, runtime_findings
+from edgemux.edge.doctor.models import Wanted, bundle_findings, level_findings, runtime_findings, split_findings
 from edgemux.edge.doctor.resources import (
     clock_findings,
     cpu_findings,
@@ -27,7 +27,7 @@ from edgemux.edge.loading import Loaded
 from edgemux.edge.peer import Peer
 from edgemux.edge.sensors import PROC, cpu_limit
 from edgemux.multiplexer import plugins
-from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.bundle import Bundle, splits_of
 from edgemux.multiplexer.errors import ArtifactError, ConfigError
 from edgemux.multiplexer.findings import Finding, Findings
 
@@ -125,7 +125,7 @@ def _bundles(
         yield from found.all
     for number, each in enumerate(applications):
         setting = "bundle" if config.bundle is not None else f"applications[{number}].bundle"
-        loaded, findings = _bundle(setting, each, has_cloud, config.limits.memory_bytes)
+        loaded, findings = _bundle(setting, each, config)
         yield from findings
         served.append(loaded)
         if loaded is not None and loaded.golden is not None:
@@ -134,15 +134,19 @@ def _bundles(
             timings, all_levels = timing.time_levels(loaded), len(loaded.family.routes)
             name = loaded.bundle.manifest.name
             yield from level_findings(name, timings, wanted, readings, all_levels - len(timings))
+            if has_cloud:
+                usable, there = [head.split.name for head in loaded.heads], splits_of(loaded.bundle.manifest)
+                yield from split_findings(name, usable, len(there), config.split.never_send_raw)
     return served
 
 
-def _bundle(
-    setting: str, application: ApplicationSettings, has_cloud: bool, most_bytes: float
-) -> tuple[Loaded | None, list[Finding]]:
+def _bundle(setting: str, application: ApplicationSettings, config: EdgeConfig) -> tuple[Loaded | None, list[Finding]]:
+    has_cloud, most_bytes = bool(config.cloud.every_address()), config.limits.memory_bytes
+    split = config.split if has_cloud else None
+    has_cloud = has_cloud and not config.split.never_send_raw
     try:
         seen, loaded, instead = probes.within(
-            BUNDLE_TIMEOUT_S, lambda: timing.look_at_bundle(setting, application, has_cloud, most_bytes)
+            BUNDLE_TIMEOUT_S, lambda: timing.look_at_bundle(setting, application, has_cloud, most_bytes, split)
         )
     except TimeoutError:
         found = Findings("bundle")
@@ -164,7 +168,7 @@ def _clouds(
     about = there.accept_other_models, there.output, there.output_kind, there.payload_max_loss
     questions = []
     for application, each in zip(applications, loaded, strict=True):
-        if each is not None and each.golden is not None:
+        if each is not None and each.golden is not None and not config.split.never_send_raw:
             manifest = each.bundle.manifest
             digest = each.bundle.sha256(manifest.cloud.files[0])
             peer = Peer.of(manifest, digest, application.cloud_model or each.bundle.own_name, *about)

@@ -135,3 +135,17 @@ def level_findings(
         else:
             found.ok(about, says)
     return found.all
+
+
+def split_findings(model: str, usable: Sequence[str], there: int, never_send_raw: bool) -> list[Finding]:
+    """Which splits of a bundle may be used, of how many; what that means where whole inputs must not leave."""
+    found = Findings("splits")
+    if usable:
+        whole = "; whole inputs never leave this device" if never_send_raw else ""
+        found.ok(model, f"{len(usable)} of {there} may be used: {', '.join(usable)}{whole}")
+    elif never_send_raw:
+        says = "none may be used, and whole inputs must not leave: the device answers alone"
+        found.problem(model, says, "name a bundle with splits, raise split.max_loss, or unset split.never_send_raw")
+    elif there:
+        found.note(model, f"none of {there} may be used", "see split.use and split.max_loss")
+    return found.all

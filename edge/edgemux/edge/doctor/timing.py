@@ -9,6 +9,7 @@ from collections.abc import Callable
 from edgemux.edge.config import ApplicationSettings
 from edgemux.edge.doctor.models import BundleSeen, LevelTiming, RuntimeSeen
 from edgemux.edge.loading import Fallback, Loaded, load
+from edgemux.edge.split_planning import SplitSettings
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.errors import ArtifactError
 from edgemux.multiplexer.onnx_model import runtime
@@ -30,15 +31,19 @@ def look_at_runtime() -> RuntimeSeen:
 
 
 def look_at_bundle(
-    setting: str, application: ApplicationSettings, has_cloud: bool, most_bytes: float = math.inf
+    setting: str,
+    application: ApplicationSettings,
+    has_cloud: bool,
+    most_bytes: float = math.inf,
+    split: SplitSettings | None = None,
 ) -> tuple[BundleSeen, Loaded | None, str | None]:
     """A bundle, what is served of it or instead of it, and what that is (None: what was asked for, or nothing)."""
     folder = application.bundle
     try:
-        loaded = load(folder, None, application.name, False, most_bytes)
+        loaded = load(folder, None, application.name, False, most_bytes, split)
     except ArtifactError as error:
         seen = BundleSeen(setting, trouble=str(error))
-        instead = _instead(application, has_cloud, most_bytes)
+        instead = _instead(application, has_cloud, most_bytes, split)
         return seen, instead, None if instead is None or instead.fallback is None else INSTEAD[instead.fallback]
     manifest = loaded.bundle.manifest
     certificate = manifest.certificate
@@ -49,9 +54,11 @@ def look_at_bundle(
     return seen, loaded, None
 
 
-def _instead(application: ApplicationSettings, has_cloud: bool, most_bytes: float) -> Loaded | None:
+def _instead(
+    application: ApplicationSettings, has_cloud: bool, most_bytes: float, split: SplitSettings | None
+) -> Loaded | None:
     try:
-        return load(application.bundle, application.previous_bundle, application.name, has_cloud, most_bytes)
+        return load(application.bundle, application.previous_bundle, application.name, has_cloud, most_bytes, split)
     except ArtifactError:
         return None
 

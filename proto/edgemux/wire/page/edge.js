@@ -220,7 +220,7 @@ export class EdgeView {
 
   drawNow(counts, over_s) {
     const answered = sum(counts, (key) => !key.startsWith("|"));
-    const there = sum(counts, (key) => key.startsWith("cloud|"));
+    const there = sum(counts, (key) => key.startsWith("cloud|") || key.startsWith("split|"));
     text(this.edgeShare, answered ? percent((answered - there) / answered) : "–");
     text(this.cloudShare, answered ? percent(there / answered) : "–");
     const reasons = Object.entries(counts).filter(([key, count]) => count && !key.startsWith("|")).sort(([a], [b]) => inOrder(a.split("|")[1], b.split("|")[1]));
@@ -297,7 +297,7 @@ export class EdgeView {
     const all = this.choice.value === ALL && this.several;
     this.timesTable.update(["edge", "cloud", "split"].filter((route) => last[route]).map((route) => ({ key: route, by: routeName(route) + (all ? ", the slowest application" : ""), ...last[route] })));
     const keys = [];
-    for (const [route, tint] of [["edge", "teal"], ["cloud", "violet"]]) {
+    for (const [route, tint] of [["edge", "teal"], ["cloud", "violet"], ...(last.split ? [["split", "blue"]] : [])]) {
       keys.push({ key: `${route}50`, name: `${routeName(route)}, half`, tint }, { key: `${route}99`, name: `${routeName(route)}, 99 %`, tint, dash: [6, 4] });
     }
     const points = this.history.values((more) => {

@@ -36,7 +36,12 @@ export const REFUSALS = {
 const ROUTES = { edge: "device", cloud: "cloud", split: "split" };
 export const routeName = (route) => ROUTES[route] || route;
 const OTHER = { tint: "slate", pattern: "dots", means: "" };
-export const reasonOf = (route, reason) => ({ route, ...(REASONS[reason] || OTHER) });
+// What a head makes of the input was sent, not the input.
+const SPLIT = {
+  offloaded: { tint: "violet", pattern: "upright", means: "Begun here and ended in the cloud: the gain was plain from the input alone." },
+  deferred: { tint: "orchid", pattern: "upright", means: "Ended in the cloud from what the device had begun: it was not sure enough." },
+};
+export const reasonOf = (route, reason) => ({ ...((route === "split" && SPLIT[reason]) || REASONS[reason] || OTHER), route });
 const ORDER = Object.keys(REASONS);
 export const inOrder = (a, b) => (ORDER.indexOf(a) + 99) % 99 - (ORDER.indexOf(b) + 99) % 99;
 

@@ -1,0 +1,75 @@
+"""What the bottlenecks are made for: the starter bundle's models, the images, what the device would defer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemux.compression import data
+from edgemux.compression.chain import answers_of, answers_of_levels
+from edgemux.compression.split.bottleneck import Source
+from edgemux.compression.split.costs import Whole
+from edgemux.compression.split.teach import Teacher
+from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.gates import gain_after
+from edgemux.multiplexer.onnx_model import OnnxModel
+from edgemux.multiplexer.training.labels import one_hot
+
+BUNDLE = Path(__file__).parents[2] / "deploy" / "bundles" / "fashion-mnist"
+# Of the recipe that made the bundle: the same images are held out.
+HELD_OUT, SEED = 5000, 20261123
+# The cloud's model is cut before its last convolutions at 7x7, and this many channels of that size are sent.
+CUT, CHANNELS, SIZE = (96, 7, 7), 12, (7, 7)
+LEVEL = 3
+LEFT_BEHIND = (Source("a3", (20, 14, 14)), Source("b3", (32, 14, 14)), Source("c3", (56, 7, 7)))
+PICTURE = (Source("image", (1, 28, 28), pixels=True),)
+Probabilities = NDArray[np.float32]
+
+
+class Study:
+    """The bundle's models, the images, and what the device's last level would defer."""
+
+    def __init__(self, limit: int | None) -> None:
+        files = Bundle.open(BUNDLE)
+        self.manifest = files.manifest
+        held_out = HELD_OUT if limit is None else limit // 5
+        self.sets = data.load("fashion-mnist", held_out, SEED, limit=limit)
+        self.whole = Whole(files.read("cloud.onnx"), "cloud.onnx")
+        cut = next(each for each in self.whole.cuts if self._shape(each.tensors) == CUT)
+        self.halves = self.whole.halves(cut)
+        self.teacher = Teacher(
+            *(OnnxModel(h.SerializeToString(), "half") for h in (self.halves.head, self.halves.tail))
+        )
+        self.levels = [OnnxModel(files.read(level.files[-1]), level.name) for level in self.manifest.levels]
+        names = self.manifest.multiplexer
+        self.pre = OnnxModel(files.read(names.pre_gate), names.pre_gate)
+        self.post = OnnxModel(files.read(names.post_gate), names.post_gate)
+
+    def _shape(self, tensors: tuple[str, ...]) -> tuple[int, ...]:
+        return self.whole.measured[tensors[0]].shape[1:] if len(tensors) == 1 else ()
+
+    def left_behind(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """What levels 1 to LEVEL leave behind of uint8 [n, 28, 28], as far as the encoder reads it."""
+        pool: dict[str, NDArray[Any]] = {"image": pixels}
+        for level in self.levels[:LEVEL]:
+            names = [name for name in level.outputs if name != "probabilities"]
+            pool.update(zip(names, level.run({name: pool[name] for name in level.inputs}, names), strict=True))
+        return {source.name: pool[source.name] for source in LEFT_BEHIND}
+
+    def gains(self, images: NDArray[np.uint8]) -> tuple[Probabilities, NDArray[np.float64]]:
+        """The last level's answers, and what the post-gate then expects of the cloud."""
+        answers, top = answers_of_levels(self.levels, images)[-1], len(self.levels)
+        feeds = {
+            "probabilities": answers,
+            "level": one_hot(top, top, len(answers)),
+            "scores": answers_of(self.pre, images),
+        }
+        return answers, gain_after(self.post.run({name: feeds[name] for name in self.post.inputs})[0], top)
+
+
+def picture(pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """What the bottleneck's encoder reads."""
+    return {"image": pixels}

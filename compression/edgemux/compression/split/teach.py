@@ -1,0 +1,110 @@
+"""Training a pair against the whole model: first what the decoder gives is to be the cut's tensor, then the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgemux.compression.augment import Batch, draw
+from edgemux.compression.fit import Tick, fit_drawn
+from edgemux.compression.recipe import Augment, Schedule
+from edgemux.compression.split.bottleneck import BITS, Pair
+from edgemux.multiplexer.onnx_model import OnnxModel
+
+Arrays = Mapping[str, NDArray[Any]]
+# uint8 [n, h, w] -> what the encoder reads, float [n, c, h, w], by name.
+Sources = Callable[[NDArray[np.uint8]], Arrays]
+# Below this a probability says nothing, and its logarithm too much.
+LEAST = 1e-7
+
+
+@dataclass(frozen=True)
+class Lesson(Batch):
+    """A batch with what is taught of it. target: the cut's tensor in the whole; answers: the whole's probabilities."""
+
+    sources: Mapping[str, Tensor]
+    target: Tensor
+    answers: Tensor
+    bits: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of the parts of the loss: the cut's tensor, the whole's answers, the labels."""
+
+    target: float = 0.0
+    answers: float = 0.0
+    labels: float = 0.0
+
+
+class Teacher:
+    """The whole model in its two halves, as a cut makes them. The head takes uint8 [n, h, w]."""
+
+    def __init__(self, head: OnnxModel, tail: OnnxModel) -> None:
+        self._head, self._tail = head, tail
+
+    def of(self, pixels: NDArray[np.uint8], answers: bool = True) -> tuple[Tensor, Tensor]:
+        """The cut's tensor and the probabilities; of these none, [n, 0], where they are not asked for."""
+        target = self._head.run({self._head.inputs[0]: pixels})[0]
+        if not answers:
+            return torch.from_numpy(target), torch.empty(len(target), 0)
+        found = self._tail.run({self._tail.inputs[0]: target})[0]
+        return torch.from_numpy(target), torch.from_numpy(found)
+
+
+def teach(
+    pair: Pair,
+    images: Tensor,
+    labels: Tensor | None,
+    teacher: Teacher,
+    sources: Sources,
+    weights: Weights,
+    schedule: Schedule,
+    augment: Augment,
+    seed: int,
+    checkpoint: Path | None,
+    tick: Tick = lambda done: None,
+) -> None:
+    """Train ``pair`` in place on augmented ``images`` (uint8 [n, h, w]); it goes on from ``checkpoint``.
+
+    labels: int64 [n], or None where there are none.
+    """
+
+    def drawn(index: Tensor, generator: torch.Generator) -> Lesson:
+        batch = draw(images, index, augment, generator)
+        pixels = (batch.pixels[:, 0] * 255.0).round().to(torch.uint8).numpy()
+        target, answers = teacher.of(pixels, weights.answers > 0.0)
+        given = {name: torch.from_numpy(value) for name, value in sources(pixels).items()}
+        bits = BITS[int(torch.randint(len(BITS), (1,), generator=generator))]
+        return Lesson(batch.pixels, index, batch.flipped, given, target, answers, bits)
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        assert isinstance(model, Pair) and isinstance(batch, Lesson)
+        truth = None if labels is None else labels[batch.index]
+        return loss_of(model, batch, weights, truth)
+
+    fit_drawn(pair, len(images), drawn, loss, schedule, seed, checkpoint, tick, clip=5.0)
+
+
+def loss_of(pair: Pair, lesson: Lesson, weights: Weights, truth: Tensor | None) -> Tensor:
+    """Squared error of the cut's tensor as a share of its variance, plus cross-entropies to whole and labels."""
+    decoded = pair.decoded(lesson.sources, lesson.bits)
+    value = decoded.new_zeros(())
+    if weights.target:
+        value = value + weights.target * nn.functional.mse_loss(decoded, lesson.target) / lesson.target.var()
+    if not weights.answers and not weights.labels:
+        return value
+    logs = pair.answers(decoded).clamp_min(LEAST).log()
+    if weights.answers:
+        # The whole's own entropy is left out of the divergence: it has no gradient.
+        value = value - weights.answers * (lesson.answers * logs).sum(dim=1).mean()
+    if weights.labels and truth is not None:
+        value = value + weights.labels * nn.functional.nll_loss(logs, truth)
+    return value

@@ -13,10 +13,16 @@ import pytest
 pytest.importorskip("onnx")
 
 import onnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
 from edgemux.compression.split.costs import INTEGER_TOLERANCE, Whole
 from edgemux.compression.split.cuts import computes_in_integers, cuts_of
+from edgemux.compression.split.halves import halves_of
+from edgemux.compression.split.shapes import example, measure
+from edgemux.multiplexer.errors import PassError
 from tests.split_graphs import check_every_cut, graph_of, value
 
 BUNDLE = Path(__file__).parents[2] / "deploy" / "bundles" / "fashion-mnist"
@@ -144,3 +150,55 @@ def test_only_what_is_not_a_weight_counts_as_computing_in_integers() -> None:
 def test_the_starter_bundles_levels_and_gates_are_cut(name: str) -> None:
     whole = check_every_cut((BUNDLE / f"{name}.onnx").read_bytes(), tolerance=INTEGER_TOLERANCE)
     assert whole.cuts
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> onnx.ModelProto:
+    """Branches that meet again anywhere, with integers in between, and several outputs."""
+    reals, nodes = ["x"], []
+    for number in range(draw(st.integers(2, 10))):
+        name, one, other = f"t{number}", draw(st.sampled_from(reals)), draw(st.sampled_from(reals))
+        match draw(st.integers(0, 4)):
+            case 0:
+                nodes.append(node("Add", [one, other], [name]))
+            case 1:
+                nodes.append(node(draw(st.sampled_from(("Tanh", "Relu", "Neg"))), [one], [name]))
+            case 2:  # integers, of which real numbers are made twice
+                nodes.append(node("QuantizeLinear", [one, "s", "z"], [f"q{number}"]))
+                nodes.append(node("DequantizeLinear", [f"q{number}", "s", "z"], [f"o{number}"]))
+                nodes.append(node("DequantizeLinear", [f"q{number}", "s", "z"], [name]))
+                reals.append(f"o{number}")
+            case 3:  # one activation more before them
+                nodes.append(node("Relu", [one], [f"r{number}"]))
+                nodes.append(node("QuantizeLinear", [f"r{number}", "s", "z"], [f"q{number}"]))
+                nodes.append(node("DequantizeLinear", [f"q{number}", "s", "z"], [name]))
+            case _:
+                nodes.append(node("MatMul", [one, "w"], [name]))
+        reals.append(name)
+    outputs = draw(st.lists(st.sampled_from(reals[1:]), min_size=1, max_size=3, unique=True))
+    weights = {"w": np.eye(3, dtype=np.float32) * 0.5, "s": np.float32(0.05), "z": np.int8(2)}
+    content = graph_of(nodes, [value("x")], [value(name) for name in outputs], weights, opset=21, ir_version=10)
+    return onnx.load_model_from_string(content)
+
+
+@settings(max_examples=40, deadline=None)
+@given(graphs())
+def test_by_the_standard_head_and_tail_are_the_whole_to_the_last_bit_wherever_integers_are_cut(
+    model: onnx.ModelProto,
+) -> None:
+    """By the reference, which fuses nothing: what the runtime rounds otherwise is not looked at here."""
+    try:
+        cuts = cuts_of(model.graph)
+    except PassError:
+        return
+    measured, feeds = measure(model, (name for cut in cuts for name in cut.tensors)), example(model)
+    wanted = ReferenceEvaluator(model).run(None, feeds)
+    for cut in cuts:
+        halves = halves_of(model, cut, measured, "")
+        head, tail = ReferenceEvaluator(halves.head), ReferenceEvaluator(halves.tail)
+        sent = dict(zip(head.output_names, head.run(None, feeds), strict=True))
+        assert set(tail.input_names) == set(sent)
+        for found, array in zip(tail.run(None, sent), wanted, strict=True):
+            assert np.array_equal(found, array)
+        makers = {name: one.op_type for one in model.graph.node for name in one.output}
+        assert "DequantizeLinear" not in {makers.get(name) for name in cut.tensors}

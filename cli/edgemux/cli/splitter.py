@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,6 +98,8 @@ def _conditions(link: str, slower: float) -> Conditions:
     from edgemux.cli.link import parse_link
     from edgemux.multiplexer.planner import Conditions
 
+    if not math.isfinite(slower):
+        raise ConfigError("split: --slower is a number of times")
     there = parse_link(link)
     return Conditions(there.round_trip_s, there.bits_per_s / 8, slowdown=slower)
 

@@ -139,8 +139,8 @@ def undominated(ways: Sequence[Way]) -> list[Way]:
     axes = np.array([_axes(way) for way in ordered]).reshape(len(ordered), -1)
     no_worse = (axes[:, None] <= axes[None, :]).all(axis=2)
     # Whatever beats a way comes before it, or is its equal.
-    beaten = np.triu(no_worse, 1).any(axis=0).tolist()
-    return [way for way, by_another in zip(ordered, beaten, strict=True) if not by_another]
+    beaten = np.triu(no_worse, 1).any(axis=0)
+    return [ordered[at] for at in np.flatnonzero(~beaten)]
 
 
 def _axes(way: Way) -> tuple[float, ...]:

@@ -126,7 +126,7 @@ class CloudExecutor:
         other._packing = peer.packing()
         if peer.form is not None:
             other.link = self.link.beside()
-        other.agreement = Agreement(self.index or 0, peer.model)
+        other.agreement = Agreement(self.index or 0, peer.model, self.agreement.breaks)
         other._together = Together(other._call, other._most, self._clock)
         return other
 

@@ -20,6 +20,7 @@ from edgemux.edge.clouds import Cloud
 from edgemux.edge.config import DriftSettings, EdgeConfig, RequestSettings
 from edgemux.edge.device_executor import DeviceExecutor
 from edgemux.edge.gallery import Gallery
+from edgemux.edge.heads import Alone
 from edgemux.edge.loading import CloudGates, Fallback
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.purse import Purse
@@ -115,6 +116,8 @@ class Agent:
         self._clock = clock
         self._cloud_route = Route(manifest.cloud.name, Placement.CLOUD)
         self.splits = splits
+        # Why other splits of the bundle are not among them, by name.
+        self.alone: Mapping[str, Alone] = {}
         # What may be sent whole inputs.
         self._open = None if config.split.never_send_raw else cloud
         self._offers = Candidates(config, family, device, self._open, splits, purse, self._cloud_route)
@@ -137,10 +140,20 @@ class Agent:
         return self._config.request
 
     async def well(self) -> bool:
-        """Whether the levels that the device affords still give their golden answers."""
+        """Whether the levels that the device affords still give their golden answers; a head that does not is no longer
+        used, which leaves the agent well.
+        """
         if self.self_check is None:
             return True
-        return await self.self_check.well(self.affordable_level(self.sampler.latest))
+        if not await self.self_check.well(self.affordable_level(self.sampler.latest)):
+            return False
+        if self.splits is not None:
+            await self.splits.look(self.self_check.inputs)
+        return True
+
+    def left_alone(self, now_s: float) -> dict[str, Alone]:
+        """By name, why splits of the bundle are not used."""
+        return {**self.alone, **({} if self.splits is None else self.splits.left_alone(now_s))}
 
     @property
     def never_send_raw(self) -> bool:

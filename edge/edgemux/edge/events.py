@@ -129,6 +129,23 @@ class NothingMayBeSent(Warned, frozen=True, kw_only=True):
     model: Name
 
 
+class SplitLeftAlone(Warned, frozen=True, kw_only=True):
+    """A split is not used; docs/metrics.md says what each `reason` means. `why`: where it is the head that is wrong."""
+
+    model: Name
+    split: Name
+    reason: Name
+    why: Why | None = None
+
+
+class SplitUsable(Event, frozen=True, kw_only=True):
+    """That split may be used again, after so many `seconds`."""
+
+    model: Name
+    split: Name
+    seconds: float
+
+
 class SensorLost(Warned, frozen=True, kw_only=True):
     """A sensor says nothing, or what cannot be: its readings are unknown, and what is unknown does not limit."""
 
@@ -175,6 +192,8 @@ EDGE_EVENTS: tuple[type[Event], ...] = (
     BundleUnusable,
     ModelLoaded,
     NothingMayBeSent,
+    SplitLeftAlone,
+    SplitUsable,
     SensorLost,
     WatchFailed,
     RequestLogFailed,

@@ -198,6 +198,7 @@ def _agent(
     agent = Agent(
         manifest, config, family, gates, policy, device, cloud, purse, sampler, metrics, vigil, fallback, halves
     )
+    agent.alone = loaded.alone
     if loaded.golden is not None:
         one = {name: array[:1] for name, array in loaded.golden.inputs.items()}
         device.warm_up(one)

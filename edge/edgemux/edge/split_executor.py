@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgemux.edge.cloud_executor import CloudExecutor
 from edgemux.edge.clouds import Cloud
 from edgemux.edge.device_executor import INLINE_S, DeviceExecutor
-from edgemux.edge.heads import Head
+from edgemux.edge.heads import Alone, Head
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.packing import LOOK_S, LOOK_SHARE
 from edgemux.edge.sample import Sample
@@ -61,17 +61,24 @@ class Half:
         self.compute = DurationEstimate(self.split.head_ms / 1000)
         self.failed_s = float("-inf")
 
-    def ready(self, resident: int, now_s: float) -> bool:
-        """Whether it can be had, as far as is known. resident: the highest level that is loaded."""
-        return not self.tail.incompatible and self.split.level <= resident and now_s - self.failed_s >= FAILED_S
+    def alone(self, resident: int, now_s: float) -> Alone | None:
+        """Why it is left alone now, None where it can be had. resident: the highest level that is loaded."""
+        if self.head.wrong:
+            return Alone.HEAD_WRONG
+        if now_s - self.failed_s < FAILED_S:
+            return Alone.HEAD_FAILED
+        if self.split.level > resident:
+            return Alone.DEVICE_BUSY
+        if self.tail.incompatible:
+            return Alone(next(peer.unserved for peer in self.tail.peers if peer.unserved is not None))
+        return None
 
     def blocked(self, resident: int, now_s: float, lot: float) -> Reason | None:
         """Why the input that drew ``lot`` must not be answered like this, None when it may."""
-        if self.split.level > resident:
-            return Reason.DEVICE_BUSY
-        if now_s - self.failed_s < FAILED_S:
+        alone = self.alone(resident, now_s)
+        if alone in (Alone.HEAD_WRONG, Alone.HEAD_FAILED):
             return Reason.DEVICE_FAILED
-        return self.tail.blocked(now_s, lot)
+        return Reason.DEVICE_BUSY if alone is Alone.DEVICE_BUSY else self.tail.blocked(now_s, lot)
 
 
 class SplitExecutor:
@@ -109,7 +116,7 @@ class SplitExecutor:
         """The split by which an input is sent now, None where it is sent whole."""
         if sample.exact and not self.never_send_raw:
             return None
-        ready = tuple(name for name, half in self.halves.items() if half.ready(resident, now_s))
+        ready = tuple(name for name, half in self.halves.items() if half.alone(resident, now_s) is None)
         if not ready:
             return self._latest if self.never_send_raw else None
         key = sample.activations.reached, ready
@@ -249,6 +256,26 @@ class SplitExecutor:
                 made = self._timed(half, activations)
                 half.latency.observe(made.head_s)
                 half.compute.observe(made.head_cpu_s)
+
+    async def look(self, first: Mapping[str, NDArray[Any]]) -> None:
+        """Have every head that can be had make the codes of the ``first`` golden input again, counted nowhere.
+
+        One that makes others is left alone until it makes these.
+        """
+        now_s, chain = self._clock(), self._family.chain
+        for half in self.halves.values():
+            if half.alone(len(chain), now_s) not in (Alone.DEVICE_BUSY, Alone.HEAD_FAILED):
+                work = partial(half.head.look, first, chain)
+                if self.work_s(half, 0)[0] <= INLINE_S:
+                    work()
+                else:
+                    await self._device.aside(work)
+
+    def left_alone(self, now_s: float) -> dict[str, Alone]:
+        """By name, why splits are not used now."""
+        resident = self._family.resident
+        found = {name: half.alone(resident, now_s) for name, half in self.halves.items()}
+        return {name: alone for name, alone in found.items() if alone is not None}
 
     def status(self, now_s: float) -> dict[str, Any]:
         """For the status page: what is chosen now, and how each split stands."""

@@ -13,6 +13,7 @@ import pytest
 from edgemux.edge.heads import Alone
 from edgemux.edge.loading import load
 from edgemux.edge.split_planning import SplitSettings
+from edgemux.edge.variants import Family
 from edgemux.multiplexer.bundle import MANIFEST, Bundle, Manifest, Tensor, seal, splits_of
 from edgemux.multiplexer.chain import Activations
 from edgemux.multiplexer.errors import ArtifactError
@@ -52,7 +53,7 @@ def test_heads_are_loaded_and_make_what_is_sent_of_an_input_or_of_what_a_level_l
         activations = Activations(image)
         if head.split.level:
             found.family.chain.reach(head.split.level, activations)
-        made.append(head.run(activations))
+        made.append(head.run(head.held(), activations))
         assert not head.passes_on
     assert made[0].dtype == np.uint8 and made[0].shape == (len(image["image"]), 10)
     assert np.abs(made[0].astype(int) - made[1]).max() <= 1
@@ -60,15 +61,28 @@ def test_heads_are_loaded_and_make_what_is_sent_of_an_input_or_of_what_a_level_l
 
 def test_without_leave_to_use_them_no_head_is_loaded(bundle: Path) -> None:
     assert load(bundle, None, None, False).heads == ()
-    assert loaded(bundle, SplitSettings(use="off")).heads == ()
+    off = loaded(bundle, SplitSettings(use="off"))
+    assert off.heads == () and set(off.alone.values()) == {Alone.OFF}
     lossy = loaded(bundle, SplitSettings(max_loss=0.0))
     assert lossy.heads == () and set(lossy.alone.values()) == {Alone.LOSS}
 
 
-def test_a_head_on_a_level_that_may_not_be_loaded_is_left_out(bundle: Path) -> None:
-    manifest = Bundle.open(bundle).manifest
-    first = Bundle.open(bundle).size(manifest.levels[0].files)
-    assert [head.split.name for head in loaded(bundle, most_bytes=first).heads] == [PLAIN]
+def test_levels_come_first_and_what_has_no_room_beside_them_is_not_loaded(bundle: Path) -> None:
+    sizes, plain = Family(Bundle.open(bundle)).bytes_of, Bundle.open(bundle).file(f"{PLAIN}-head.onnx").bytes
+    found = loaded(bundle, most_bytes=sizes[4] + plain)
+    assert [(head.split.name, head.loaded) for head in found.heads] == [(PLAIN, True), (GOING_ON, False)]
+    assert found.family.resident == 4 and found.resident_bytes == sizes[4] + plain and found.alone == {}
+    tight = loaded(bundle, most_bytes=sizes[4] + plain - 1)
+    assert tight.family.resident == 4 and [head.loaded for head in tight.heads] == [False, True]
+    assert not any(head.loaded for head in loaded(bundle, most_bytes=sizes[4]).heads)
+
+
+def test_a_head_that_there_can_never_be_room_for_is_said_to_be_left_alone(
+    bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = loaded(bundle, most_bytes=Family(Bundle.open(bundle)).bytes_of[1])
+    assert found.heads == () and found.alone == dict.fromkeys((PLAIN, GOING_ON), Alone.MEMORY)
+    assert sum("split left alone" in said and "reason=memory" in said for said in caplog.messages) == 2
 
 
 def left(folder: Path) -> Any:

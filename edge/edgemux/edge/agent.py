@@ -151,6 +151,11 @@ class Agent:
             await self.splits.look(self.self_check.inputs)
         return True
 
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the files of all levels and heads that are loaded."""
+        return self.family.resident_bytes + (0 if self.splits is None else self.splits.resident_bytes)
+
     def left_alone(self, now_s: float) -> dict[str, Alone]:
         """By name, why splits of the bundle are not used."""
         return {**self.alone, **({} if self.splits is None else self.splits.left_alone(now_s))}
@@ -340,7 +345,7 @@ class Agent:
             margin_s=self._config.request.margin_s,
             compute_share=limits.compute_share * self.share * self.slack,
             memory_limit_bytes=limits.memory_bytes,
-            resident_bytes=self.family.resident_bytes,
+            resident_bytes=self.resident_bytes,
         )
 
     def allowance(self, now_s: float) -> Allowance:
@@ -359,7 +364,7 @@ class Agent:
             margin_s=0.0,
             compute_share=limits.compute_share * self.share * self.slack,
             memory_limit_bytes=limits.memory_bytes,
-            resident_bytes=self.family.resident_bytes,
+            resident_bytes=self.resident_bytes,
         )
         loaded = self.family.routes[: self.family.resident]
         fitting = [

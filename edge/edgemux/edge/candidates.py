@@ -90,7 +90,7 @@ class Candidates:
         cost = msgspec.structs.replace(
             sending,
             compute_s=compute_s,
-            memory_bytes=self._family.bytes_of.get(half.split.level, 0),
+            memory_bytes=self._family.bytes_of.get(half.split.level, 0) + half.head.bytes,
             energy_j=sending.energy_j + self._watts * compute_s,
         )
         resident = len(sample.activations.chain or self._family.chain)

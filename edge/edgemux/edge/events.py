@@ -115,7 +115,7 @@ class BundleUnusable(Failed, frozen=True, kw_only=True):
 
 
 class ModelLoaded(Event, frozen=True, kw_only=True):
-    """A bundle is in memory, with so many `levels` and `bytes` of their files."""
+    """A bundle is in memory, with so many `levels` and `bytes` of files, those of heads included."""
 
     model: Name
     version: Name

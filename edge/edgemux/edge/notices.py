@@ -34,7 +34,7 @@ from edgemux.wire.spell import Overload, Spell
 
 # A limited rate is spent to the last token, again and again: it has come back when it stayed for so long.
 REFILLED_S = 5.0
-OF_HEADS = (Alone.HEAD_WRONG, Alone.HEAD_FAILED)
+OF_HEADS = (Alone.HEAD_WRONG, Alone.HEAD_FAILED, Alone.MEMORY)
 
 
 class Notices:
@@ -69,14 +69,16 @@ class Notices:
             yield from self._splits(agent, now_s)
 
     def _splits(self, agent: Agent, now_s: float) -> Iterator[Event]:
-        """What has become of heads; of tails it is said where it is found out, and of levels anyway."""
-        alone = {} if agent.splits is None else agent.splits.left_alone(now_s)
-        for name in () if agent.splits is None else agent.splits.halves:
-            model, spell = _model(agent), self._heads.setdefault((_model(agent), name), Spell())
-            why = alone.get(name)
-            change = spell.look(why in OF_HEADS, now_s)
-            if change and why is not None:
-                yield SplitLeftAlone(model=model, split=Name(name), reason=Name(why.value))
+        """What has become of heads; of tails it is said where it is found out, and of unfit heads, too."""
+        if agent.splits is None:
+            return
+        model = _model(agent)
+        for name, half in agent.splits.halves.items():
+            spell = self._heads.setdefault((model, name), Spell())
+            alone = half.alone(agent.family.resident, now_s)
+            change = spell.look(alone in OF_HEADS and half.head.unfit is None, now_s)
+            if change and alone is not None:
+                yield SplitLeftAlone(model=model, split=Name(name), reason=Name(alone.value))
             elif change is False:
                 yield SplitUsable(model=model, split=Name(name), seconds=spell.seconds)
 

@@ -25,7 +25,7 @@ from edgemux.multiplexer.chain import Activations
 from edgemux.multiplexer.domain import Placement, Prediction, Reason, Route
 from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError
 from edgemux.multiplexer.estimate import DurationEstimate
-from edgemux.multiplexer.onnx_model import Stop
+from edgemux.multiplexer.onnx_model import OnnxModel, Stop
 from edgemux.multiplexer.planner import Conditions
 from edgemux.wire.tracing import Attribute, Stage
 
@@ -63,12 +63,14 @@ class Half:
 
     def alone(self, resident: int, now_s: float) -> Alone | None:
         """Why it is left alone now, None where it can be had. resident: the highest level that is loaded."""
+        if self.head.unfit is not None:
+            return self.head.unfit
         if self.head.wrong:
             return Alone.HEAD_WRONG
         if now_s - self.failed_s < FAILED_S:
             return Alone.HEAD_FAILED
-        if self.split.level > resident:
-            return Alone.DEVICE_BUSY
+        if self.split.level > resident or not self.head.loaded:
+            return Alone.MEMORY if self.split.level <= resident and not self.head.wanted else Alone.DEVICE_BUSY
         if self.tail.incompatible:
             return Alone(next(peer.unserved for peer in self.tail.peers if peer.unserved is not None))
         return None
@@ -76,9 +78,10 @@ class Half:
     def blocked(self, resident: int, now_s: float, lot: float) -> Reason | None:
         """Why the input that drew ``lot`` must not be answered like this, None when it may."""
         alone = self.alone(resident, now_s)
-        if alone in (Alone.HEAD_WRONG, Alone.HEAD_FAILED):
-            return Reason.DEVICE_FAILED
-        return Reason.DEVICE_BUSY if alone is Alone.DEVICE_BUSY else self.tail.blocked(now_s, lot)
+        if alone in (Alone.DEVICE_BUSY, Alone.MEMORY):
+            return Reason.DEVICE_BUSY
+        of_tail = alone in (None, Alone.CLOUD_INCOMPATIBLE, Alone.CLOUD_DENIED)
+        return self.tail.blocked(now_s, lot) if of_tail else Reason.DEVICE_FAILED
 
 
 class SplitExecutor:
@@ -213,7 +216,7 @@ class SplitExecutor:
     async def _sent(self, half: Half, sample: Sample, timeout_s: float) -> NDArray[np.uint8]:
         self._latest = half
         expected_s, _ = self.work_s(half, sample.activations.reached)
-        work = partial(self._timed, half, sample.activations)
+        work = partial(self._timed, half, half.head.held(), sample.activations)
         try:
             if expected_s <= INLINE_S:
                 made = work()
@@ -237,23 +240,25 @@ class SplitExecutor:
         if sample.trace is not None:
             sample.trace.took(Stage.DEVICE, seconds, {Attribute.LEVEL: half.split.level}, failed=failed)
 
-    def _timed(self, half: Half, activations: Activations, stop: Stop | None = None) -> Timed:
+    def _timed(self, half: Half, model: OnnxModel, activations: Activations, stop: Stop | None = None) -> Timed:
         """The level below it, where it is not there yet, and the head."""
         wall, cpu = time.perf_counter(), time.thread_time()
         if half.split.level:
             (activations.chain or self._family.chain).reach(half.split.level, activations, stop)
         head_wall, head_cpu = time.perf_counter(), time.thread_time()
-        sent = half.head.run(activations, stop)
+        sent = half.head.run(model, activations, stop)
         ended, cpu_ended = time.perf_counter(), time.thread_time()
         return Timed(sent, ended - head_wall, cpu_ended - head_cpu, ended - wall, cpu_ended - cpu)
 
     def warm_up(self, tensors: Mapping[str, NDArray[Any]], times: int = 5) -> None:
-        """Measure every head on this device: the first run allocates and is not counted."""
+        """Measure every loaded head on this device: the first run allocates and is not counted."""
         for half in self.halves.values():
+            if not half.head.loaded:
+                continue
             activations = Activations(tensors)
-            self._timed(half, activations)
+            self._timed(half, half.head.held(), activations)
             for _ in range(times):
-                made = self._timed(half, activations)
+                made = self._timed(half, half.head.held(), activations)
                 half.latency.observe(made.head_s)
                 half.compute.observe(made.head_cpu_s)
 
@@ -262,14 +267,24 @@ class SplitExecutor:
 
         One that makes others is left alone until it makes these.
         """
-        now_s, chain = self._clock(), self._family.chain
+        chain = self._family.chain
         for half in self.halves.values():
-            if half.alone(len(chain), now_s) not in (Alone.DEVICE_BUSY, Alone.HEAD_FAILED):
+            if half.head.loaded and half.split.level <= len(chain):
                 work = partial(half.head.look, first, chain)
                 if self.work_s(half, 0)[0] <= INLINE_S:
                     work()
                 else:
                     await self._device.aside(work)
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """Of all splits, loaded or not."""
+        return tuple(half.head for half in self.halves.values())
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the files of the heads that are loaded."""
+        return sum(half.head.bytes for half in self.halves.values() if half.head.loaded)
 
     def left_alone(self, now_s: float) -> dict[str, Alone]:
         """By name, why splits are not used now."""

@@ -35,6 +35,7 @@ class Alone(StrEnum):
     DEVICE_BUSY = "device_busy"  # the level that it goes on from is not loaded, or the head is not yet
     CLOUD_INCOMPATIBLE = "cloud_incompatible"  # no cloud has the tail that belongs to the head
     CLOUD_DENIED = "cloud_denied"  # no cloud answers us about it
+    TAIL_FAILING = "tail_failing"  # the cloud is well, but calls to the tail have failed; it is tried now and then
 
 
 class Head:

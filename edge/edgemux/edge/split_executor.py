@@ -37,6 +37,8 @@ PLAN_S = 0.02
 LOOKING_S = 1.0
 # A head that has failed is left alone for so long.
 FAILED_S = 30.0
+# What is no reason of the device's.
+OF_TAIL = frozenset({Alone.CLOUD_INCOMPATIBLE, Alone.CLOUD_DENIED, Alone.TAIL_FAILING})
 
 
 class Timed(msgspec.Struct, frozen=True):
@@ -73,15 +75,14 @@ class Half:
             return Alone.MEMORY if self.split.level <= resident and not self.head.wanted else Alone.DEVICE_BUSY
         if self.tail.incompatible:
             return Alone(next(peer.unserved for peer in self.tail.peers if peer.unserved is not None))
-        return None
+        return Alone.TAIL_FAILING if self.tail.failing(now_s) else None
 
     def blocked(self, resident: int, now_s: float, lot: float) -> Reason | None:
         """Why the input that drew ``lot`` must not be answered like this, None when it may."""
         alone = self.alone(resident, now_s)
         if alone in (Alone.DEVICE_BUSY, Alone.MEMORY):
             return Reason.DEVICE_BUSY
-        of_tail = alone in (None, Alone.CLOUD_INCOMPATIBLE, Alone.CLOUD_DENIED)
-        return self.tail.blocked(now_s, lot) if of_tail else Reason.DEVICE_FAILED
+        return self.tail.blocked(now_s, lot) if alone is None or alone in OF_TAIL else Reason.DEVICE_FAILED
 
 
 class SplitExecutor:
@@ -129,6 +130,23 @@ class SplitExecutor:
             self._plans = {key: (now_s, name)} if len(self._plans) > 64 else self._plans | {key: (now_s, name)}
             self.chosen = name
         return None if name is None or self._looks(sample, now_s) else self.halves[name]
+
+    def tried(self, sample: Sample, resident: int, now_s: float) -> Half | None:
+        """The split by which an input would be sent with nobody waiting: one whose tail has failed comes first."""
+        for half in self.halves.values():
+            if half.alone(resident, now_s) is Alone.TAIL_FAILING and half.tail.wants_shadow(now_s, Reason.BREAKER):
+                return half
+        return self.offered(sample, resident, now_s)
+
+    def loses(self, name: str) -> float:
+        """The share of right answers that a split is measured to lose against the cloud; 0 for what is no split."""
+        half = self.halves.get(name)
+        return 0.0 if half is None else max(0.0, self._choice.accuracy - half.split.accuracy)
+
+    def cheaper(self, half: Half | None, resident: int, now_s: float) -> list[Half]:
+        """The splits that can be had besides ``half``, those of the fewest bytes first."""
+        ready = [each for each in self.halves.values() if each is not half and each.alone(resident, now_s) is None]
+        return sorted(ready, key=lambda each: each.tail.request_bytes)
 
     def _looks(self, sample: Sample, now_s: float) -> bool:
         """Whether the whole input is sent for once: a link that carried little may carry more by now.

@@ -24,7 +24,7 @@ from edgemux.edge.variants import Family
 from edgemux.multiplexer.chain import Activations
 from edgemux.multiplexer.domain import Placement, Prediction, Reason, Route
 from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError
-from edgemux.multiplexer.estimate import DurationEstimate
+from edgemux.multiplexer.estimate import DurationEstimate, LinkEstimate
 from edgemux.multiplexer.onnx_model import OnnxModel, Stop
 from edgemux.multiplexer.planner import Conditions
 from edgemux.wire.tracing import Attribute, Stage
@@ -164,7 +164,10 @@ class SplitExecutor:
     def link(self, now_s: float) -> tuple[float, float] | None:
         """Round trip and bytes a second, from what was sent lately; None while that is not known."""
         part = min((half.tail for half in self.halves.values()), key=lambda tail: tail.offload_age_s(now_s))
-        return link_of(self._cloud.small_s(now_s), self._cloud.offload_seen(now_s), part.offload_seen(now_s))
+        sent = part.offload_seen(now_s)
+        if sent is not None and sent[0] <= LinkEstimate.SMALL_BYTES:  # too few bytes to tell a bandwidth by
+            sent = None
+        return link_of(self._cloud.small_s(now_s), self._cloud.offload_seen(now_s), sent)
 
     def _conditions(self, now_s: float) -> Conditions | None:
         """How things stand; None while that is not known."""

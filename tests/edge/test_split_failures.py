@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from edgemux.edge.breaker import Breaker, BreakerSettings, State
+from edgemux.edge.gauges import export
 from edgemux.edge.heads import Alone
 from edgemux.edge.loading import Fallback
 from edgemux.edge.notices import Notices
@@ -286,3 +287,41 @@ async def test_a_cloud_whose_bundle_was_replaced_is_asked_for_tails_again_when_i
         tail.agreement.recheck_s = 0.0
         await tail.ping(PATIENT_S)
         assert Placement.SPLIT in places(await answer_all(agent, images))
+
+
+async def test_metrics_say_which_way_is_taken_and_which_splits_are_left_alone(
+    there: SplitCloud, agent_of: Any, tiny_bundle: Path, tmp_path: Path, pictures: Any
+) -> None:
+    images, _ = pictures(40, 29)
+    folder = with_splits(tiny_bundle, tmp_path / "bundle")
+    there.tail = there.refusing(grpc.StatusCode.NOT_FOUND)
+    async with agent_of(there.address, bundle=folder, split=ALWAYS, policy="cloud-only") as agent:
+        value = agent.metrics.registry.get_sample_value
+
+        def chosen() -> set[str]:
+            export(agent, time.monotonic())
+            ways = (PLAIN, GOING_ON, agent.manifest.cloud.name)
+            return {name for name in ways if value("edgemux_split_chosen", {"model": WHOLE, "variant": name})}
+
+        def alone(name: str, reason: str) -> float | None:
+            found = value("edgemux_split_left_alone", {"model": WHOLE, "variant": name, "reason": reason})
+            return None if found is None else float(found)
+
+        assert chosen() == {agent.manifest.cloud.name}
+        answers = await answer_all(agent, images)
+        assert Placement.CLOUD in places(answers)
+        chosen()
+        assert alone(PLAIN, "cloud_incompatible") == alone(GOING_ON, "cloud_incompatible") == 1
+        for half in agent.splits.halves.values():
+            half.tail.agreement.holds()
+        there.tail = there.continued
+        await answer_all(agent, images)
+        assert chosen() <= {PLAIN, GOING_ON}
+        assert alone(PLAIN, "cloud_incompatible") is None
+        there.tail = there.refusing(grpc.StatusCode.INTERNAL)
+        agent.splits.halves[PLAIN].head.wrong = True
+        export(agent, time.monotonic())
+        assert alone(PLAIN, "head_wrong") == 1 and alone(GOING_ON, "head_wrong") is None
+        sizes = value("edgemux_offload_payload_bytes_total", {"payload": "bits8"})
+        whole = value("edgemux_offload_payload_bytes_total", {"payload": "raw"})
+        assert sizes + whole == value("edgemux_offload_bytes_total") and min(sizes, whole) > 0

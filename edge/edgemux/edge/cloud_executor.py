@@ -247,7 +247,7 @@ class CloudExecutor:
             trace.put({Attribute.BYTES: size, Attribute.FORM: encoding})
         started = self._clock()
         call = self._claim(size, started)
-        self._metrics.offloaded(size, self._peer.place)
+        self._metrics.offloaded(size, encoding, self._peer.place)
         # Whoever allows ten seconds must not be needed to find out that the cloud hangs.
         slow_s = self.breaker.slow_s
         overdue = asyncio.get_running_loop().call_later(slow_s, self.breaker.failed, call, started + slow_s)

@@ -277,7 +277,7 @@ async def test_a_silent_cloud_leaves_the_device_time_to_answer(
     there: SplitCloud, agent_of: Any, bundle: Path, pictures: Pictures
 ) -> None:
     images, _ = pictures(30, 6)
-    there.tail = there.silent
+    there.tail = there.answer = there.silent
     async with agent_of(there.address, bundle=bundle, split=ALWAYS, breaker=NEVER_OPENS) as agent:
         answers = await answer_all(agent, images, timeout_s=0.5)
     assert places(answers) == {Placement.EDGE}
@@ -291,7 +291,8 @@ async def test_a_split_that_loses_too_much_is_not_used(
     folder = with_splits(tiny_bundle, tmp_path / "bundle", changed=0.5, n=100)
     async with agent_of(there.address, bundle=folder, split=ALWAYS) as agent:
         answers = await answer_all(agent, images)
-        assert agent.splits is None and "split" not in status_of(agent)
+        assert agent.splits is None
+        assert status_of(agent)["split"]["left_alone"] == dict.fromkeys((PLAIN, GOING_ON), "loses_too_much")
     assert Placement.SPLIT not in places(answers)
 
 

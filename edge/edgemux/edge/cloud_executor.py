@@ -16,7 +16,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from edgemux.edge.agreement import Agreement
-from edgemux.edge.breaker import Breaker, Call, State
+from edgemux.edge.breaker import Breaker, Call, State, TailBreaker
 from edgemux.edge.metrics import EdgeMetrics, outcome_of
 from edgemux.edge.peer import CALL_OVERHEAD_BYTES, Peer, digest_in
 from edgemux.edge.purse import Purse
@@ -116,7 +116,8 @@ class CloudExecutor:
     def beside(self, peer: Peer, metrics: EdgeMetrics) -> CloudExecutor:
         """The same cloud for another model: one channel, breaker, link and budgets; what the model says is its own.
 
-        What the tail of a split is sent is far smaller than inputs are, so what that takes on the link is its own, too.
+        What the tail of a split is sent is far smaller than inputs are, so what that takes on the link is its own, too,
+        and it has a breaker beside the cloud's: it may fail where the cloud's model does not.
         """
         other = copy.copy(self)
         other._peer, other._metrics = peer, metrics
@@ -125,7 +126,7 @@ class CloudExecutor:
         other.server = RecentMean(stale_s=OFFLOAD_STALE_S)
         other._packing = peer.packing()
         if peer.form is not None:
-            other.link = self.link.beside()
+            other.link, other.breaker = self.link.beside(), self.breaker.of_tail()
         other.agreement = Agreement(self.index or 0, peer.model, self.agreement.breaks)
         other._together = Together(other._call, other._most, self._clock)
         return other
@@ -157,6 +158,10 @@ class CloudExecutor:
     def _most(self) -> int:
         """Inputs in one call: servers of other make may not take several."""
         return self._most_together if self._ours else 1
+
+    def failing(self, now_s: float) -> bool:
+        """Whether this is the tail of a split that is not asked for a while because it has failed."""
+        return isinstance(self.breaker, TailBreaker) and self.breaker.failing(now_s)
 
     @property
     def peers(self) -> tuple[CloudExecutor, ...]:
@@ -246,7 +251,7 @@ class CloudExecutor:
         started = self._clock()
         call = self._claim(size, started)
         self.asked_s = started
-        self._metrics.offloaded(size, self._peer.place)
+        self._metrics.offloaded(size, encoding, self._peer.place)
         # Whoever allows ten seconds must not be needed to find out that the cloud hangs.
         slow_s = self.breaker.slow_s
         overdue = asyncio.get_running_loop().call_later(slow_s, self.breaker.failed, call, started + slow_s)
@@ -383,6 +388,8 @@ class CloudExecutor:
         """A cloud that lacks the tail of a split, or has another one, is well: it may be sent the whole input."""
         if self._peer.form is not None and isinstance(error, Incompatible):
             self.breaker.succeeded(call, 0.0, now_s)
+        elif isinstance(error, Unreachable):
+            self.breaker.gone(call, now_s)
         else:
             self.breaker.failed(call, now_s)
 

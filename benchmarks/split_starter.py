@@ -6,7 +6,7 @@ Without ``--halves``: every split of the bundle on test images, beside what its 
 With it: the halves DIR/PAIR-BITS-head.onnx and -tail.onnx of each that is named are measured on all 10,000 test images
 and take the place of the splits that the bundle had, each under the name of its pair; the bundle is sealed again.
 
-    python benchmarks/split_starter.py --halves OUT --take continuation-4
+    python benchmarks/split_starter.py --halves OUT --take continuation-4 bottleneck-4
 
 A head goes on from the lowest level that leaves what it reads. Times are CPU times of one thread, taken in turns with
 the cloud's own model and scaled to the time that the manifest gives for that: the planner compares like with like.
@@ -47,12 +47,13 @@ BATCH, TIMED = 250, 300
 
 
 class Halves(msgspec.Struct, frozen=True):
-    """A split's name and bits, and its two files."""
+    """A split's name and bits, its two files, and what the tail's is called."""
 
     name: str
     bits: int
     head: bytes
     tail: bytes
+    tail_file: str
 
 
 class Starter:
@@ -84,7 +85,7 @@ class Starter:
 
 def measure(starter: Starter, halves: Halves, test: data.Split) -> Split:
     """What the two files are and cost. Raises ConfigError for a head that reads what no level leaves."""
-    head, tail = OnnxModel(halves.head, f"{halves.name}_head.onnx"), OnnxModel(halves.tail, f"{halves.name}_tail.onnx")
+    head, tail = OnnxModel(halves.head, f"{halves.name}_head.onnx"), OnnxModel(halves.tail, halves.tail_file)
     level, sent_name = starter.level_below(head, test.images), head.outputs[0]
     labels, sizes, shape = [], [], (-1,)
     for images in np.array_split(test.images, max(1, len(test.images) // BATCH)):
@@ -126,7 +127,7 @@ def _times(
 
 
 def taken(folder: Path, names: Sequence[str]) -> list[Halves]:
-    """The halves of each PAIR-BITS. Raises ConfigError."""
+    """The halves of each PAIR-BITS; a tail that several have is one file. Raises ConfigError."""
     found: dict[str, Halves] = {}
     for name in names:
         pair, _, bits = name.rpartition("-")
@@ -136,7 +137,8 @@ def taken(folder: Path, names: Sequence[str]) -> list[Halves]:
             head, tail = ((folder / f"{name}-{half}.onnx").read_bytes() for half in ("head", "tail"))
         except OSError as error:
             raise ConfigError(f"{name}: no halves in {folder} ({error.strerror})") from error
-        found[pair] = Halves(pair, int(bits), head, tail)
+        same = next((each.tail_file for each in found.values() if each.tail == tail), f"{pair}_tail.onnx")
+        found[pair] = Halves(pair, int(bits), head, tail, same)
     return list(found.values())
 
 
@@ -160,7 +162,10 @@ def exchange(starter: Starter, made: Sequence[tuple[Split, Halves]]) -> None:
 def held(starter: Starter) -> list[Halves]:
     """The splits that the bundle has."""
     read = starter.bundle.read
-    return [Halves(each.name, each.bits, read(each.head), read(each.tail)) for each in splits_of(starter.manifest)]
+    return [
+        Halves(each.name, each.bits, read(each.head), read(each.tail), each.tail)
+        for each in splits_of(starter.manifest)
+    ]
 
 
 def table(found: Sequence[tuple[str, Split]]) -> str:

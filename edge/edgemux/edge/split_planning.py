@@ -54,7 +54,8 @@ def whole_ways(manifest: Manifest, payloads: Sequence[Payload], raw_bytes: float
     for each in payloads:
         if each.encoding != RAW:
             size, decode_s = each.bytes + AROUND_BYTES, each.decode_ms / 1000
-            ways.append(Way(each.encoding, Placement.CLOUD, each.encode_ms / 1000, cloud_s + decode_s, size))
+            encode_s, changed = each.encode_ms / 1000, each.changed
+            ways.append(Way(each.encoding, Placement.CLOUD, encode_s, cloud_s + decode_s, size, changed=changed))
     return tuple(ways)
 
 
@@ -63,7 +64,8 @@ def split_way(manifest: Manifest, split: Split, reached: int) -> Way:
     levels_ms = [0.0, *(level.median_ms for level in manifest.levels)]
     below_ms = max(0.0, levels_ms[split.level] - levels_ms[reached]) if reached < split.level else 0.0
     device_s = (below_ms + split.head_ms) / 1000
-    return Way(split.name, Placement.SPLIT, device_s, split.tail_ms / 1000, split.bytes + AROUND_BYTES)
+    size, tail_s = split.bytes + AROUND_BYTES, split.tail_ms / 1000
+    return Way(split.name, Placement.SPLIT, device_s, tail_s, size, changed=split.changed)
 
 
 Sent = tuple[float, float]

@@ -75,18 +75,19 @@ def link_of(small_s: float | None, whole: Sent | None, part: Sent | None) -> tup
     """Round trip and bytes a second, from (bytes, seconds) of calls with whole inputs and with parts.
 
     small_s: of a call that carries next to nothing. None where less than two of the three are known. What a call takes
-    beside the smallest one is not all for its bytes: where both are known, whole inputs and parts tell more. Infinite
-    where more bytes take no more time.
+    beside the smallest one is not all for its bytes: where both are known, whole inputs and parts tell more, unless what
+    went before them on the link held up the smaller for longer. Infinite where more bytes take no more time.
     """
     least = None if small_s is None else (LinkEstimate.SMALL_BYTES / 2, small_s)
     known = sorted(each for each in (least, part, whole) if each is not None)
     if len(known) < 2:
         return None
-    (few, quick_s), (many, slow_s) = known[-2:]
-    if slow_s <= quick_s or many <= few:
-        return min(slow_s, quick_s), math.inf
-    bytes_per_s = (many - few) / (slow_s - quick_s)
-    return max(0.0, quick_s - few / bytes_per_s), bytes_per_s
+    many, slow_s = known[-1]
+    for few, quick_s in (known[-2], known[0]):
+        if slow_s > quick_s and many > few:
+            bytes_per_s = (many - few) / (slow_s - quick_s)
+            return max(0.0, quick_s - few / bytes_per_s), bytes_per_s
+    return min(seconds for _, seconds in known), math.inf
 
 
 class SplitChoice:

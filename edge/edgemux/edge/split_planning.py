@@ -75,8 +75,8 @@ def link_of(small_s: float | None, whole: Sent | None, part: Sent | None) -> tup
     """Round trip and bytes a second, from (bytes, seconds) of calls with whole inputs and with parts.
 
     small_s: of a call that carries next to nothing. None where less than two of the three are known. What a call takes
-    beside the smallest one is not all for its bytes: where both are known, whole inputs and parts tell more, unless what
-    went before them on the link held up the smaller for longer. Infinite where more bytes take no more time.
+    beside the smallest one is not all for its bytes: where both are known, whole inputs and parts tell more, unless
+    what went before them on the link held up the smaller for longer. Infinite where more bytes take no more time.
     """
     least = None if small_s is None else (LinkEstimate.SMALL_BYTES / 2, small_s)
     known = sorted(each for each in (least, part, whole) if each is not None)

@@ -195,6 +195,26 @@ async def test_a_tail_that_does_not_fit_is_refused_by_name(copy: Path, tail: str
             pass
 
 
+async def test_a_tail_that_computes_otherwise_is_told_by_its_golden_answers(copy: Path) -> None:
+    path = copy / "deep-tail.onnx"
+    step = np.float32(0.125).tobytes()
+    assert path.read_bytes().count(step) == 1
+    path.write_bytes(path.read_bytes().replace(step, np.float32(0.01).tobytes()))
+    seal(copy, Bundle.open(copy).manifest)
+    with pytest.raises(ArtifactError, match=r"^deep-tail\.onnx: does not give the golden answers"):
+        async with standing(ModelSettings(bundle=copy)):
+            pass
+
+
+async def test_a_bundle_without_golden_codes_is_served_and_watched_by_what_its_tails_say_of_zeros(copy: Path) -> None:
+    manifest = Bundle.open(copy).manifest
+    plain = tuple(msgspec.structs.replace(split, golden=msgspec.UNSET) for split in splits_of(manifest))
+    seal(copy, msgspec.structs.replace(manifest, splits=plain))
+    async with standing(ModelSettings(bundle=copy)) as made:
+        assert [name for name, *_ in await made.index(ready=True)] == list(EVERY)
+        assert await made.service.well()
+
+
 async def test_a_tail_is_not_named_as_another_model(copy: Path) -> None:
     other = copy / "cloud.onnx"
     for models in (

@@ -311,7 +311,8 @@ async def test_a_split_that_loses_too_much_is_not_used(
     folder = with_splits(tiny_bundle, tmp_path / "bundle", changed=0.5, n=100)
     async with agent_of(there.address, bundle=folder, split=ALWAYS) as agent:
         answers = await answer_all(agent, images)
-        assert agent.splits is None and "split" not in status_of(agent)
+        assert agent.splits is None
+        assert status_of(agent)["split"]["left_alone"] == dict.fromkeys((PLAIN, GOING_ON), "loses_too_much")
     assert Placement.SPLIT not in places(answers)
 
 

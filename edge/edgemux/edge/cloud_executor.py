@@ -16,7 +16,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from edgemux.edge.agreement import Agreement
-from edgemux.edge.breaker import Breaker, Call, State
+from edgemux.edge.breaker import Breaker, Call, State, TailBreaker
 from edgemux.edge.metrics import EdgeMetrics, outcome_of
 from edgemux.edge.peer import CALL_OVERHEAD_BYTES, Peer, digest_in
 from edgemux.edge.purse import Purse
@@ -114,7 +114,8 @@ class CloudExecutor:
     def beside(self, peer: Peer, metrics: EdgeMetrics) -> CloudExecutor:
         """The same cloud for another model: one channel, breaker, link and budgets; what the model says is its own.
 
-        What the tail of a split is sent is far smaller than inputs are, so what that takes on the link is its own, too.
+        What the tail of a split is sent is far smaller than inputs are, so what that takes on the link is its own, too,
+        and it has a breaker beside the cloud's: it may fail where the cloud's model does not.
         """
         other = copy.copy(self)
         other._peer, other._metrics = peer, metrics
@@ -122,7 +123,7 @@ class CloudExecutor:
         other.server = RecentMean(stale_s=OFFLOAD_STALE_S)
         other._packing = peer.packing()
         if peer.form is not None:
-            other.link = self.link.beside()
+            other.link, other.breaker = self.link.beside(), self.breaker.of_tail()
         other.agreement = Agreement(self.index or 0, peer.model)
         other._together = Together(other._call, other._most, self._clock)
         return other
@@ -154,6 +155,10 @@ class CloudExecutor:
     def _most(self) -> int:
         """Inputs in one call: servers of other make may not take several."""
         return self._most_together if self._ours else 1
+
+    def failing(self, now_s: float) -> bool:
+        """Whether this is the tail of a split that is not asked for a while because it has failed."""
+        return isinstance(self.breaker, TailBreaker) and self.breaker.failing(now_s)
 
     @property
     def peers(self) -> tuple[CloudExecutor, ...]:
@@ -379,6 +384,8 @@ class CloudExecutor:
         """A cloud that lacks the tail of a split, or has another one, is well: it may be sent the whole input."""
         if self._peer.form is not None and isinstance(error, Incompatible):
             self.breaker.succeeded(call, 0.0, now_s)
+        elif isinstance(error, Unreachable):
+            self.breaker.gone(call, now_s)
         else:
             self.breaker.failed(call, now_s)
 

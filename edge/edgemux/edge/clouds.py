@@ -55,6 +55,10 @@ class Clouds:
         """Whether none of the clouds serves what is wanted."""
         return all(peer.incompatible for peer in self.peers)
 
+    def failing(self, now_s: float) -> bool:
+        """Whether this is the tail of a split, and every cloud has failed at it that serves it."""
+        return all(peer.failing(now_s) for peer in self.peers if not peer.incompatible)
+
     def state(self, now_s: float) -> State:
         """The best breaker's."""
         return min(peer.state(now_s) for peer in self.peers)

@@ -29,7 +29,7 @@ def export(agent: Agent, now_s: float) -> None:
             metrics.peer_breaker.labels(str(number)).set(peer.state(now_s))
     _show_budgets(agent, now_s)
     _show_vigil(metrics, agent.manifest.name, agent.vigil.state, agent.manifest.certificate)
-    metrics.resident.set(agent.family.resident_bytes)
+    metrics.resident.set(agent.resident_bytes)
     metrics.gave(agent.planned, agent.share)
     metrics.level.set(agent.affordable_level(agent.sampler.latest))
 

@@ -219,10 +219,12 @@ class EdgeMetrics(Doorway):
         changes = self._counter("edgemux_level_changes", "Changes of the level that is given.", "model", "direction")
         self._changes = {direction: changes.labels(model, direction) for direction in DIRECTIONS}
         self._given: int | None = None
-        self.resident = self._gauge(
-            "edgemux_resident_bytes", "Bytes of the files of the levels that are loaded.", "model"
+        self.resident = self._gauge("edgemux_resident_bytes", "Bytes of the files of what is loaded.", "model").labels(
+            model
+        )
+        self._paged = self._counter(
+            "edgemux_paged_bytes", "Bytes of deltas and heads that were loaded.", "model"
         ).labels(model)
-        self._paged = self._counter("edgemux_paged_bytes", "Bytes of deltas that were loaded.", "model").labels(model)
         self.level_switch = self._histogram("edgemux_level_switch_seconds", "Loading the delta of a level.", _PARTS)
 
     def _certificate_metrics(self) -> None:
@@ -343,6 +345,10 @@ class EdgeMetrics(Doorway):
     def paged(self, seconds: float, size: int) -> None:
         """A delta was loaded."""
         self.level_switch.observe(seconds)
+        self._paged.inc(size)
+
+    def paged_head(self, size: int) -> None:
+        """A head was loaded."""
         self._paged.inc(size)
 
     def audited(self, outcome: str) -> None:

@@ -20,6 +20,7 @@ from edgemux.edge.device_executor import DeviceExecutor
 from edgemux.edge.events import NothingMayBeSent
 from edgemux.edge.gallery import Gallery
 from edgemux.edge.gauges import export_settings
+from edgemux.edge.heads import load_fitting
 from edgemux.edge.loading import Loaded, load
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.pager import Pager
@@ -94,7 +95,7 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
             agents[each.bundle.manifest.name] = agent
             agent.metrics.forgets(forgetful)
             if _is_tight(config):
-                each.family.lower_to(1)
+                each.shrink()
         sampler.start()
         pager = Pager(list(agents.values()), applications, config.limits, config.scheduler)
         async with _watched(list(agents.values()), pager, config.cloud.probe_interval_s):
@@ -134,13 +135,13 @@ def _loaded(config: EdgeConfig) -> list[Loaded]:
     memory_bytes = config.limits.memory_bytes
     loaded: list[Loaded] = []
     for each in config.every_application():
-        room = memory_bytes - sum(other.family.resident_bytes for other in loaded)
+        room = memory_bytes - sum(other.resident_bytes for other in loaded)
         has_cloud = bool(config.cloud.every_address())
         answers = has_cloud and not config.split.never_send_raw
         split = config.split if has_cloud else None
         loaded.append(load(each.bundle, each.previous_bundle, each.name, answers, room, split))
         if _is_tight(config):
-            loaded[-1].family.lower_to(1)
+            loaded[-1].shrink()
     smallest = [each.family.bytes_of.get(1, 0) for each in loaded]
     for one, own in zip(loaded, smallest, strict=True):
         one.family.cap(memory_bytes - (sum(smallest) - own))
@@ -192,12 +193,14 @@ def _agent(
     drift = config.drift if family.routes else msgspec.structs.replace(config.drift, enabled=False)
     vigil = Vigil(manifest, drift, config.audit_share if family.routes else 0.0)
     family.raise_to(family.highest)
+    load_fitting(loaded.heads, family)
     metrics.degraded(loaded.fallback)
     halves = None if cloud is None else _splits(config, loaded, peer, cloud, device, metrics)
     gates, fallback = loaded.gates, loaded.fallback
     agent = Agent(
         manifest, config, family, gates, policy, device, cloud, purse, sampler, metrics, vigil, fallback, halves
     )
+    agent.alone = loaded.alone
     if loaded.golden is not None:
         one = {name: array[:1] for name, array in loaded.golden.inputs.items()}
         device.warm_up(one)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgemux.edge.cloud_executor import CloudExecutor
 from edgemux.edge.clouds import Cloud
 from edgemux.edge.device_executor import INLINE_S, DeviceExecutor
-from edgemux.edge.heads import Head
+from edgemux.edge.heads import Alone, Head
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.packing import LOOK_S, LOOK_SHARE
 from edgemux.edge.sample import Sample
@@ -25,7 +25,7 @@ from edgemux.multiplexer.chain import Activations
 from edgemux.multiplexer.domain import Placement, Prediction, Reason, Route
 from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError
 from edgemux.multiplexer.estimate import DurationEstimate
-from edgemux.multiplexer.onnx_model import Stop
+from edgemux.multiplexer.onnx_model import OnnxModel, Stop
 from edgemux.multiplexer.planner import Conditions
 from edgemux.wire.tracing import Attribute, Stage
 
@@ -39,6 +39,8 @@ LOOKING_S = 1.0
 TOGETHER_S = 1.0
 # A head that has failed is left alone for so long.
 FAILED_S = 30.0
+# What is no reason of the device's.
+OF_TAIL = frozenset({Alone.CLOUD_INCOMPATIBLE, Alone.CLOUD_DENIED, Alone.TAIL_FAILING})
 
 
 class Timed(msgspec.Struct, frozen=True):
@@ -63,17 +65,26 @@ class Half:
         self.compute = DurationEstimate(self.split.head_ms / 1000)
         self.failed_s = float("-inf")
 
-    def ready(self, resident: int, now_s: float) -> bool:
-        """Whether it can be had, as far as is known. resident: the highest level that is loaded."""
-        return not self.tail.incompatible and self.split.level <= resident and now_s - self.failed_s >= FAILED_S
+    def alone(self, resident: int, now_s: float) -> Alone | None:
+        """Why it is left alone now, None where it can be had. resident: the highest level that is loaded."""
+        if self.head.unfit is not None:
+            return self.head.unfit
+        if self.head.wrong:
+            return Alone.HEAD_WRONG
+        if now_s - self.failed_s < FAILED_S:
+            return Alone.HEAD_FAILED
+        if self.split.level > resident or not self.head.loaded:
+            return Alone.MEMORY if self.split.level <= resident and not self.head.wanted else Alone.DEVICE_BUSY
+        if self.tail.incompatible:
+            return Alone(next(peer.unserved for peer in self.tail.peers if peer.unserved is not None))
+        return Alone.TAIL_FAILING if self.tail.failing(now_s) else None
 
     def blocked(self, resident: int, now_s: float, lot: float) -> Reason | None:
         """Why the input that drew ``lot`` must not be answered like this, None when it may."""
-        if self.split.level > resident:
+        alone = self.alone(resident, now_s)
+        if alone in (Alone.DEVICE_BUSY, Alone.MEMORY):
             return Reason.DEVICE_BUSY
-        if now_s - self.failed_s < FAILED_S:
-            return Reason.DEVICE_FAILED
-        return self.tail.blocked(now_s, lot)
+        return self.tail.blocked(now_s, lot) if alone is None or alone in OF_TAIL else Reason.DEVICE_FAILED
 
 
 class SplitExecutor:
@@ -111,7 +122,7 @@ class SplitExecutor:
         """The split by which an input is sent now, None where it is sent whole."""
         if sample.exact and not self.never_send_raw:
             return None
-        ready = tuple(name for name, half in self.halves.items() if half.ready(resident, now_s))
+        ready = tuple(name for name, half in self.halves.items() if half.alone(resident, now_s) is None)
         if not ready:
             return self._latest if self.never_send_raw else None
         key = sample.activations.reached, ready
@@ -121,6 +132,23 @@ class SplitExecutor:
             self._plans = {key: (now_s, name)} if len(self._plans) > 64 else self._plans | {key: (now_s, name)}
             self.chosen = name
         return None if name is None or self._looks(sample, now_s) else self.halves[name]
+
+    def tried(self, sample: Sample, resident: int, now_s: float) -> Half | None:
+        """The split by which an input would be sent with nobody waiting: one whose tail has failed comes first."""
+        for half in self.halves.values():
+            if half.alone(resident, now_s) is Alone.TAIL_FAILING and half.tail.wants_shadow(now_s, Reason.BREAKER):
+                return half
+        return self.offered(sample, resident, now_s)
+
+    def loses(self, name: str) -> float:
+        """The share of right answers that a split is measured to lose against the cloud; 0 for what is no split."""
+        half = self.halves.get(name)
+        return 0.0 if half is None else max(0.0, self._choice.accuracy - half.split.accuracy)
+
+    def cheaper(self, half: Half | None, resident: int, now_s: float) -> list[Half]:
+        """The splits that can be had besides ``half``, those of the fewest bytes first."""
+        ready = [each for each in self.halves.values() if each is not half and each.alone(resident, now_s) is None]
+        return sorted(ready, key=lambda each: each.tail.request_bytes)
 
     def _looks(self, sample: Sample, now_s: float) -> bool:
         """Whether the whole input is sent for once: a link that carried little may carry more by now.
@@ -220,7 +248,7 @@ class SplitExecutor:
     async def _sent(self, half: Half, sample: Sample, timeout_s: float) -> NDArray[np.uint8]:
         self._latest = half
         expected_s, _ = self.work_s(half, sample.activations.reached)
-        work = partial(self._timed, half, sample.activations)
+        work = partial(self._timed, half, half.head.held(), sample.activations)
         try:
             if expected_s <= INLINE_S:
                 made = work()
@@ -244,25 +272,57 @@ class SplitExecutor:
         if sample.trace is not None:
             sample.trace.took(Stage.DEVICE, seconds, {Attribute.LEVEL: half.split.level}, failed=failed)
 
-    def _timed(self, half: Half, activations: Activations, stop: Stop | None = None) -> Timed:
+    def _timed(self, half: Half, model: OnnxModel, activations: Activations, stop: Stop | None = None) -> Timed:
         """The level below it, where it is not there yet, and the head."""
         wall, cpu = time.perf_counter(), time.thread_time()
         if half.split.level:
             (activations.chain or self._family.chain).reach(half.split.level, activations, stop)
         head_wall, head_cpu = time.perf_counter(), time.thread_time()
-        sent = half.head.run(activations, stop)
+        sent = half.head.run(model, activations, stop)
         ended, cpu_ended = time.perf_counter(), time.thread_time()
         return Timed(sent, ended - head_wall, cpu_ended - head_cpu, ended - wall, cpu_ended - cpu)
 
     def warm_up(self, tensors: Mapping[str, NDArray[Any]], times: int = 5) -> None:
-        """Measure every head on this device: the first run allocates and is not counted."""
+        """Measure every loaded head on this device: the first run allocates and is not counted."""
         for half in self.halves.values():
+            if not half.head.loaded:
+                continue
             activations = Activations(tensors)
-            self._timed(half, activations)
+            self._timed(half, half.head.held(), activations)
             for _ in range(times):
-                made = self._timed(half, activations)
+                made = self._timed(half, half.head.held(), activations)
                 half.latency.observe(made.head_s)
                 half.compute.observe(made.head_cpu_s)
+
+    async def look(self, first: Mapping[str, NDArray[Any]]) -> None:
+        """Have every head that can be had make the codes of the ``first`` golden input again, counted nowhere.
+
+        One that makes others is left alone until it makes these.
+        """
+        chain = self._family.chain
+        for half in self.halves.values():
+            if half.head.loaded and half.split.level <= len(chain):
+                work = partial(half.head.look, first, chain)
+                if self.work_s(half, 0)[0] <= INLINE_S:
+                    work()
+                else:
+                    await self._device.aside(work)
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """Of all splits, loaded or not."""
+        return tuple(half.head for half in self.halves.values())
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the files of the heads that are loaded."""
+        return sum(half.head.bytes for half in self.halves.values() if half.head.loaded)
+
+    def left_alone(self, now_s: float) -> dict[str, Alone]:
+        """By name, why splits are not used now."""
+        resident = self._family.resident
+        found = {name: half.alone(resident, now_s) for name, half in self.halves.items()}
+        return {name: alone for name, alone in found.items() if alone is not None}
 
     def status(self, now_s: float) -> dict[str, Any]:
         """For the status page: what is chosen now, and how each split stands."""

@@ -98,6 +98,7 @@ class SplitChoice:
     ) -> None:
         """whole: what ``whole_ways`` gives; none where the whole input is never to be sent by first choice."""
         self._manifest = manifest
+        self.accuracy = manifest.cloud.accuracy
         self._splits = {split.name: split for split in splits}
         self._whole = tuple(whole)
         self.has_whole = bool(whole)

@@ -145,6 +145,7 @@ class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     -> probabilities [n, classes]. sent: UINT8 [-1, ...] of a fixed size, its values below 2**bits.
     bytes: mean of an input as it is sent. head_ms, tail_ms: one input on one thread, the head without the level below
     it. accuracy, changed: on ``n`` inputs; changed: the share that gets another label than from the cloud model.
+    golden: the file with what head and tail must make of the golden inputs, see codes.py.
     """
 
     name: str
@@ -160,6 +161,7 @@ class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n: int
     accuracy: float
     changed: float
+    golden: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -145,7 +145,7 @@ def taken(folder: Path, names: Sequence[str]) -> list[Halves]:
 def exchange(starter: Starter, made: Sequence[tuple[Split, Halves]]) -> None:
     """Put these splits in the place of those that the bundle has; whatever fails, the bundle stays as it was."""
     manifest = starter.manifest
-    dropped = {file for split in splits_of(manifest) for file in (split.head, split.tail)}
+    dropped = {file for split in splits_of(manifest) for file in (split.head, split.tail, split.golden)}
     files = tuple(file for file in manifest.files if file.path not in dropped)
     with TemporaryDirectory() as place, replacing(starter.folder) as part:
         built = Path(place) / "bundle"

@@ -105,6 +105,8 @@ class CloudExecutor:
         # Whether its answers say that it is one of our own servers: others are sent the tensor alone.
         self._ours = False
         self.refused_until_s = float("-inf")
+        # When the latest input was sent.
+        self.asked_s = float("-inf")
         # Whether the latest answer came from another model than the bundle's.
         self.foreign = False
         # How the latest call ended.
@@ -120,6 +122,7 @@ class CloudExecutor:
         other = copy.copy(self)
         other._peer, other._metrics = peer, metrics
         other.request_bytes = peer.call_bytes
+        other.asked_s = float("-inf")
         other.server = RecentMean(stale_s=OFFLOAD_STALE_S)
         other._packing = peer.packing()
         if peer.form is not None:
@@ -247,6 +250,7 @@ class CloudExecutor:
             trace.put({Attribute.BYTES: size, Attribute.FORM: encoding})
         started = self._clock()
         call = self._claim(size, started)
+        self.asked_s = started
         self._metrics.offloaded(size, self._peer.place)
         # Whoever allows ten seconds must not be needed to find out that the cloud hangs.
         slow_s = self.breaker.slow_s

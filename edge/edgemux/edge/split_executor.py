@@ -21,6 +21,7 @@ from edgemux.edge.packing import LOOK_S, LOOK_SHARE
 from edgemux.edge.sample import Sample
 from edgemux.edge.split_planning import SplitChoice, link_of
 from edgemux.edge.variants import Family
+from edgemux.multiplexer.bundle import Split
 from edgemux.multiplexer.chain import Activations
 from edgemux.multiplexer.domain import Placement, Prediction, Reason, Route
 from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError
@@ -85,6 +86,15 @@ class Half:
         if alone in (Alone.DEVICE_BUSY, Alone.MEMORY):
             return Reason.DEVICE_BUSY
         return self.tail.blocked(now_s, lot) if alone is None or alone in OF_TAIL else Reason.DEVICE_FAILED
+
+
+def fits(split: Split, sent: NDArray[Any]) -> bool:
+    """Whether this is one input of the tail: so it was for golden inputs, and may not be for strange ones."""
+    return (
+        sent.dtype == np.uint8
+        and sent.shape == (1, *split.sent.shape[1:])
+        and not int(sent.max(initial=0)) >> split.bits
+    )
 
 
 class SplitExecutor:
@@ -153,9 +163,12 @@ class SplitExecutor:
     def _looks(self, sample: Sample, now_s: float) -> bool:
         """Whether the whole input is sent for once: a link that carried little may carry more by now.
 
-        Only where that is expected to take at most a share of the time that is left.
+        Only where that is expected to take at most a share of the time that is left, and only one: many at once
+        would be in each other's way, on a link that is slow as it is.
         """
         if not self._choice.has_whole or self._cloud.offload_age_s(now_s) < LOOK_S:
+            return False
+        if now_s - self._cloud.asked_s < LOOK_S:
             return False
         if self._whole_s > LOOK_SHARE * (sample.deadline_s - now_s):
             return False
@@ -279,6 +292,8 @@ class SplitExecutor:
             (activations.chain or self._family.chain).reach(half.split.level, activations, stop)
         head_wall, head_cpu = time.perf_counter(), time.thread_time()
         sent = half.head.run(model, activations, stop)
+        if not fits(half.split, sent):
+            raise ExecutionError("the head made what cannot be sent")
         ended, cpu_ended = time.perf_counter(), time.thread_time()
         return Timed(sent, ended - head_wall, cpu_ended - head_cpu, ended - wall, cpu_ended - cpu)
 

@@ -120,7 +120,8 @@ class SplitChoice:
 
     def forget(self) -> None:
         """The link has not been seen for long: begin again with what is there without a head."""
-        self._planners.clear()
+        for planner in self._planners.values():
+            planner.forget()
 
     def _planner(self, reached: int, ready: tuple[str, ...]) -> Planner:
         splits = [split_way(self._manifest, self._splits[name], reached) for name in ready]

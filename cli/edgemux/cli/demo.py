@@ -36,7 +36,7 @@ SPINNERS = 2
 SHARES_ITS_CPU = ("--compute-share", "0.2")
 # Before anything is counted the agent gets to know its link, from calls of two sizes: the smallest there are and
 # inputs, so many requests and offloads at least, or this long.
-WARM_REQUESTS, WARM_OFFLOADS = 25, 2
+WARM_REQUESTS, WARM_OFFLOADS = 25, 5
 WARM_UP_S = 2.0
 
 

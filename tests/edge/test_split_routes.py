@@ -123,6 +123,28 @@ async def test_the_way_follows_what_was_seen_of_the_link(
     assert there.models == {WHOLE} if whole else WHOLE not in there.models
 
 
+async def test_the_link_is_as_the_newest_calls_say_and_a_split_is_expected_to_take_what_it_takes_there(
+    there: SplitCloud, agent_of: Any, bundle: Path
+) -> None:
+    quiet = {"probe_interval_s": 3600.0}
+    async with agent_of(there.address, bundle=bundle, breaker=NEVER_OPENS, there=quiet) as agent:
+        splits, whole = agent.splits, agent.cloud.link
+        half = splits.halves[PLAIN]
+        half.tail.request_bytes = 500
+        (parts,) = (peer.link for peer in half.tail.peers)
+        whole.observe(100, 0.04, 10.0)
+        whole.observe(1000, 0.24, 10.0)
+        assert splits.link(10.0)[1] == pytest.approx(872 / 0.2)
+        expected_s = splits.link(10.0)[0] + 500 / splits.link(10.0)[1]
+        assert splits.predict_s(half, 10.0) == pytest.approx(expected_s + half.split.tail_ms / 1000)
+        parts.observe(500, 0.14, 10.5)
+        assert splits.predict_s(half, 10.5) == pytest.approx(half.tail.predict_s(10.5))
+        assert splits.link(10.5)[1] == pytest.approx(500 / 0.1), "both kinds, at the same time"
+        whole.observe(100, 0.04, 12.0)
+        parts.observe(500, 0.041, 12.0)
+        assert splits.link(12.0)[1] > 1e5, "the whole input was slow before"
+
+
 async def test_answers_are_those_of_head_and_tail_run_by_hand(
     there: SplitCloud, agent_of: Any, bundle: Path, pictures: Pictures
 ) -> None:

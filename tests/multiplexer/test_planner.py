@@ -11,12 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemux.multiplexer.domain import Placement
-from edgemux.multiplexer.planner import BETTER, Conditions, Planner, Price, Table, Way, undominated
+from edgemux.multiplexer.planner import BETTER, Conditions, Planner, Price, Table, Way, counted, undominated
 
 amounts = st.floats(0.0, 2.0)
 sizes = st.integers(0, 10**6).map(float)
 ways = st.builds(
-    Way, st.text(max_size=3), st.sampled_from(Placement), amounts, amounts, sizes, st.integers(0, 1000).map(float)
+    Way,
+    st.text(max_size=3),
+    st.sampled_from(Placement),
+    amounts,
+    amounts,
+    sizes,
+    st.integers(0, 1000).map(float),
+    st.sampled_from([0.0, 0.01, 0.3]),
 )
 conditions = st.builds(Conditions, amounts, st.floats(1e3, 1e9), amounts, st.floats(0.5, 20.0), st.floats(0.0, 0.9))
 prices = st.builds(Price, st.floats(0.0, 10.0), st.floats(0.0, 5.0), st.floats(0.0, 1e-5))
@@ -33,10 +40,15 @@ def taken(way: Way, now: Conditions, price: Price) -> float:
     return seconds + price.seconds_per_joule * (price.watts * way.device_s + price.joules_per_byte * size)
 
 
+def priced(way: Way, now: Conditions, price: Price) -> float:
+    """The same, and longer for a way that changes answers."""
+    return taken(way, now, price) * counted(way.changed)
+
+
 @given(st.lists(ways, min_size=1, max_size=30), conditions, prices)
 def test_the_first_plan_is_the_best_of_all_ways(given: list[Way], now: Conditions, price: Price) -> None:
     chosen = Planner(Table(given, price)).plan(now)
-    assert taken(chosen, now, price) == pytest.approx(min(taken(way, now, price) for way in given))
+    assert priced(chosen, now, price) == pytest.approx(min(priced(way, now, price) for way in given))
 
 
 @given(st.lists(ways, min_size=1, max_size=30), st.lists(conditions, min_size=1, max_size=20), prices)
@@ -45,8 +57,8 @@ def test_a_plan_is_never_worse_than_the_best_by_more_than_what_it_takes_to_chang
 ) -> None:
     planner = Planner(Table(given, price))
     for now in trace:
-        best = min(taken(way, now, price) for way in given)
-        assert BETTER * taken(planner.plan(now), now, price) <= best + 1e-9
+        best = min(priced(way, now, price) for way in given)
+        assert BETTER * priced(planner.plan(now), now, price) <= best + 1e-9
 
 
 @given(st.lists(ways, min_size=1, max_size=30), conditions)
@@ -73,6 +85,16 @@ def test_a_small_change_of_the_link_changes_nothing(given: list[Way], now: Condi
         planner.plan(Conditions(now.rtt_s, now.bytes_per_s * factor, now.queue_s, now.slowdown, now.lost_share))
         is chosen
     )
+
+
+def test_a_way_that_changes_answers_is_taken_where_it_is_clearly_quicker_and_given_up_where_times_are_alike() -> None:
+    raw = Way("raw", Placement.CLOUD, 0.0, 0.002, 1000.0)
+    few, many = (Way(f"{changed}", Placement.SPLIT, 0.0, 0.001, 500.0, changed=changed) for changed in (0.04, 0.05))
+    planner = Planner(Table([raw, many, few]))
+    assert planner.plan(Conditions(0.04, 1e6)) is raw, "quicker by the time of a tail, and that is not worth it"
+    assert planner.plan(Conditions(0.04, 1e4)) is few, "of two that are alike the one that changes less"
+    assert planner.plan(Conditions(0.04, 1e6)) is raw
+    assert counted(0.0) == 1.0 < counted(0.001) < counted(0.04) < counted(0.05)
 
 
 def test_without_knowing_the_link_the_device_answers_and_later_what_was_chosen_stays() -> None:
@@ -105,8 +127,8 @@ def test_readings_that_are_none_change_nothing_and_the_next_true_ones_are_follow
         assert each.known or chosen is before
         if each.known:
             assert not any(math.isnan(price) or math.isinf(price) for price in planner.table.prices_s(each))
-    best = min(taken(way, now, Price()) for way in given)
-    assert BETTER * taken(planner.plan(now), now, Price()) <= best + 1e-9
+    best = min(priced(way, now, Price()) for way in given)
+    assert BETTER * priced(planner.plan(now), now, Price()) <= best + 1e-9
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,9 @@ from edgemux.multiplexer.domain import Placement
 
 # Another way must be better by this share: estimates are not that good, and each change costs a first time.
 BETTER = 0.9
+# A way that changes answers counts as longer, by this and by so much for all that it changes: where times are alike
+# nothing is to be lost, and of two that are alike less.
+LOSSY, CHANGED = 0.1, 2.5
 # Seconds and their like are taken for no more than this, and bandwidths for no less than its inverse: beyond there is
 # nothing to tell ways apart by.
 MOST = 1e9
@@ -27,7 +30,8 @@ class Way(msgspec.Struct, frozen=True):
     """One way to answer an input. ``name``: of a cut, or of the form in which the input is sent.
 
     device_s: CPU time on the device when nothing else runs there, encoding included. cloud_s: computing in the cloud,
-    decoding included. sent_bytes, answer_bytes: on the link, each way; none where the device answers.
+    decoding included. sent_bytes, answer_bytes: on the link, each way; none where the device answers. changed: the
+    share of answers that are others than to the input itself.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Way(msgspec.Struct, frozen=True):
     cloud_s: float = 0.0
     sent_bytes: float = 0.0
     answer_bytes: float = 0.0
+    changed: float = 0.0
 
 
 class Conditions(msgspec.Struct, frozen=True):
@@ -103,6 +108,7 @@ class Table:
         self._device = np.array([way.device_s for way in self.ways])
         self._cloud = np.array([way.cloud_s for way in self.ways])
         self._bytes = np.array([way.sent_bytes + way.answer_bytes for way in self.ways])
+        self._counts = np.array([counted(way.changed) for way in self.ways])
         self._leaves = np.array([way.placement is not Placement.EDGE for way in self.ways], float)
         self._energy_s = self._price.seconds_per_joule * self.energies_j()
 
@@ -117,7 +123,8 @@ class Table:
 
     def prices_s(self, conditions: Conditions) -> NDArray[np.float64]:
         """What is made small, of each way, [ways]."""
-        return self.latencies_s(conditions) + self._energy_s
+        prices: NDArray[np.float64] = self._counts * (self.latencies_s(conditions) + self._energy_s)
+        return prices
 
     def energies_j(self) -> NDArray[np.float64]:
         """Joules of the device, of each way, [ways]."""
@@ -145,7 +152,12 @@ def undominated(ways: Sequence[Way]) -> list[Way]:
 
 def _axes(way: Way) -> tuple[float, ...]:
     leaves = float(way.placement is not Placement.EDGE)
-    return leaves, way.device_s, way.cloud_s, way.sent_bytes + way.answer_bytes
+    return leaves, way.changed, way.device_s, way.cloud_s, way.sent_bytes + way.answer_bytes
+
+
+def counted(changed: float) -> float:
+    """As how many times as long a way counts that changes this share of answers."""
+    return 1.0 + LOSSY + CHANGED * changed if changed > 0 else 1.0
 
 
 class Planner:

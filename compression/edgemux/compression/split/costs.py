@@ -137,7 +137,7 @@ class Whole:
 
     def median_ms(self) -> float:
         """The whole model's time for one input, on one thread of this machine."""
-        return _median_ms(self.model, example(self._graph))
+        return median_ms(self.model, example(self._graph))
 
     def _times_ms(self, halves: Halves) -> tuple[float, float]:
         head = OnnxModel(halves.head.SerializeToString(), HEAD)
@@ -145,10 +145,10 @@ class Whole:
         feeds = example(self._graph)
         given = {name: feeds[name] for name in head.inputs}
         sent = dict(zip(head.outputs, head.run(given), strict=True))
-        return _median_ms(head, given), _median_ms(tail, sent)
+        return median_ms(head, given), median_ms(tail, sent)
 
 
-def _median_ms(model: OnnxModel, feeds: Mapping[str, NDArray[np.generic]]) -> float:
+def median_ms(model: OnnxModel, feeds: Mapping[str, NDArray[np.generic]]) -> float:
     """Of as many runs as TIMED_S allows, between LEAST_RUNS and MOST_RUNS, after one that is not counted."""
     taken: list[float] = []
     model.run(feeds)

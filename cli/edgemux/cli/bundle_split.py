@@ -90,7 +90,8 @@ def _check_plan(manifest: Manifest, plan: Plan) -> None:
         msgspec.convert(plan.name, Name)
     except msgspec.ValidationError as error:
         raise ConfigError(f"--name: {plan.name!r} is not lower-case letters, digits and hyphens") from error
-    routes = [model.name for model in (*manifest.levels, manifest.cloud, *splits_of(manifest))]
+    models = [model.name for model in (*manifest.levels, manifest.cloud)]
+    routes = models + [split.name for split in splits_of(manifest)]
     if plan.name in routes:
         raise ConfigError(f"--name: {manifest.name} has a route {plan.name!r} already; it has {', '.join(routes)}")
     if plan.level > len(manifest.levels):

@@ -26,7 +26,7 @@ class Verdict(msgspec.Struct, frozen=True):
     max_loss_needed: the setting that would let it be used, None where the default does. inputs_needed: how many would
     show that it loses little enough, if it did as well on these; None where no number would. below_mbit,
     slow_below_mbit: over slower links it is sooner than the whole input, on a device as quick as the machine that
-    measured and on a slow one; 0 for over none.
+    measured and on a slow one; 0 for over none, None for over any.
     """
 
     used: bool
@@ -71,11 +71,12 @@ def _below_mbit(manifest: Manifest, split: Split, input_bytes: int, slowdown: fl
         for bits_per_s in LINKS
         if table.expected(Conditions(0.0, bits_per_s / 8, slowdown=slowdown))[0].way.placement is Placement.SPLIT
     ]
-    return max(sooner, default=0.0) / 1e6
+    fastest = max(sooner, default=0.0)
+    return math.inf if fastest == LINKS[-1] else fastest / 1e6
 
 
 def _by_loss(lost: float, limit: float, needed: float | None, count: int | None) -> str:
-    said = f"at 95 % it loses at most {100 * lost:.2f} % of the accuracy, and [split] max_loss is {limit:g}"
+    said = f"it loses at most {100 * lost:.2f} points of accuracy (95 %), and [split] max_loss is {limit:g}"
     if needed is None:
         return f"the agent may use it with its defaults: {said}"
     more = "" if count is None else f"; or {count:,} inputs that show the same, beside those that it was chosen by"
@@ -84,10 +85,11 @@ def _by_loss(lost: float, limit: float, needed: float | None, count: int | None)
 
 def _by_link(quick: float, slow: float) -> str:
     if not quick:
-        return 'the whole input is sooner over any link, so use = "auto" never takes it, and use = "always" would'
-    also = f"; on a device {SLOW_DEVICE:g} times as slow, {f'below {_shown(slow)}' if slow else 'over none'}"
-    return f"it is sooner than the whole input over links below {_shown(quick)}{also}"
+        return (
+            'the whole input is sooner over any link: [split] use = "auto" never takes it, "always" does all the same'
+        )
+    return f"it is sooner than the whole input over {_links(quick)}; on a device {SLOW_DEVICE:g} times as slow, over {_links(slow)}"
 
 
-def _shown(mbit: float) -> str:
-    return f"{mbit:.3g} Mbit/s"
+def _links(mbit: float) -> str:
+    return "none" if not mbit else "any link" if math.isinf(mbit) else f"links below {mbit:.3g} Mbit/s"

@@ -53,7 +53,7 @@ class Made(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a split is to be: its route's name, where the model is cut, bits of a value, the level that it goes on from."""
+    """What a split is to be. at: of the cut; level: that the head goes on from, 0 where it reads the input itself."""
 
     name: str
     at: int
@@ -74,6 +74,13 @@ def pool_of(material: Material, level: int) -> Pool:
         return activations.pool
 
     return pool
+
+
+def left_by(material: Material, level: int) -> tuple[str, ...]:
+    """Names of the tensors that a device level itself leaves behind."""
+    (file,) = material.bundle.manifest.levels[level - 1].files[-1:]
+    outputs = OnnxModel(material.bundle.read(file), file).outputs
+    return tuple(name for name in outputs if name != PROBABILITIES)
 
 
 def tried(material: Material, plan: Plan, halves: Halves, sent_name: str) -> Made:

@@ -88,7 +88,8 @@ def _by_link(quick: float, slow: float) -> str:
         return (
             'the whole input is sooner over any link: [split] use = "auto" never takes it, "always" does all the same'
         )
-    return f"it is sooner than the whole input over {_links(quick)}; on a device {SLOW_DEVICE:g} times as slow, over {_links(slow)}"
+    also = f"on a device {SLOW_DEVICE:g} times as slow, over {_links(slow)}"
+    return f"it is sooner than the whole input over {_links(quick)}; {also}"
 
 
 def _links(mbit: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -148,12 +148,17 @@ class Whole:
         return median_ms(head, given), median_ms(tail, sent)
 
 
-def median_ms(model: OnnxModel, feeds: Mapping[str, NDArray[np.generic]]) -> float:
-    """Of as many runs as TIMED_S allows, between LEAST_RUNS and MOST_RUNS, after one that is not counted."""
+def median_ms(
+    model: OnnxModel, feeds: Mapping[str, NDArray[np.generic]], clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Of as many runs as TIMED_S allows, between LEAST_RUNS and MOST_RUNS, after one that is not counted.
+
+    clock: ``time.thread_time`` for figures that are kept, which other load on the machine moves less.
+    """
     taken: list[float] = []
     model.run(feeds)
     while len(taken) < LEAST_RUNS or (len(taken) < MOST_RUNS and sum(taken) < TIMED_S):
-        began = time.perf_counter()
+        began = clock()
         model.run(feeds)
-        taken.append(time.perf_counter() - began)
+        taken.append(clock() - began)
     return 1e3 * statistics.median(taken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -96,7 +97,7 @@ def tried(material: Material, plan: Plan, halves: Halves, sent_name: str) -> Mad
         size += size_of(encode(f"bits{plan.bits}", sent, None))
         whole_labels.append(whole.argmax(axis=1))
         labels.append(answers.argmax(axis=1))
-    one = pool(material.feed.rows(material.test[:1]))
+    one, clock = pool(material.feed.rows(material.test[:1])), time.thread_time
     feeds = {name: one[name] for name in head.inputs}
     found, plain = np.concatenate(labels), np.concatenate(whole_labels)
     truth = None if material.labels is None else material.labels[material.test]
@@ -106,9 +107,9 @@ def tried(material: Material, plan: Plan, halves: Halves, sent_name: str) -> Mad
         accuracy=None if truth is None else float((found == truth).mean()),
         cloud_accuracy=None if truth is None else float((plain == truth).mean()),
         changed=float((found != plain).mean()),
-        head_ms=median_ms(head, feeds),
-        tail_ms=median_ms(tail, {sent_name: _run(head, one, sent_name)}),
-        whole_ms=median_ms(material.whole.model, {material.feed.tensor.name: one[material.feed.tensor.name]}),
+        head_ms=median_ms(head, feeds, clock),
+        tail_ms=median_ms(tail, {sent_name: _run(head, one, sent_name)}, clock),
+        whole_ms=median_ms(material.whole.model, {name: one[name] for name in material.whole.model.inputs}, clock),
         head_macs=macs(halves.head),
         tail_macs=macs(halves.tail),
         head_bytes=len(head_file),

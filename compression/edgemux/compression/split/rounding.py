@@ -14,8 +14,10 @@ from edgemux.multiplexer.errors import ConfigError
 SENT = "sent"
 # Ends of the range that are tried, as shares of the values' own: few values at the ends may be worth less than finer
 # steps between them.
-SHARES = tuple(np.linspace(0.1, 1.0, 37))
+SHARES = tuple(np.linspace(0.1, 1.0, 37).tolist())
 MOST_VALUES = 2**18
+# Smaller ones are hard to divide by in FP32.
+LEAST_STEP = 1e-30
 _OWN = "edgemux.split/"
 
 
@@ -50,9 +52,9 @@ def steps_for(values: NDArray[np.floating], bits: int) -> Steps:
         return Steps(least, 1.0, bits)
     tried = []
     for share in SHARES:
-        low = 0.0 if least >= 0 else share * least
-        high = share * most if most > low else most
-        tried.append(Steps(low, max((high - low) / (2**bits - 1), np.finfo(np.float32).tiny), bits))
+        low, high = 0.0 if least >= 0 else share * least, share * most if most > 0 else most
+        if low < high:
+            tried.append(Steps(float(low), max((high - low) / (2**bits - 1), LEAST_STEP), bits))
     return min(tried, key=lambda steps: float(np.square(steps.sent(x) - x, dtype=np.float64).mean()))
 
 

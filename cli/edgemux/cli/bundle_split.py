@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,12 +43,14 @@ def split(
     channels: Annotated[
         int | None, typer.Option(min=1, help="Learned: so many are sent. [default: an eighth of what crosses]")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=2, help="Learned: passes over the inputs.")] = 30,
+    epochs: Annotated[
+        int | None, typer.Option(min=2, help="Learned: passes over the inputs. [default: as many as take 1500 batches]")
+    ] = None,
     work: Annotated[Path | None, typer.Option(metavar="DIR", help="Learned: where the training is kept.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Add a split to a bundle: a head for the device, a tail for the cloud, measured on your inputs."""
-    _check_options(learn, level, channels, work)
+    _check_options(learn, {"--level": level, "--channels": channels, "--epochs": epochs, "--work": work})
     with extra("train,edge"):
         from edgemux.cli.split_verdict import verdict_of
         from edgemux.compression.places import check_place
@@ -72,9 +75,9 @@ def split(
     _print_json(made, verdict, out, sealed) if json else _print(made, verdict, out)
 
 
-def _check_options(learn: bool, level: int, channels: int | None, work: Path | None) -> None:
+def _check_options(learn: bool, learned: Mapping[str, object]) -> None:
     """Raises ConfigError for what only a learned split has."""
-    for option, given in (("--level", level), ("--channels", channels), ("--work", work)):
+    for option, given in learned.items():
         if given and not learn:
             raise ConfigError(f"bundle split: {option} needs --learn; a plain cut reads the input and has no training")
 
@@ -104,7 +107,7 @@ def _plain(found: Material, plan: Plan) -> Made:
     return plain(found, plan)
 
 
-def _learned(found: Material, plan: Plan, channels: int | None, epochs: int, work: Path | None) -> Made:
+def _learned(found: Material, plan: Plan, channels: int | None, epochs: int | None, work: Path | None) -> Made:
     from rich.console import Console
     from rich.progress import Progress
 

@@ -4,8 +4,10 @@ whole model what crosses the cut and what it answers. Labels are not needed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,10 @@ MOST_BYTES = 2**30
 BATCH, SEED = 64, 0
 # The first part of the training is for what crosses, the rest also for the answers.
 FIRST_SHARE = 2 / 3
-FIRST_RATE, SECOND_RATE = 0.1, 0.01
+FIRST_RATE, SECOND_RATE = 0.05, 0.03
+# Unless it is said how many epochs there are: as many as make so many batches, within reason.
+BATCHES = 1500
+FEWEST_EPOCHS, MOST_EPOCHS = 10, 200
 TARGET_WEIGHT = 0.3
 LEAST = 1e-7
 WEIGHTS = "pair.pt"
@@ -50,10 +55,15 @@ _INNER = "crossing"
 
 
 class How(msgspec.Struct, frozen=True):
-    """channels: that are sent; None for an eighth of those that cross."""
+    """channels: that are sent; None for an eighth of those that cross. epochs: None for as many as make BATCHES."""
 
     channels: int | None = None
-    epochs: int = 30
+    epochs: int | None = None
+
+    def epochs_of(self, count: int) -> int:
+        """How often ``count`` inputs are passed over."""
+        made = math.ceil(BATCHES / math.ceil(count / BATCH))
+        return min(MOST_EPOCHS, max(FEWEST_EPOCHS, made)) if self.epochs is None else self.epochs
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,8 @@ class Lesson(Batch):
 class Task:
     """What a pair is trained for. sources: by name, the tensors that the encoder reads; crossing: the cut's tensor.
 
-    halves: of the whole; the tail takes the tensor laid out and scaled and answers nothing but probabilities.
+    halves: of the whole; the tail takes the tensor laid out and scaled and answers nothing but probabilities. means: of
+    its channels, so scaled.
     """
 
     material: Material
@@ -78,6 +89,7 @@ class Task:
     sources: dict[str, Scaled]
     kinds: dict[str, str]
     crossing: Scaled
+    means: NDArray[np.float32]
 
 
 def learned(material: Material, plan: Plan, how: How, workshop: Workshop) -> Made:
@@ -86,16 +98,16 @@ def learned(material: Material, plan: Plan, how: How, workshop: Workshop) -> Mad
     Raises ConfigError for a cut that cannot be learned, PassError for a tail with an operator that torch has not here.
     """
     task = _task(material, plan)
-    pair = _pair(task, how)
+    pair, epochs = _pair(task, how), how.epochs_of(len(material.fit))
     levels = [material.bundle.sha256(file) for level in material.bundle.manifest.levels for file in level.files]
     seen = material.whole.digest, material.sha256, len(material.fit)
     folder = workshop.stage(
         f"split-{plan.at}",
-        lambda place, tick: _train(task, pair, how, place, tick),
+        lambda place, tick: _train(task, pair, epochs, place, tick),
         seen,
         levels if plan.level else (),
         (plan.at, plan.level),
-        (pair.encoder.last.out_channels, how.epochs),
+        (pair.encoder.last.out_channels, epochs),
     )
     pair.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True))
     return tried(material, plan, _written(task, pair, plan), SENT)
@@ -122,7 +134,8 @@ def _task(material: Material, plan: Plan) -> Task:
     scaled = {key: Scaled.of(layout, given[key].astype(np.float32), True) for key, layout in sources.items()}
     to = Scaled.of(target, crossing.astype(np.float32), False)
     kinds = {key: next(k for k, v in DATATYPES.items() if v == given[key].dtype.name) for key in scaled}
-    return Task(material, Halves(halves.head, _taught(halves.tail, between, to)), pool, scaled, kinds, to)
+    means = to.scaled(crossing).mean(axis=(0, 2, 3))
+    return Task(material, Halves(halves.head, _taught(halves.tail, between, to)), pool, scaled, kinds, to, means)
 
 
 def _can_be_read(array: NDArray[Any], rows: int) -> bool:
@@ -179,7 +192,12 @@ def _pair(task: Task, how: How) -> Pair:
     except PassError as error:
         raise PassError(f"--learn: the tail: {error}; a plain cut needs no training") from error
     tail.requires_grad_(False)
-    return Pair(Encoder(sources, channels, (height, width)), Decoder(channels, wide), tail)
+    decoder = Decoder(channels, wide)
+    # What is far from 0 would first drive all that is sent to one end, where the clip has no gradient.
+    last: Any = decoder.units[-1]
+    with torch.no_grad():
+        last.norm.bias.copy_(torch.from_numpy(task.means))
+    return Pair(Encoder(sources, channels, (height, width)), decoder, tail)
 
 
 class Lessons:
@@ -215,30 +233,30 @@ class Lessons:
         return given, task.crossing.scaled(crossing), answers
 
 
-def _train(task: Task, pair: Pair, how: How, folder: Path, tick: Tick) -> None:
-    lessons = Lessons(task)
-    first = max(1, round(FIRST_SHARE * how.epochs))
-    shares = first / how.epochs, 1.0 - first / how.epochs
-
-    def part(number: int, epochs: int, rate: float, loss: Callable[[Pair, Lesson], Tensor], begun: float) -> None:
-        count = len(task.material.fit)
-        schedule = Schedule(epochs=epochs, batch=min(BATCH, count), peak_rate=rate, weight_decay=1e-4, bf16=False)
-        share = shares[number - 1]
+def _train(task: Task, pair: Pair, epochs: int, folder: Path, tick: Tick) -> None:
+    """In two parts, each of which goes on from its last epoch."""
+    lessons, count = Lessons(task), len(task.material.fit)
+    first = max(1, round(FIRST_SHARE * epochs))
+    parts = (first, FIRST_RATE, _crossing_missed), (epochs - first, SECOND_RATE, _both_missed)
+    done = 0
+    for number, (some, rate, missed) in enumerate(parts, start=1):
         fit_drawn(
             pair,
             count,
-            lambda index, generator: _drawn(lessons, index, generator),
-            lambda model, batch: _loss(loss, model, batch),
-            schedule,
+            partial(_drawn, lessons),
+            partial(_loss, missed),
+            Schedule(epochs=some, batch=min(BATCH, count), peak_rate=rate, weight_decay=1e-4, bf16=False),
             SEED,
             folder / f"{number}.checkpoint.pt",
-            lambda done: tick(begun + share * done),
+            partial(_tell, tick, done / epochs, some / epochs),
             clip=5.0,
         )
-
-    part(1, first, FIRST_RATE, _crossing_missed, 0.0)
-    part(2, how.epochs - first, SECOND_RATE, _both_missed, shares[0])
+        done += some
     torch.save(pair.state_dict(), folder / WEIGHTS)
+
+
+def _tell(tick: Tick, begun: float, part: float, share: float) -> None:
+    tick(begun + part * share)
 
 
 def _drawn(lessons: Lessons, index: Tensor, generator: torch.Generator) -> Lesson:

@@ -206,7 +206,11 @@ class Sender:
         sent = {self.tail.inputs[0]: self.head_of(image)}
         chain, level = self._seen.chain, self.half.level
         below = cpu_ms(lambda: chain.run(level, Activations({name: image}))) if level else 0.0
-        return below, cpu_ms(lambda: packed(self.head.run(given)[0], self.half.bits)), cpu_ms(lambda: self.tail.run(sent))
+        return (
+            below,
+            cpu_ms(lambda: packed(self.head.run(given)[0], self.half.bits)),
+            cpu_ms(lambda: self.tail.run(sent)),
+        )
 
 
 def split_option(sender: Sender, seen: Seen, say: Say) -> Option:

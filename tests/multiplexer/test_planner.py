@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import random
-
 import pytest
+from benchmarks.split_bench.traces import hindsight, walk
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemux.multiplexer.domain import Placement
-from edgemux.multiplexer.estimate import LinkEstimate
 from edgemux.multiplexer.planner import BETTER, Conditions, Planner, Price, Table, Way, undominated
 
 amounts = st.floats(0.0, 2.0)
@@ -99,38 +96,6 @@ WAYS = [
 ]
 
 
-def walk(seed: int, steps: int) -> list[Conditions]:
-    """A link that wanders over two decades, with sudden changes as cells and tunnels make them."""
-    draw = random.Random(seed)
-    rate, rtt, slowdown, trace = 1e6, 0.03, 1.0, []
-    for _ in range(steps):
-        if draw.random() < 0.01:
-            rate, rtt, slowdown = (
-                10 ** draw.uniform(4.5, 7),
-                10 ** draw.uniform(-2.3, -0.7),
-                draw.choice([1.0, 2.0, 6.0]),
-            )
-        rate = min(1e7, max(3e4, rate * math.exp(draw.gauss(0, 0.05))))
-        rtt = min(0.2, max(0.004, rtt * math.exp(draw.gauss(0, 0.03))))
-        trace.append(Conditions(rtt, rate, draw.uniform(0, 0.004), slowdown))
-    return trace
-
-
-def hindsight(seed: int, steps: int) -> float:
-    """What plans made from what was seen of the link took over a trace, as a multiple of the best at each step."""
-    link, planner, now_s, spent, best = LinkEstimate(), Planner(Table(WAYS)), 0.0, 0.0, 0.0
-    for now in walk(seed, steps):
-        rtt, rate = link.rtt_s(now_s), link.bytes_per_s(now_s)
-        known = None if rtt is None or rate is None else Conditions(rtt, rate, 0.002, now.slowdown)
-        spent += taken(planner.plan(known), now, Price())
-        best += min(taken(way, now, Price()) for way in WAYS)
-        # What a probe and an offload of a common size say of the link as it is now.
-        link.observe(100, now.rtt_s + 100 / now.bytes_per_s, now_s)
-        link.observe(9_000, now.rtt_s + 9_000 / now.bytes_per_s, now_s)
-        now_s += 0.1
-    return spent / best
-
-
 def test_over_traces_plans_made_from_what_was_seen_of_the_link_are_within_two_percent_of_hindsight() -> None:
-    ratios = [hindsight(seed, 1500) for seed in range(6)]
+    ratios = [hindsight(WAYS, walk(seed, 1500), 9_000.0) for seed in range(6)]
     assert sum(ratios) / len(ratios) <= 1.02

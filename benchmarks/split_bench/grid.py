@@ -18,7 +18,7 @@ RTTS_MS = (5.0, 20.0, 50.0, 100.0, 200.0)
 # What a way is, in the order of tables.
 LEVEL, WHOLE_HERE = "device only", "cloud's model on the device"
 RAW, LOSSLESS, JPEG, WEBP = "raw input", "lossless picture", "JPEG", "WebP"
-CUT, BOTTLENECK, CONTINUATION = "cut", "bottleneck", "continuation"
+CUT, BOTTLENECK, CONTINUATION = "cut with work on both sides", "bottleneck", "continuation"
 KINDS = (LEVEL, WHOLE_HERE, RAW, LOSSLESS, JPEG, WEBP, CUT, BOTTLENECK, CONTINUATION)
 WHOLE_FORMS = (RAW, LOSSLESS, JPEG, WEBP)
 SPLITS = (BOTTLENECK, CONTINUATION)
@@ -112,7 +112,7 @@ class Cell(msgspec.Struct, frozen=True):
     rows: dict[str, Taken]
 
 
-class Study(msgspec.Struct, frozen=True):
+class Setting(msgspec.Struct, frozen=True):
     """A device's model and a cloud's, and every way to use them.
 
     share: of inputs, what the last level defers; None where there is no such gate. level_ms: of the device's model.
@@ -199,32 +199,32 @@ def planned(ways: Sequence[Way], link: Link) -> str:
     return Planner(Table(ways)).plan(link.conditions).name
 
 
-def cells(study: Study, factor: float, energy: Energy, max_loss: float) -> list[Cell]:
+def cells(setting: Setting, factor: float, energy: Energy, max_loss: float) -> list[Cell]:
     """Every row over the whole grid: of each kind the quickest that loses little enough, or, where none does, the
     quickest of all; then Neurosurgeon's cut, what the planner takes, and what deferring does.
     """
-    return [Cell(link.mbit, link.rtt_ms, _rows(study, link, factor, energy, max_loss)) for link in GRID]
+    return [Cell(link.mbit, link.rtt_ms, _rows(setting, link, factor, energy, max_loss)) for link in GRID]
 
 
 PLANNED, BEST_CUT, LEAST_ENERGY_CUT = "the planner's choice", "best cut", "best cut for energy"
 DEFER_WHOLE, DEFER_SPLIT = "after the device: whole input", "after the device: continuation"
 
 
-def _rows(study: Study, link: Link, factor: float, energy: Energy, max_loss: float) -> dict[str, Taken]:
+def _rows(setting: Setting, link: Link, factor: float, energy: Energy, max_loss: float) -> dict[str, Taken]:
     found: dict[str, Taken | None] = {}
     for kind in KINDS:
-        if kind not in (CUT, CONTINUATION):
-            of_kind = study.of(kind)
-            found[kind] = best(study.within(of_kind, max_loss) or of_kind, link, factor, energy)
-    found[BEST_CUT] = best(study.of(*NEUROSURGEON), link, factor, energy)
-    found[LEAST_ENERGY_CUT] = best(study.of(*NEUROSURGEON), link, factor, energy, energy_of)
-    offered = study.within(study.of(*WHOLE_FORMS, *SPLITS), max_loss)
+        if kind != CONTINUATION:
+            of_kind = setting.of(kind)
+            found[kind] = best(setting.within(of_kind, max_loss) or of_kind, link, factor, energy)
+    found[BEST_CUT] = best(setting.of(*NEUROSURGEON), link, factor, energy)
+    found[LEAST_ENERGY_CUT] = best(setting.of(*NEUROSURGEON), link, factor, energy, energy_of)
+    offered = setting.within(setting.of(*WHOLE_FORMS, *SPLITS), max_loss)
     chosen = planned([option.way(factor) for option in offered], link)
     found[PLANNED] = best([option for option in offered if option.name == chosen], link, factor, energy)
-    whole = study.within(study.of(*WHOLE_FORMS), max_loss, deferred=True)
+    whole = setting.within(setting.of(*WHOLE_FORMS), max_loss, deferred=True)
     found[DEFER_WHOLE] = best_after(whole, link, factor, energy)
-    going_on = study.of(CONTINUATION)
-    found[DEFER_SPLIT] = best_after(study.within(going_on, max_loss, True) or going_on, link, factor, energy)
+    going_on = setting.of(CONTINUATION)
+    found[DEFER_SPLIT] = best_after(setting.within(going_on, max_loss, True) or going_on, link, factor, energy)
     return {row: each for row, each in found.items() if each is not None}
 
 
@@ -250,9 +250,9 @@ def scenes(max_loss: float) -> tuple[Scene, ...]:
     )
 
 
-def winners(study: Study, scene: Scene, factor: float, energy: Energy) -> dict[Link, Taken]:
+def winners(setting: Setting, scene: Scene, factor: float, energy: Energy) -> dict[Link, Taken]:
     """The quickest way of a scene, by link; links without any are left out."""
-    offered = study.within(study.of(*scene.kinds), scene.max_loss, scene.after)
+    offered = setting.within(setting.of(*scene.kinds), scene.max_loss, scene.after)
     search = best_after if scene.after else best
     found = {link: search(offered, link, factor, energy) for link in GRID}
     return {link: each for link, each in found.items() if each is not None}
@@ -264,3 +264,11 @@ def ratios(over: Iterable[Cell], row: str, beside: str, by: Measure) -> tuple[fl
     if not found:
         raise ValueError(f"no cell has both {row} and {beside}")
     return sum(found) / len(found), max(found)
+
+
+def saved(over: Iterable[Cell], row: str, beside: str, by: Measure) -> tuple[float, float]:
+    """What ``row`` takes less than ``beside``, as a share of it: mean and largest over the cells."""
+    shares = [1 - by(cell.rows[row]) / by(cell.rows[beside]) for cell in over if {row, beside} <= set(cell.rows)]
+    if not shares:
+        raise ValueError(f"no cell has both {row} and {beside}")
+    return sum(shares) / len(shares), max(shares)

@@ -30,7 +30,7 @@ from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.wire.payload import encodings
 
-from .grid import LEVEL, WHOLE_HERE, Option, Study
+from .grid import LEVEL, WHOLE_HERE, Option, Setting
 from .ways import Form, Say, cpu_ms, cut_options, kind_of
 
 # Top-1 on ImageNet as the models' authors publish it (TensorFlow's repository), and the size of pictures.
@@ -114,7 +114,7 @@ def _made_up(size: int, count: int = 4) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
 
-def study(folder: Path, pictures: Path | None, say: Say) -> Study:
+def setting(folder: Path, pictures: Path | None, say: Say) -> Setting:
     """Every way to use the two. Raises ConfigError when something is not there."""
     say("exporting EfficientNet-Lite0 and Lite2")
     small, large = graph_of(folder, 0), graph_of(folder, 2)
@@ -139,7 +139,7 @@ def study(folder: Path, pictures: Path | None, say: Say) -> Study:
         f"of these, Lite2's label changes in: {changed}",
         "accuracy is what the authors publish; of lossy forms it is not known here",
     )
-    return Study(
+    return Setting(
         "EfficientNet-Lite0 / Lite2",
         "Lite2",
         options,
@@ -159,7 +159,7 @@ def _forms(photos: NDArray[np.uint8], cloud: OnnxModel, cloud_ms: float, say: Sa
     preprocessing = Preprocessing("RGB", size, size)
     options, changed = [], []
     whole = _labels(cloud, photos)
-    for form in map(lambda each: Form(each, tensor, preprocessing), encodings(tensor, preprocessing)):
+    for form in (Form(each, tensor, preprocessing) for each in encodings(tensor, preprocessing)):
         say(form.form)
         mean, arrived = form.send(photos)
         encode_ms, decode_ms = form.times_ms(photos[:1])

@@ -36,9 +36,7 @@ PORTS = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
 
 
 class Run(msgspec.Struct, frozen=True):
-    """One way over one link: what the sum says, and what clients saw: medians in ms, of n requests.
-
-    """
+    """One way over one link: what the sum says, and what clients saw: medians in ms, of n requests."""
 
     way: str
     mbit: float
@@ -46,11 +44,27 @@ class Run(msgspec.Struct, frozen=True):
     expected_ms: float
     measured_ms: float
     n: int
+    expected_bytes: float
+    sent_bytes: float
+    answer_bytes: float
 
     @property
     def ratio(self) -> float:
         """Measured over expected."""
         return self.measured_ms / self.expected_ms
+
+
+class Counting(Shaper):
+    """A link that counts bytes, towards the cloud and back."""
+
+    def __init__(self) -> None:
+        super().__init__(Conditions())
+        self.seen = [0, 0]
+
+    def passing(self, way: int, chunk: bytes) -> bytes:
+        """As it is."""
+        self.seen[way] += len(chunk)
+        return chunk
 
 
 def with_halves(bundle: Path, folder: Path, halves: Sequence[Half], options: Sequence[Option], seen: Seen) -> Path:
@@ -74,7 +88,7 @@ async def runs(
     """
     images = Bundle.open(bundle).arrays("samples.npz")["images"]
     found: list[Run] = []
-    async with Shaper(Conditions()) as link, Child(["cloud", "--bundle", str(bundle), *PORTS], allowed_cpus()) as cloud:
+    async with Counting() as link, Child(["cloud", "--bundle", str(bundle), *PORTS], allowed_cpus()) as cloud:
         link.lead_to((await cloud.ready()).grpc)
         for option in ways:
             config = work / f"edge-{option.name}.toml"
@@ -93,7 +107,7 @@ async def _over(
     address: str,
     model: str,
     option: Option,
-    link: Shaper,
+    link: Counting,
     images: NDArray[np.uint8],
     points: Sequence[Link],
     requests: int,
@@ -104,9 +118,13 @@ async def _over(
         for point in points:
             link.set(Conditions(point.rtt_ms / 1000, point.mbit * 1e6))
             await asyncio.to_thread(_ask, client, model, option, images, WARM_UP, False)
+            link.seen = [0, 0]
             times = await asyncio.to_thread(_ask, client, model, option, images, requests, True)
+            there, back = (count / requests for count in link.seen)
             expected = taken(option, option.way(1.0), point, Energy()).latency_ms
-            found.append(Run(option.name, point.mbit, point.rtt_ms, expected, statistics.median(times), len(times)))
+            median = statistics.median(times)
+            sizes = option.sent_bytes, there, back
+            found.append(Run(option.name, point.mbit, point.rtt_ms, expected, median, len(times), *sizes))
     return found
 
 
@@ -127,7 +145,9 @@ def _ask(
 
 
 def _config(bundle: Path, cloud: str, option: Option) -> str:
-    """Everything is sent, in this way; nothing else uses the link but the agent's own looks at it."""
+    """Everything is sent, in this way; nothing else uses the link but the agent's own looks at it. The same few inputs
+    again and again would be drift, and what is drift is sent whole.
+    """
     use = "off" if option.kind == RAW else "always"
     return f"""bundle = "{bundle}"
 policy = "cloud-only"
@@ -148,4 +168,6 @@ default_timeout_s = {TIMEOUT_S}
 slow_s = {TIMEOUT_S}
 [scheduler]
 scheme = "off"
+[drift]
+enabled = false
 """

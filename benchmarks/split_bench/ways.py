@@ -27,7 +27,7 @@ from edgemux.wire.payload import LOSSLESS as LOSING_NOTHING
 from edgemux.wire.payload import RAW as PLAIN
 from edgemux.wire.payload import decoder, encode, encodings, size_of
 
-from .grid import BOTTLENECK, CONTINUATION, CUT, JPEG, LEVEL, LOSSLESS, RAW, WEBP, WHOLE_HERE, Option, Study
+from .grid import BOTTLENECK, CONTINUATION, CUT, JPEG, LEVEL, LOSSLESS, RAW, WEBP, WHOLE_HERE, Option, Setting
 
 Say = Callable[[str], None]
 Images = NDArray[np.uint8]
@@ -235,7 +235,7 @@ def form_options(bundle: Bundle, seen: Seen, cloud_ms: float, say: Say) -> list[
     preprocessing, options = bundle.manifest.preprocessing, []
     if preprocessing is None:
         return [Option(RAW, PLAIN, 0.0, cloud_ms, seen.images[0].nbytes + AROUND_BYTES, after_ms=0.0)]
-    for form in map(lambda each: Form(each, seen.tensor, preprocessing), encodings(seen.tensor, preprocessing)):
+    for form in (Form(each, seen.tensor, preprocessing) for each in encodings(seen.tensor, preprocessing)):
         say(form.form)
         size, arrived = form.send(seen.images)
         labels = seen.whole if form.form in LOSING_NOTHING else answers_of(seen.cloud, arrived).argmax(axis=1)
@@ -255,7 +255,7 @@ def form_options(bundle: Bundle, seen: Seen, cloud_ms: float, say: Say) -> list[
     return options
 
 
-def bundle_study(bundle: Bundle, seen: Seen, halves: Sequence[Half], say: Say) -> Study:
+def bundle_setting(bundle: Bundle, seen: Seen, halves: Sequence[Half], say: Say) -> Setting:
     """Everything of a bundle with a nested family on the device."""
     image, name = seen.images[:1], seen.tensor.name
     chain = seen.chain
@@ -270,7 +270,7 @@ def bundle_study(bundle: Bundle, seen: Seen, halves: Sequence[Half], say: Say) -
         *(msgspec.structs.replace(option, accuracy=cloud) for option in cuts),
         *(split_option(Sender(half, seen), seen, say) for half in halves),
     ]
-    return Study(
+    return Setting(
         name=bundle.manifest.name,
         cloud="its cloud model",
         options=tuple(options),

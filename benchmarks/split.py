@@ -35,7 +35,7 @@ from edgemux.compression.hardware import hardware
 from edgemux.multiplexer.bundle import Bundle, splits_of
 from edgemux.multiplexer.errors import EdgemuxError
 from split_bench import live, plots
-from split_bench.grid import LTE, NEUROSURGEON, RAW, SPLITS, Energy, Setting, cells, scenes, winners
+from split_bench.grid import KINDS, LTE, NEUROSURGEON, RAW, SPLITS, Energy, Setting, cells, scenes, winners
 from split_bench.published import beside
 from split_bench.tables import Part, Result, report, verdicts
 from split_bench.traces import planning
@@ -75,10 +75,13 @@ def _inputs(bundle: Bundle, options: argparse.Namespace) -> tuple[Images, Labels
 
 def _part(setting: Setting, energy: Energy, options: argparse.Namespace) -> Part:
     found = cells(setting, options.slower, energy, options.max_loss / 100)
-    ways = [option.way(options.slower) for option in setting.of(*NEUROSURGEON)]
-    traces, steps = (20, 3000) if options.full else (2, 300)
+    traces, steps = (20, 3000) if options.full else (4, 1500)
     large = setting.of(RAW)[0].sent_bytes
-    planned = planning(ways, large, traces, steps)
+    among = {"every cut, form and split": KINDS[1:], "the cuts, all here, all there": NEUROSURGEON}
+    planned = tuple(
+        planning(choice, [option.way(options.slower) for option in setting.of(*kinds)], large, traces, steps)
+        for choice, kinds in among.items()
+    )
     return Part(setting, tuple(found), tuple(beside(setting, found, options.slower)), planned)
 
 

@@ -26,6 +26,10 @@ SPLITS = (BOTTLENECK, CONTINUATION)
 NEUROSURGEON = (WHOLE_HERE, RAW, CUT)
 
 
+# What an answer takes on the link, its overheads included, as was counted between agent and cloud.
+ANSWER_BYTES = 400.0
+
+
 class Link(msgspec.Struct, frozen=True):
     """A point of the grid."""
 
@@ -69,11 +73,11 @@ class Option(msgspec.Struct, frozen=True):
         return self._way(self.after_ms, factor)
 
     def _way(self, device_ms: float, factor: float) -> Way:
+        device_s = factor * device_ms / 1000
         if self.kind in (LEVEL, WHOLE_HERE):
-            place = Placement.EDGE
-        else:
-            place = Placement.CLOUD if self.kind in WHOLE_FORMS else Placement.SPLIT
-        return Way(self.name, place, factor * device_ms / 1000, self.cloud_ms / 1000, self.sent_bytes)
+            return Way(self.name, Placement.EDGE, device_s)
+        place = Placement.CLOUD if self.kind in WHOLE_FORMS else Placement.SPLIT
+        return Way(self.name, place, device_s, self.cloud_ms / 1000, self.sent_bytes, ANSWER_BYTES)
 
 
 class Energy(msgspec.Struct, frozen=True):
@@ -156,14 +160,14 @@ def taken(option: Option, way: Way, link: Link, energy: Energy, accuracy: float 
     """By the planner's sum. accuracy: instead of the option's."""
     table = Table([way], Price(watts=energy.watts, joules_per_byte=energy.joules_per_byte))
     (expected,) = table.expected(link.conditions)
-    sending_s = expected.sent_bytes / link.conditions.bytes_per_s
+    sending_s = option.sent_bytes / link.conditions.bytes_per_s
     joules = expected.energy_j + energy.radio_watts * sending_s
     return Taken(
         option.kind,
         option.name,
         1e3 * expected.latency_s,
         1e3 * joules,
-        expected.sent_bytes,
+        option.sent_bytes,
         option.cloud_ms,
         option.accuracy if accuracy is None else accuracy,
     )
@@ -201,12 +205,13 @@ def planned(ways: Sequence[Way], link: Link) -> str:
 
 def cells(setting: Setting, factor: float, energy: Energy, max_loss: float) -> list[Cell]:
     """Every row over the whole grid: of each kind the quickest that loses little enough, or, where none does, the
-    quickest of all; then Neurosurgeon's cut, what the planner takes, and what deferring does.
+    quickest of all; then Neurosurgeon's choice, the planner's, and what deferring takes beside the last level.
     """
     return [Cell(link.mbit, link.rtt_ms, _rows(setting, link, factor, energy, max_loss)) for link in GRID]
 
 
-PLANNED, BEST_CUT, LEAST_ENERGY_CUT = "the planner's choice", "best cut", "best cut for energy"
+BEST_CUT, LEAST_ENERGY_CUT = "Neurosurgeon's best cut", "Neurosurgeon's, for energy"
+PLANNED, PLANNED_ANY = "the planner's choice", "the planner's choice, any loss"
 DEFER_WHOLE, DEFER_SPLIT = "after the device: whole input", "after the device: continuation"
 
 
@@ -219,13 +224,18 @@ def _rows(setting: Setting, link: Link, factor: float, energy: Energy, max_loss:
     found[BEST_CUT] = best(setting.of(*NEUROSURGEON), link, factor, energy)
     found[LEAST_ENERGY_CUT] = best(setting.of(*NEUROSURGEON), link, factor, energy, energy_of)
     offered = setting.within(setting.of(*WHOLE_FORMS, *SPLITS), max_loss)
-    chosen = planned([option.way(factor) for option in offered], link)
-    found[PLANNED] = best([option for option in offered if option.name == chosen], link, factor, energy)
+    found[PLANNED] = _planned(offered, link, factor, energy)
+    found[PLANNED_ANY] = _planned(setting.of(*WHOLE_FORMS, *SPLITS), link, factor, energy)
     whole = setting.within(setting.of(*WHOLE_FORMS), max_loss, deferred=True)
     found[DEFER_WHOLE] = best_after(whole, link, factor, energy)
     going_on = setting.of(CONTINUATION)
     found[DEFER_SPLIT] = best_after(setting.within(going_on, max_loss, True) or going_on, link, factor, energy)
     return {row: each for row, each in found.items() if each is not None}
+
+
+def _planned(offered: Sequence[Option], link: Link, factor: float, energy: Energy) -> Taken | None:
+    chosen = planned([option.way(factor) for option in offered], link)
+    return best([option for option in offered if option.name == chosen], link, factor, energy)
 
 
 class Scene(msgspec.Struct, frozen=True):

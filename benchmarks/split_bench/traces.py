@@ -56,8 +56,12 @@ def hindsight(ways: Sequence[Way], trace: Sequence[Conditions], large_bytes: flo
 
 
 class Planning(msgspec.Struct, frozen=True):
-    """How well and how fast: ways, mean and worst multiple of the best over traces; ms of a plan, and of its table."""
+    """How well and how fast: mean and worst multiple of the best over traces; ms of a plan, and of one with its table.
 
+    choice: in words, among what.
+    """
+
+    choice: str
     ways: int
     traces: int
     steps: int
@@ -67,13 +71,15 @@ class Planning(msgspec.Struct, frozen=True):
     table_ms: float
 
 
-def planning(ways: Sequence[Way], large_bytes: float, traces: int, steps: int) -> Planning:
+def planning(choice: str, ways: Sequence[Way], large_bytes: float, traces: int, steps: int) -> Planning:
     """Over so many traces; of the times the medians, CPU time of this thread."""
     found = [hindsight(ways, walk(seed, steps), large_bytes) for seed in range(traces)]
     planner, trace = Planner(Table(ways)), walk(0, 200)
     plans = sorted(_timed_ms(lambda now=now: planner.plan(now)) for now in trace)  # type: ignore[misc]
     tables = sorted(_timed_ms(lambda: Planner(Table(ways)).plan(trace[0])) for _ in range(5))
-    return Planning(len(ways), traces, steps, sum(found) / traces, max(found), plans[len(plans) // 2], tables[2])
+    return Planning(
+        choice, len(ways), traces, steps, sum(found) / traces, max(found), plans[len(plans) // 2], tables[2]
+    )
 
 
 def _timed_ms(run: object) -> float:

@@ -92,7 +92,7 @@ async def runs(
         link.lead_to((await cloud.ready()).grpc)
         for option in ways:
             config = work / f"edge-{option.name}.toml"
-            config.write_text(_config(bundle, link.address, option))
+            config.write_text(edge_config(bundle, link.address, option))
             link.set(Conditions(0.001, 1e9))
             async with Child(["edge", "--config", str(config)], allowed_cpus()) as edge:
                 ready = await edge.ready()
@@ -144,7 +144,7 @@ def _ask(
     return times
 
 
-def _config(bundle: Path, cloud: str, option: Option) -> str:
+def edge_config(bundle: Path, cloud: str, option: Option) -> str:
     """Everything is sent, in this way; nothing else uses the link but the agent's own looks at it. The same few inputs
     again and again would be drift, and what is drift is sent whole.
     """

@@ -10,7 +10,8 @@ and 5 to 200 ms. Times of heads, tails and wholes are measured here, on one thre
 Splits are the bundle's own, or NAME-BITS-head.onnx and NAME-BITS-tail.onnx of a folder, as split_training.py writes
 them. The ImageNet models come from packages that are there already, see split_bench/imagenet.py; so do photographs.
 By default a few inputs and one real point, which shows that everything runs; figures of ``--full`` are in
-docs/split-benchmark.md. The exit status is 1 when a figure is missed.
+docs/split-benchmark.md. ``--again`` takes the measurements of an earlier run, for another device or radio. The exit
+status is 1 when a figure is missed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import asyncio
 import datetime
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -33,7 +35,7 @@ from rich.console import Console
 from edgemux.compression import data
 from edgemux.compression.hardware import hardware
 from edgemux.multiplexer.bundle import Bundle, splits_of
-from edgemux.multiplexer.errors import EdgemuxError
+from edgemux.multiplexer.errors import ConfigError, EdgemuxError
 from split_bench import live, plots
 from split_bench.grid import KINDS, LTE, NEUROSURGEON, RAW, SPLITS, Energy, Setting, cells, scenes, winners
 from split_bench.published import beside
@@ -45,23 +47,43 @@ BUNDLE = Path(__file__).resolve().parents[1] / "deploy" / "bundles" / "fashion-m
 LINES_AT_MS = 20.0
 
 
-def measured(options: argparse.Namespace, say: Say) -> tuple[Result, dict[str, Setting]]:
-    """All of it; and the settings by the names of their plots."""
+def measured(options: argparse.Namespace, say: Say) -> Result:
+    """All of it."""
     bundle = Bundle.open(options.bundle)
     bundle.verify()
     seen = Seen(bundle, *_inputs(bundle, options))
     halves = halves_of(bundle, options.pairs, seen)
-    settings = {"split-fashion-mnist": bundle_setting(bundle, seen, halves, say)}
+    settings = [bundle_setting(bundle, seen, halves, say)]
     if options.imagenet is not None:
         from split_bench import imagenet  # torch
 
-        settings["split-imagenet"] = imagenet.setting(options.imagenet, options.pictures, say)
+        settings.append(imagenet.setting(options.imagenet, options.pictures, say))
+    runs, failed = ([], "") if options.no_live else _live(bundle, halves, settings[0], seen, options)
+    return summed(settings, hardware(), datetime.date.today().isoformat(), runs, failed, options)
+
+
+def summed(
+    settings: Sequence[Setting],
+    machine: str,
+    date: str,
+    runs: Sequence[live.Run],
+    failed: str,
+    options: argparse.Namespace,
+) -> Result:
+    """What was measured, over the grid."""
     energy = LTE if options.radio == "lte" else Energy()
-    parts = [_part(setting, energy, options) for setting in settings.values()]
-    runs, failed = ([], "") if options.no_live else _live(bundle, halves, next(iter(settings.values())), seen, options)
-    date = datetime.date.today().isoformat()
-    result = Result(hardware(), date, options.slower, energy, options.max_loss / 100, tuple(parts), tuple(runs), failed)
-    return result, settings
+    parts = tuple(_part(setting, energy, options) for setting in settings)
+    return Result(machine, date, options.slower, energy, options.max_loss / 100, parts, tuple(runs), failed)
+
+
+def again(options: argparse.Namespace) -> Result:
+    """The sums of an earlier run's measurements. Raises ConfigError when the file is none of a run."""
+    try:
+        found = msgspec.json.decode(options.again.read_bytes(), type=Result)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"--again: no split.json of an earlier run ({type(error).__name__})") from error
+    settings = [part.setting for part in found.parts]
+    return summed(settings, found.hardware, found.date, found.live, found.live_failed, options)
 
 
 def _inputs(bundle: Bundle, options: argparse.Namespace) -> tuple[Images, Labels]:
@@ -102,14 +124,17 @@ def _live(
     return found, failed
 
 
-def _plots(result: Result, settings: dict[str, Setting], out: Path) -> None:
-    for (name, setting), part in zip(settings.items(), result.parts, strict=True):
+def _plots(result: Result, out: Path) -> None:
+    for part in result.parts:
+        setting, slower = part.setting, f"device {result.factor:g} times as slow"
+        name = "split-" + re.sub(r"[^a-z0-9]+", "-", setting.name.lower())
         panels = [
-            (scene.name, winners(setting, scene, result.factor, result.energy)) for scene in scenes(result.max_loss)
+            (scene.name, winners(setting, scene, result.factor, result.energy))
+            for scene in scenes(setting, result.max_loss)
         ]
-        title = f"{setting.name}: the quickest way over each link, and its ms (device {result.factor:g} times as slow)"
-        (out / f"{name}-map.svg").write_text(plots.grid_map(title, [panel for panel in panels if panel[1]]))
-        title = f"{setting.name}: latency over bandwidth, round trip {LINES_AT_MS:g} ms"
+        title = f"{setting.name}: the quickest way over each link, and its ms ({slower})"
+        (out / f"{name}-map.svg").write_text(plots.grid_map(title, panels))
+        title = f"{setting.name}: latency over bandwidth, round trip {LINES_AT_MS:g} ms ({slower})"
         (out / f"{name}-latency.svg").write_text(plots.latency_lines(title, part.cells, LINES_AT_MS))
 
 
@@ -123,13 +148,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(text, highlight=False)
 
     try:
-        result, settings = measured(options, say)
+        result = measured(options, say) if options.again is None else again(options)
     except EdgemuxError as error:
         console.print(f"split: {error}", style="red")
         return 2
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        _plots(result, settings, options.out)
+        _plots(result, options.out)
         (options.out / "split.json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
     print(msgspec.json.encode(result).decode() if options.json else report(result))
     judged = verdicts(result)
@@ -151,6 +176,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--slower", type=float, default=8.0, help="the device takes so many times as long")
     parser.add_argument("--max-loss", type=float, default=1.0, help="points of accuracy that a way may lose")
     parser.add_argument("--radio", choices=("wifi", "lte"), default="wifi", help="for the energy proxy")
+    parser.add_argument("--again", type=Path, help="split.json of an earlier run, whose measurements are taken")
     parser.add_argument("--no-live", action="store_true", help="no processes are started")
     parser.add_argument("--out", type=Path, help="where plots and split.json go")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")

@@ -226,7 +226,7 @@ def _rows(setting: Setting, link: Link, factor: float, energy: Energy, max_loss:
     offered = setting.within(setting.of(*WHOLE_FORMS, *SPLITS), max_loss)
     found[PLANNED] = _planned(offered, link, factor, energy)
     found[PLANNED_ANY] = _planned(setting.of(*WHOLE_FORMS, *SPLITS), link, factor, energy)
-    whole = setting.within(setting.of(*WHOLE_FORMS), max_loss, deferred=True)
+    whole = [] if setting.share is None else setting.within(setting.of(*WHOLE_FORMS), max_loss, deferred=True)
     found[DEFER_WHOLE] = best_after(whole, link, factor, energy)
     going_on = setting.of(CONTINUATION)
     found[DEFER_SPLIT] = best_after(setting.within(going_on, max_loss, True) or going_on, link, factor, energy)
@@ -247,17 +247,19 @@ class Scene(msgspec.Struct, frozen=True):
     after: bool = False
 
 
-def scenes(max_loss: float) -> tuple[Scene, ...]:
-    """Anywhere: if the device had the cloud's model too. The others: what the agent chooses between."""
-    points = f"at most {100 * max_loss:g} points lost"
+def scenes(setting: Setting, max_loss: float) -> tuple[Scene, ...]:
+    """Anything: if the device had the cloud's model too. The others: what the agent chooses between."""
+    points = f"at most {100 * max_loss:g} {'point' if max_loss == 0.01 else 'points'} lost"
     agent = (*WHOLE_FORMS, *SPLITS)
-    return (
+    found = (
         Scene(f"anything, {points}", KINDS, max_loss),
+        Scene("anything but the small model, any loss", KINDS[1:], None),
         Scene(f"whole input or split, {points}", agent, max_loss),
         Scene("whole input or split, any loss", agent, None),
         Scene(f"after the device has answered, {points}", agent, max_loss, after=True),
         Scene("after the device has answered, any loss", agent, None, after=True),
     )
+    return tuple(scene for scene in found if not scene.after or setting.share is not None)
 
 
 def winners(setting: Setting, scene: Scene, factor: float, energy: Energy) -> dict[Link, Taken]:

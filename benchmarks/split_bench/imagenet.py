@@ -140,7 +140,7 @@ def setting(folder: Path, pictures: Path | None, say: Say) -> Setting:
         "accuracy is what the authors publish; of lossy forms it is not known here",
     )
     return Setting(
-        "EfficientNet-Lite0 / Lite2",
+        "EfficientNet-Lite",
         "Lite2",
         options,
         level_ms,

@@ -49,36 +49,38 @@ LINES = {
     DEFER_WHOLE: ("#2f855a", "5 3"),
     DEFER_SPLIT: ("#2b6cb0", "5 3"),
 }
-CELL_W, CELL_H, GAP, LEFT, TOP = 52, 30, 34, 52, 64
+CELL_W, CELL_H, LEFT, COLUMNS = 52, 30, 52, 2
 Panel = tuple[str, Mapping[Link, Taken]]
 
 
 def grid_map(title: str, panels: Sequence[Panel]) -> str:
-    """One panel below the other: bandwidth to the right, round trip downwards, each cell with who wins and its ms."""
-    high = TOP + len(RTTS_MS) * CELL_H + GAP - 20
-    width = LEFT + len(MBITS) * CELL_W + 210
-    parts = _opened(width, 24 + len(panels) * high, title)
-    seen: dict[str, None] = {}
+    """Two panels a row: bandwidth to the right, round trip downwards, each cell with who wins and its ms."""
+    wide, high = LEFT + len(MBITS) * CELL_W + 66, 62 + len(RTTS_MS) * CELL_H
+    height = 30 + max(high * math.ceil(len(panels) / COLUMNS), 20 * len(COLOURS) + 30)
+    parts = _opened(COLUMNS * wide + 190, height, title)
     for number, (name, winners) in enumerate(panels):
-        top = 24 + number * high
-        parts.append(f'<text x="{LEFT}" y="{top + 22}" font-weight="bold">{escape(name)}</text>')
-        for column, mbit in enumerate(MBITS):
-            at = LEFT + (column + 0.5) * CELL_W
-            parts.append(f'<text x="{at}" y="{top + 40}" text-anchor="middle">{mbit:g}</text>')
-        parts.append(f'<text x="{LEFT + len(MBITS) * CELL_W + 8}" y="{top + 40}">Mbit/s</text>')
-        for row, rtt_ms in enumerate(RTTS_MS):
-            y = top + 46 + row * CELL_H
-            parts.append(f'<text x="{LEFT - 6}" y="{y + 19}" text-anchor="end">{rtt_ms:g} ms</text>')
-            for column, mbit in enumerate(MBITS):
-                won = winners.get(Link(mbit, rtt_ms))
-                parts += _cell(LEFT + column * CELL_W, y, won)
-                if won is not None:
-                    seen[won.kind] = None
+        parts += _panel(wide * (number % COLUMNS), 30 + high * (number // COLUMNS), name, winners)
+    seen = {won.kind for _, winners in panels for won in winners.values()}
     for number, kind in enumerate(kind for kind in COLOURS if kind in seen):
-        x, y = LEFT + len(MBITS) * CELL_W + 16, 100 + 20 * number
+        x, y = COLUMNS * wide + 4, 84 + 20 * number
         parts.append(f'<rect x="{x}" y="{y - 10}" width="12" height="12" fill="{COLOURS[kind]}"/>')
         parts.append(f'<text x="{x + 18}" y="{y}">{escape(kind)}</text>')
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _panel(left: float, top: float, name: str, winners: Mapping[Link, Taken]) -> list[str]:
+    left += LEFT
+    parts = [f'<text x="{left}" y="{top + 14}" font-weight="bold">{escape(name)}</text>']
+    for column, mbit in enumerate(MBITS):
+        at = left + (column + 0.5) * CELL_W
+        parts.append(f'<text x="{at}" y="{top + 32}" text-anchor="middle">{mbit:g}</text>')
+    parts.append(f'<text x="{left + len(MBITS) * CELL_W + 6}" y="{top + 32}">Mbit/s</text>')
+    for row, rtt_ms in enumerate(RTTS_MS):
+        y = top + 38 + row * CELL_H
+        parts.append(f'<text x="{left - 6}" y="{y + 19}" text-anchor="end">{rtt_ms:g} ms</text>')
+        for column, mbit in enumerate(MBITS):
+            parts += _cell(left + column * CELL_W, y, winners.get(Link(mbit, rtt_ms)))
+    return parts
 
 
 def _cell(x: float, y: float, won: Taken | None) -> list[str]:
@@ -90,8 +92,12 @@ def _cell(x: float, y: float, won: Taken | None) -> list[str]:
     middle = x + (CELL_W - 2) / 2
     return [
         f"{box}<title>{said}</title></rect>",
-        f'<text x="{middle}" y="{y + 18}" text-anchor="middle" font-size="10">{won.latency_ms:.3g}</text>',
+        f'<text x="{middle}" y="{y + 18}" text-anchor="middle" font-size="10">{_short(won.latency_ms)}</text>',
     ]
+
+
+def _short(ms: float) -> str:
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}"
 
 
 def latency_lines(title: str, cells: Sequence[Cell], rtt_ms: float) -> str:

@@ -103,7 +103,7 @@ def of_cells(cells: Sequence[Cell]) -> str:
 def of_winners(setting: Setting, energy: Energy, max_loss: float) -> str:
     """On how many links each kind is the quickest, for devices of several speeds."""
     rows = []
-    for scene in scenes(max_loss):
+    for scene in scenes(setting, max_loss):
         for factor in FACTORS:
             count = Counter(won.kind for won in winners(setting, scene, factor, energy).values())
             said = ", ".join(f"{kind} {count[kind]}" for kind in KINDS if count[kind]) or "nothing is offered"

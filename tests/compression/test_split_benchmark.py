@@ -143,12 +143,12 @@ def test_an_accuracy_that_is_not_known_is_taken_to_lose_too_much_where_it_can_lo
 
 def test_each_scene_is_won_by_what_is_quickest_in_it() -> None:
     setting, by_name = setting_of(), {}
-    for scene in grid.scenes(0.01):
+    for scene in grid.scenes(setting, 0.01):
         by_name[scene.name] = grid.winners(setting, scene, 8.0, Energy())
         assert set(by_name[scene.name]) == set(GRID)
-    anything, agent, agent_any, after, after_any = by_name.values()
+    anything, any_loss, agent, agent_any, after, after_any = by_name.values()
     slow, quick = Link(0.5, 5), Link(100, 200)
-    assert anything[quick].kind == WHOLE_HERE
+    assert anything[quick].kind == any_loss[quick].kind == WHOLE_HERE
     assert (agent[slow].kind, agent_any[slow].kind) == (WEBP, BOTTLENECK)
     assert (after[slow].kind, after_any[slow].kind) == (CONTINUATION, CONTINUATION)
     assert agent[quick].kind in (RAW, WEBP)
@@ -205,7 +205,7 @@ def test_forms_are_told_apart_by_what_they_lose() -> None:
 
 def test_a_map_has_a_named_cell_for_every_link_and_lines_have_a_line_a_row() -> None:
     setting = setting_of()
-    panels = [(scene.name, grid.winners(setting, scene, 8.0, Energy())) for scene in grid.scenes(0.01)]
+    panels = [(scene.name, grid.winners(setting, scene, 8.0, Energy())) for scene in grid.scenes(setting, 0.01)]
     drawn = ElementTree.fromstring(plots.grid_map("a < b", panels))
     assert len(drawn.findall(".//{*}rect/{*}title")) == 40 * len(panels)
     cells = grid.cells(setting, 8.0, Energy(), 0.01)
@@ -255,6 +255,14 @@ def test_a_short_run_measures_every_way_of_a_bundle_with_splits(split_bundle: Pa
     assert options[EXACT]["accuracy"] == options["raw"]["accuracy"], "it sends all that the cloud's model looks at"
     assert {option["kind"] for option in options.values()} == set(grid.KINDS)
     assert len(part["cells"]) == 40
+    kept = str(tmp_path / "out" / "split.json")
+    repeated = subprocess.run(
+        [*script, "--again", kept, "--slower", "2", "--json"], capture_output=True, text=True, check=False
+    )
+    assert repeated.returncode in (0, 1), repeated.stderr
+    (anew,) = json.loads(repeated.stdout)["parts"]
+    assert anew["setting"] == part["setting"]
+    assert anew["cells"] != part["cells"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "split.json",
         "split-fashion-mnist-map.svg",

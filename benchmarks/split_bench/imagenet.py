@@ -31,13 +31,11 @@ from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.wire.payload import encodings
 
 from .grid import LEVEL, WHOLE_HERE, Option, Setting
-from .ways import Form, Say, cpu_ms, cut_options, kind_of
+from .ways import Form, Say, Stopwatch, cut_options, in_ms, kind_of
 
 # Top-1 on ImageNet as the models' authors publish it (TensorFlow's repository), and the size of pictures.
 PUBLISHED = {0: (0.751, 224), 2: (0.776, 260)}
 PICTURES = (".png", ".jpg", ".jpeg")
-# Each layer of these takes as long as a whole small model.
-TIMED_S = 0.5
 
 
 class Classifier(nn.Module):
@@ -123,13 +121,13 @@ def setting(folder: Path, pictures: Path | None, say: Say) -> Setting:
     level = OnnxModel(small, "lite0.onnx")
     cloud = OnnxModel(large, "lite2.onnx")
     small_pixels = {"input": np.zeros((1, small_size, small_size, 3), np.uint8)}
-    level_ms = cpu_ms(lambda: level.run(small_pixels), TIMED_S)
-    cloud_ms = cpu_ms(lambda: cloud.run({"input": photos[:1]}), TIMED_S)
-    cuts, counts = cut_options(large, "lite2.onnx", say)
-    forms, changed = _forms(photos, cloud, cloud_ms, say)
+    watch = Stopwatch(lambda: cloud.run({"input": photos[:1]}))
+    (level_ms,) = watch.shares(lambda: level.run(small_pixels))
+    cuts, counts = cut_options(large, "lite2.onnx", watch, say)
+    forms, changed = _forms(photos, cloud, watch, say)
     options = (
         Option(LEVEL, "Lite0", level_ms, accuracy=level_accuracy),
-        Option(WHOLE_HERE, "Lite2", cloud_ms, accuracy=cloud_accuracy),
+        Option(WHOLE_HERE, "Lite2", 1.0, accuracy=cloud_accuracy),
         *forms,
         *cuts,
     )
@@ -142,9 +140,9 @@ def setting(folder: Path, pictures: Path | None, say: Say) -> Setting:
     return Setting(
         "EfficientNet-Lite",
         "Lite2",
-        options,
-        level_ms,
-        cloud_ms,
+        in_ms(options, watch.whole_ms),
+        level_ms * watch.whole_ms,
+        watch.whole_ms,
         cloud_accuracy,
         level_accuracy,
         len(photos),
@@ -153,7 +151,7 @@ def setting(folder: Path, pictures: Path | None, say: Say) -> Setting:
     )
 
 
-def _forms(photos: NDArray[np.uint8], cloud: OnnxModel, cloud_ms: float, say: Say) -> tuple[list[Option], str]:
+def _forms(photos: NDArray[np.uint8], cloud: OnnxModel, watch: Stopwatch, say: Say) -> tuple[list[Option], str]:
     size = photos.shape[1]
     tensor = Described("input", "UINT8", (-1, size, size, 3))
     preprocessing = Preprocessing("RGB", size, size)
@@ -162,11 +160,9 @@ def _forms(photos: NDArray[np.uint8], cloud: OnnxModel, cloud_ms: float, say: Sa
     for form in (Form(each, tensor, preprocessing) for each in encodings(tensor, preprocessing)):
         say(form.form)
         mean, arrived = form.send(photos)
-        encode_ms, decode_ms = form.times_ms(photos[:1])
+        encode_ms, decode_ms = form.times(photos[:1], watch)
         options.append(
-            Option(
-                kind_of(form.form), form.form, encode_ms, cloud_ms + decode_ms, mean + AROUND_BYTES, after_ms=encode_ms
-            )
+            Option(kind_of(form.form), form.form, encode_ms, 1.0 + decode_ms, mean + AROUND_BYTES, after_ms=encode_ms)
         )
         if (differ := int((_labels(cloud, arrived) != whole).sum())) > 0:
             changed.append(f"{form.form} {differ}")

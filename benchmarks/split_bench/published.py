@@ -91,7 +91,8 @@ def _spinn(setting: Setting, cells: list[Cell], factor: float) -> Published | No
 
 
 def _franken(setting: Setting, cells: list[Cell], factor: float) -> Published | None:
-    splits = setting.of(BOTTLENECK, CONTINUATION)
+    kinds = [each for kind in (BOTTLENECK, CONTINUATION) if (each := setting.of(kind))]
+    splits = [min(each, key=lambda option: option.sent_bytes) for each in kinds]
     said = [text for option in splits if (text := _beside_pictures(setting, option))]
     if not said:
         return None
@@ -109,8 +110,8 @@ def _beside_pictures(setting: Setting, option: Option) -> str:
         able = [each for each in setting.of(kind) if (each.accuracy or 0) >= (option.accuracy or 0)]
         if able:
             least = min(able, key=lambda each: each.sent_bytes)
-            shares.append(f"{100 * option.sent_bytes / least.sent_bytes:.0f} % of {least.name}'s")
-    return f"{option.name}: {' and '.join(shares)} bytes" if shares else ""
+            shares.append(f"{100 * option.sent_bytes / least.sent_bytes:.0f} % of {least.name}'s bytes")
+    return f"{option.name}: {' and '.join(shares)}, its message included" if shares else ""
 
 
 def _sc2(setting: Setting, cells: list[Cell], factor: float) -> Published:

@@ -37,19 +37,52 @@ TIMED_S, LEAST_RUNS, MOST_RUNS = 0.15, 5, 60
 BLOCK = 250
 
 
-def cpu_ms(run: Callable[[], object], timed_s: float = TIMED_S) -> float:
-    """Median CPU time of this thread: what else the machine does moves it less than wall time."""
-    run(), run()
-    taken: list[float] = []
-    while len(taken) < LEAST_RUNS or (len(taken) < MOST_RUNS and sum(taken) < timed_s):
-        began = time.thread_time()
-        run()
-        taken.append(time.thread_time() - began)
-    return 1e3 * float(np.median(taken))
+class Stopwatch:
+    """CPU times of this thread as shares of what the whole model takes, which is run in turns with everything else:
+    what the machine does besides slows both alike. A study of some minutes has no moment that is like all others.
+    """
+
+    def __init__(self, whole: Callable[[], object]) -> None:
+        self._whole = whole
+        self._seen: list[float] = []
+
+    def shares(self, *runs: Callable[[], object]) -> list[float]:
+        """Of each, the median over the whole's median."""
+        every = (self._whole, *runs)
+        taken: list[list[float]] = [[] for _ in every]
+        while len(taken[0]) < LEAST_RUNS or (len(taken[0]) < MOST_RUNS and sum(map(sum, taken)) < TIMED_S):
+            for times, run in zip(taken, every, strict=True):
+                run()  # so that the caches hold this one's weights
+                began = time.thread_time()
+                run()
+                times.append(time.thread_time() - began)
+        whole, *others = (float(np.median(times)) for times in taken)
+        self._seen.append(whole)
+        return [other / whole for other in others]
+
+    @property
+    def whole_ms(self) -> float:
+        """The median of all of the whole's medians."""
+        return 1e3 * float(np.median(self._seen))
 
 
-def cut_options(content: bytes, name: str, say: Say) -> tuple[list[Option], dict[str, float]]:
+def in_ms(options: Sequence[Option], whole_ms: float) -> tuple[Option, ...]:
+    """Options whose times are shares of the whole's, in ms."""
+    return tuple(
+        msgspec.structs.replace(
+            option,
+            device_ms=option.device_ms * whole_ms,
+            cloud_ms=option.cloud_ms * whole_ms,
+            after_ms=None if option.after_ms is None else option.after_ms * whole_ms,
+        )
+        for option in options
+    )
+
+
+def cut_options(content: bytes, name: str, watch: Stopwatch, say: Say) -> tuple[list[Option], dict[str, float]]:
     """Every cut of a model, its float tensors sent as they are; and how many there are, how many in rows.
+
+    Times here and below are shares of the whole's, see ``in_ms``.
 
     Raises what ``Whole`` raises.
     """
@@ -62,7 +95,7 @@ def cut_options(content: bytes, name: str, say: Say) -> tuple[list[Option], dict
         tail = OnnxModel(halves.tail.SerializeToString(), "tail")
         given = example(halves.head)
         sent = dict(zip(head.outputs, head.run(given), strict=True))
-        head_ms, tail_ms = cpu_ms(lambda h=head, g=given: h.run(g)), cpu_ms(lambda t=tail, s=sent: t.run(s))  # type: ignore[misc]
+        head_ms, tail_ms = watch.shares(lambda h=head, g=given: h.run(g), lambda t=tail, s=sent: t.run(s))  # type: ignore[misc]
         size = float(sum(whole.measured[tensor].bytes for tensor in cut.tensors))
         rows += all(whole.measured[tensor].rows for tensor in cut.tensors)
         options.append(Option(CUT, f"cut {cut.index}", head_ms, tail_ms, size + AROUND_BYTES))
@@ -90,12 +123,12 @@ class Form:
             arrived.append(self._decode(element))
         return float(np.mean(sizes)), np.concatenate(arrived)
 
-    def times_ms(self, image: Images) -> tuple[float, float]:
+    def times(self, image: Images, watch: Stopwatch) -> list[float]:
         """To encode and to decode."""
         if self.form == PLAIN:
-            return 0.0, 0.0
+            return [0.0, 0.0]
         element = encode(self.form, image, self._preprocessing)
-        return cpu_ms(lambda: encode(self.form, image, self._preprocessing)), cpu_ms(lambda: self._decode(element))
+        return watch.shares(lambda: encode(self.form, image, self._preprocessing), lambda: self._decode(element))
 
 
 class Half(msgspec.Struct, frozen=True):
@@ -198,26 +231,26 @@ class Sender:
             labels.append(self.tail.run({self.tail.inputs[0]: sent}, ["probabilities"])[0].argmax(axis=1))
         return float(np.mean(sizes)), np.concatenate(labels).astype(np.int64)
 
-    def times_ms(self) -> tuple[float, float, float]:
+    def times(self, watch: Stopwatch) -> list[float]:
         """Of the level below, of head and packing, of the tail."""
         image, name = self._seen.images[:1], self._seen.tensor.name
         pool = self._seen.after_level(self.half.level, image)
         given = {each: pool[each] for each in self.head.inputs}
         sent = {self.tail.inputs[0]: self.head_of(image)}
         chain, level = self._seen.chain, self.half.level
-        below = cpu_ms(lambda: chain.run(level, Activations({name: image}))) if level else 0.0
-        return (
-            below,
-            cpu_ms(lambda: packed(self.head.run(given)[0], self.half.bits)),
-            cpu_ms(lambda: self.tail.run(sent)),
+        found = watch.shares(
+            lambda: chain.run(level, Activations({name: image})) if level else None,
+            lambda: packed(self.head.run(given)[0], self.half.bits),
+            lambda: self.tail.run(sent),
         )
+        return found if level else [0.0, *found[1:]]
 
 
-def split_option(sender: Sender, seen: Seen, say: Say) -> Option:
+def split_option(sender: Sender, seen: Seen, watch: Stopwatch, say: Say) -> Option:
     """A bottleneck reads the input alone, a continuation what levels have left."""
     say(f"{sender.half.name}, {sender.half.bits} bits")
     size, labels = sender.send()
-    below_ms, head_ms, tail_ms = sender.times_ms()
+    below_ms, head_ms, tail_ms = sender.times(watch)
     return Option(
         kind=CONTINUATION if sender.half.level else BOTTLENECK,
         name=sender.half.name,
@@ -230,22 +263,22 @@ def split_option(sender: Sender, seen: Seen, say: Say) -> Option:
     )
 
 
-def form_options(bundle: Bundle, seen: Seen, cloud_ms: float, say: Say) -> list[Option]:
+def form_options(bundle: Bundle, seen: Seen, watch: Stopwatch, say: Say) -> list[Option]:
     """The whole input in every form that the agent knows."""
     preprocessing, options = bundle.manifest.preprocessing, []
     if preprocessing is None:
-        return [Option(RAW, PLAIN, 0.0, cloud_ms, seen.images[0].nbytes + AROUND_BYTES, after_ms=0.0)]
+        return [Option(RAW, PLAIN, 0.0, 1.0, seen.images[0].nbytes + AROUND_BYTES, after_ms=0.0)]
     for form in (Form(each, seen.tensor, preprocessing) for each in encodings(seen.tensor, preprocessing)):
         say(form.form)
         size, arrived = form.send(seen.images)
         labels = seen.whole if form.form in LOSING_NOTHING else answers_of(seen.cloud, arrived).argmax(axis=1)
-        encode_ms, decode_ms = form.times_ms(seen.images[:1])
+        encode_ms, decode_ms = form.times(seen.images[:1], watch)
         options.append(
             Option(
                 kind=kind_of(form.form),
                 name=form.form,
                 device_ms=encode_ms,
-                cloud_ms=cloud_ms + decode_ms,
+                cloud_ms=1.0 + decode_ms,
                 sent_bytes=size + AROUND_BYTES,
                 accuracy=seen.right(labels),
                 after_ms=encode_ms,
@@ -258,24 +291,23 @@ def form_options(bundle: Bundle, seen: Seen, cloud_ms: float, say: Say) -> list[
 def bundle_setting(bundle: Bundle, seen: Seen, halves: Sequence[Half], say: Say) -> Setting:
     """Everything of a bundle with a nested family on the device."""
     image, name = seen.images[:1], seen.tensor.name
-    chain = seen.chain
-    level_ms = cpu_ms(lambda: chain.answer({name: image}))
-    cloud_ms = cpu_ms(lambda: seen.cloud.run({name: image}))
+    chain, watch = seen.chain, Stopwatch(lambda: seen.cloud.run({name: image}))
+    (level_ms,) = watch.shares(lambda: chain.answer({name: image}))
     cloud, level = seen.right(seen.whole), seen.right(seen.level)
-    cuts, counts = cut_options(bundle.read(bundle.manifest.cloud.files[-1]), "cloud.onnx", say)
+    cuts, counts = cut_options(bundle.read(bundle.manifest.cloud.files[-1]), "cloud.onnx", watch, say)
     options = [
         Option(LEVEL, bundle.manifest.levels[-1].name, level_ms, accuracy=level),
-        Option(WHOLE_HERE, "whole", cloud_ms, accuracy=cloud),
-        *form_options(bundle, seen, cloud_ms, say),
+        Option(WHOLE_HERE, "whole", 1.0, accuracy=cloud),
+        *form_options(bundle, seen, watch, say),
         *(msgspec.structs.replace(option, accuracy=cloud) for option in cuts),
-        *(split_option(Sender(half, seen), seen, say) for half in halves),
+        *(split_option(Sender(half, seen), seen, watch, say) for half in halves),
     ]
     return Setting(
         name=bundle.manifest.name,
         cloud="its cloud model",
-        options=tuple(options),
-        level_ms=level_ms,
-        cloud_ms=cloud_ms,
+        options=in_ms(options, watch.whole_ms),
+        level_ms=level_ms * watch.whole_ms,
+        cloud_ms=watch.whole_ms,
         cloud_accuracy=cloud,
         level_accuracy=level,
         n=len(seen.images),

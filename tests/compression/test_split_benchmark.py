@@ -38,7 +38,7 @@ from benchmarks.split_bench.grid import (
 from benchmarks.split_bench.live import edge_config
 from benchmarks.split_bench.published import beside
 from benchmarks.split_bench.traces import hindsight, planning, walk
-from benchmarks.split_bench.ways import kind_of, level_of
+from benchmarks.split_bench.ways import Stopwatch, in_ms, kind_of, level_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -187,6 +187,21 @@ def test_a_trace_is_the_same_each_time_and_stays_within_what_links_are() -> None
 class Levels:
     def __init__(self, *outputs: str) -> None:
         self.outputs = outputs
+
+
+def test_times_are_taken_as_shares_of_the_whole_s_and_told_in_ms() -> None:
+    def work(count: int) -> float:
+        return sum(x * 0.5 for x in range(count))
+
+    watch = Stopwatch(lambda: work(20_000))
+    nothing, more = watch.shares(lambda: None, lambda: work(200_000))
+    assert 0 <= nothing < 0.5 < 2 < more
+    assert watch.whole_ms > 0
+    options = [Option(RAW, "raw", 0.0, 1.0, 5.0, after_ms=0.0), Option(CUT, "cut", 0.25, 0.5, 7.0)]
+    assert in_ms(options, 8.0) == (
+        Option(RAW, "raw", 0.0, 8.0, 5.0, after_ms=0.0),
+        Option(CUT, "cut", 2.0, 4.0, 7.0),
+    )
 
 
 def test_a_head_goes_on_from_the_lowest_level_that_leaves_all_that_it_reads() -> None:

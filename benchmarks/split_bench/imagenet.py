@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from edgemux.multiplexer.bundle import Preprocessing
 from edgemux.multiplexer.bundle import Tensor as Described
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.onnx_model import OnnxModel
+from edgemux.wire.payload import LOSSLESS as LOSING_NOTHING
 from edgemux.wire.payload import encodings
 
 from .grid import LEVEL, WHOLE_HERE, Option, Setting
@@ -129,7 +131,7 @@ def setting(folder: Path, pictures: Path | None, say: Say) -> Setting:
         Option(LEVEL, "Lite0", level_ms, accuracy=level_accuracy),
         Option(WHOLE_HERE, "Lite2", 1.0, accuracy=cloud_accuracy),
         *forms,
-        *cuts,
+        *(msgspec.structs.replace(cut, accuracy=cloud_accuracy) for cut in cuts),
     )
     notes = (
         f"{counts['cuts']:.0f} cuts, at {counts['in rows']:.0f} of which several inputs can be joined",
@@ -161,9 +163,9 @@ def _forms(photos: NDArray[np.uint8], cloud: OnnxModel, watch: Stopwatch, say: S
         say(form.form)
         mean, arrived = form.send(photos)
         encode_ms, decode_ms = form.times(photos[:1], watch)
-        options.append(
-            Option(kind_of(form.form), form.form, encode_ms, 1.0 + decode_ms, mean + AROUND_BYTES, after_ms=encode_ms)
-        )
+        right = PUBLISHED[2][0] if form.form in LOSING_NOTHING else None
+        times = encode_ms, 1.0 + decode_ms
+        options.append(Option(kind_of(form.form), form.form, *times, mean + AROUND_BYTES, right, after_ms=encode_ms))
         if (differ := int((_labels(cloud, arrived) != whole).sum())) > 0:
             changed.append(f"{form.form} {differ}")
     return options, ", ".join(changed) or "none"

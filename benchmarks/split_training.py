@@ -1,15 +1,16 @@
 """Makes the starter bundle's bottlenecks and measures them: bytes on the way against accuracy, beside pictures.
 
-    python benchmarks/split_training.py [--limit IMAGES] [--epochs N N N N] [--work DIR] [--out DIR] [--full]
+    python benchmarks/split_training.py [--limit IMAGES] [--epochs N N N] [--work DIR] [--out DIR] [--full]
 
-"continuation": the encoder reads what device level 3 leaves behind, so nothing is computed twice; the cloud goes on
-with the last residual block of its model. "bottleneck": the encoder reads the picture itself, and sends the same kind
-of values to the same tail. Four trainings, on one thread, each kept in the work folder and resumed at its last epoch:
+"continuation": the encoder reads the picture and what device level 3 leaves behind, so nothing is computed twice; the
+cloud goes on with the last residual block of its model. "bottleneck": the encoder reads the picture alone, and sends
+the same kind of values to the same tail. Three trainings, on one thread, each kept in the work folder and resumed at
+its last epoch; all values are sent in 2 bits:
 
 1. encoder and decoder of the continuation, so that the decoder gives the tensor that the cloud's model has there;
-2. the same, so that the tail behind it, as it is in the cloud's model, answers as that does;
-3. the same with the tail, which is then no longer a part of the cloud's model;
-4. the encoder of the bottleneck alone, with the decoder and the tail that are there then.
+2. the same and the tail, which is then no longer a part of the cloud's model, so that they answer as that does, also
+   of mixtures of two images;
+3. the encoder of the bottleneck alone, with the decoder and the tail that are there then.
 
 One of no epochs is left out.
 
@@ -35,76 +36,77 @@ from edgemux.compression.recipe import Augment, Schedule
 from edgemux.compression.split.bottleneck import Decoder, Encoder, Pair
 from edgemux.compression.split.graph_net import trainable
 from edgemux.compression.split.shapes import example
-from edgemux.compression.split.teach import Weights, teach
+from edgemux.compression.split.teach import Course, Weights, teach
 from edgemux.multiplexer.errors import EdgemuxError
 from split_bench.measured import measure
 from split_bench.report import judged, report
 from split_bench.study import CHANNELS, CUT, LEFT_BEHIND, PICTURE, SEED, SIZE, Study, picture
 
-# Of the four trainings.
-FULL_EPOCHS = (5, 0, 0, 2)
+# Of the three trainings.
+FULL_EPOCHS = (2, 6, 2)
 AUGMENT = Augment(flip=True, shift_px=1, erase=0.0)
+# 24 channels of 2 bits are as many bytes as 12 of 4.
+TRAINED_BITS = (2,)
 
 
 class Trainings:
-    """The four, each done once: its weights are kept in ``work``."""
+    """The three, each done once: its weights are kept in ``work``."""
 
     def __init__(self, study: Study, work: Path, epochs: tuple[int, ...], say: Callable[[str], None]) -> None:
         self._study, self._work, self._epochs, self._say = study, work, epochs, say
         work.mkdir(parents=True, exist_ok=True)
 
     def continuation(self) -> Pair:
-        """After the first three."""
+        """After the first two."""
         torch.manual_seed(SEED)
         tail = trainable(self._study.halves.tail, example(self._study.halves.tail))
-        pair = Pair(Encoder(LEFT_BEHIND, CHANNELS, SIZE), Decoder(CHANNELS, CUT[0]), tail)
+        pair = Pair(Encoder(LEFT_BEHIND, CHANNELS, SIZE, joins=2), Decoder(CHANNELS, CUT[0]), tail)
         pair.tail.requires_grad_(False)
-        self._train("1-tensor", pair, self._study.left_behind, Weights(target=1.0), self._schedule(0, 0.1))
-        weights = Weights(target=0.3, answers=1.0, labels=0.1)
-        self._train("2-answers", pair, self._study.left_behind, weights, self._schedule(1, 0.01))
+        tensor = self._course(0, Weights(target=1.0), 0.1)
+        self._train("1-tensor", pair, self._study.left_behind, tensor)
         pair.tail.requires_grad_(True)
-        self._train("3-tail", pair, self._study.left_behind, weights, self._schedule(2, 0.01))
+        answers = self._course(1, Weights(answers=1.0), 0.002, mixed=0.5, tail_share=0.3)
+        self._train("2-answers", pair, self._study.left_behind, answers)
         return pair
 
     def bottleneck(self, done: Pair) -> Pair:
         """After the last, with the cloud's part of ``done``."""
         torch.manual_seed(SEED)
-        pair = Pair(Encoder(PICTURE, CHANNELS, SIZE), done.decoder, done.tail)
+        pair = Pair(Encoder(PICTURE, CHANNELS, SIZE, joins=2), done.decoder, done.tail)
         pair.fix_cloud()
-        weights = Weights(target=1.0)
-        self._train("4-picture", pair, picture, weights, self._schedule(3, 0.1))
+        self._train("3-picture", pair, picture, self._course(2, Weights(answers=1.0), 0.004, mixed=0.5, tail_share=0.0))
         return pair
 
-    def _schedule(self, number: int, rate: float) -> Schedule | None:
+    def _course(self, number: int, weights: Weights, rate: float, **more: Any) -> Course | None:
         epochs = self._epochs[number]
-        return (
-            None if epochs == 0 else Schedule(epochs=epochs, batch=128, peak_rate=rate, weight_decay=1e-4, bf16=False)
-        )
+        if epochs == 0:
+            return None
+        schedule = Schedule(epochs=epochs, batch=128, peak_rate=rate, weight_decay=1e-4, bf16=False)
+        return Course(weights, schedule, AUGMENT, SEED, TRAINED_BITS, **more)
 
-    def _kept(self, name: str) -> Path:
-        return self._work / f"{name}.weights.pt"
-
-    def _train(self, name: str, pair: Pair, sources: Any, weights: Weights, schedule: Schedule | None) -> None:
-        kept = self._kept(name)
-        if schedule is None:
+    def _train(self, name: str, pair: Pair, sources: Any, course: Course | None) -> None:
+        if course is None:
             return
+        kept = self._work / f"{name}.weights.pt"
         if not kept.is_file():
-            train = self._study.sets.train
-            images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
-            shown = -1.0
-
-            def tick(done: float) -> None:
-                nonlocal shown
-                if done >= shown + 0.02:
-                    shown = done
-                    self._say(f"{name}: {100 * done:.0f} %")
-
-            checkpoint = self._work / f"{name}.checkpoint.pt"
-            teacher = self._study.teacher
-            teach(pair, images, labels, teacher, sources, weights, schedule, AUGMENT, SEED, checkpoint, tick)
+            self._taught(name, pair, sources, course)
             torch.save(pair.state_dict(), kept)
         pair.load_state_dict(torch.load(kept, weights_only=True))
         pair.eval()
+
+    def _taught(self, name: str, pair: Pair, sources: Any, course: Course) -> None:
+        train, often = self._study.sets.train, self._study.often_hard()
+        images, labels = torch.from_numpy(train.images[often]), torch.from_numpy(train.labels[often])
+        shown = -1.0
+
+        def tick(done: float) -> None:
+            nonlocal shown
+            if done >= shown + 0.02:
+                shown = done
+                self._say(f"{name}: {100 * done:.0f} %")
+
+        checkpoint = self._work / f"{name}.checkpoint.pt"
+        teach(pair, images, labels, self._study.teacher, sources, course, checkpoint, tick)
 
 
 def main() -> int:
@@ -116,7 +118,7 @@ def main() -> int:
     def say(text: str) -> None:
         console.print(text, highlight=False)
 
-    epochs = tuple(options.epochs or (FULL_EPOCHS if options.full else (1, 1, 0, 1)))
+    epochs = tuple(options.epochs or (FULL_EPOCHS if options.full else (1, 1, 1)))
     with tempfile.TemporaryDirectory() as place:
         work, out = options.work or Path(place), options.out or Path(place) / "out"
         try:
@@ -137,7 +139,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train and measure the starter bundle's bottlenecks.")
     parser.add_argument("--full", action="store_true", help="the setting of docs/split.md: hours on two busy cores")
     parser.add_argument("--limit", type=int, default=2000, help="training images and test images, unless --full")
-    parser.add_argument("--epochs", type=int, nargs=4, help="of the four trainings")
+    parser.add_argument("--epochs", type=int, nargs=3, help="of the three trainings")
     parser.add_argument("--work", type=Path, help="where trainings are kept; without: nowhere")
     parser.add_argument("--out", type=Path, help="where head, tail, figures and plot go")
     return parser.parse_args()

@@ -22,10 +22,11 @@ BUNDLE = Path(__file__).parents[2] / "deploy" / "bundles" / "fashion-mnist"
 # Of the recipe that made the bundle: the same images are held out.
 HELD_OUT, SEED = 5000, 20261123
 # The cloud's model is cut before its last convolutions at 7x7, and this many channels of that size are sent.
-CUT, CHANNELS, SIZE = (96, 7, 7), 12, (7, 7)
+CUT, CHANNELS, SIZE = (96, 7, 7), 24, (7, 7)
 LEVEL = 3
-LEFT_BEHIND = (Source("a3", (20, 14, 14)), Source("b3", (32, 14, 14)), Source("c3", (56, 7, 7)))
 PICTURE = (Source("image", (1, 28, 28), pixels=True),)
+# The picture is there as well, and has what the device's first layers drop.
+LEFT_BEHIND = (*PICTURE, Source("a3", (20, 14, 14)), Source("b3", (32, 14, 14)), Source("c3", (56, 7, 7)))
 Probabilities = NDArray[np.float32]
 
 
@@ -58,6 +59,17 @@ class Study:
             names = [name for name in level.outputs if name != "probabilities"]
             pool.update(zip(names, level.run({name: pool[name] for name in level.inputs}, names), strict=True))
         return {source.name: pool[source.name] for source in LEFT_BEHIND}
+
+    def often_hard(self) -> NDArray[np.int64]:
+        """Indices of training images: the quarter of which the last level is least sure twice, the surest half once
+        of two.
+
+        What is deferred looks like the first, and of the last there is little to learn.
+        """
+        images = self.sets.train.images
+        order = np.argsort(answers_of_levels(self.levels, images)[-1].max(axis=1), kind="stable")
+        quarter, half = len(order) // 4, len(order) // 2
+        return np.concatenate([order[:half], order[:quarter], order[half::2]])
 
     def gains(self, images: NDArray[np.uint8]) -> tuple[Probabilities, NDArray[np.float64]]:
         """The last level's answers, and what the post-gate then expects of the cloud."""

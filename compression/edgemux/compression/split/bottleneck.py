@@ -45,15 +45,19 @@ class Source(msgspec.Struct, frozen=True):
 class Encoder(nn.Module):
     """Sources by name -> values in 0..1, float [n, channels, *size].
 
-    Each source is halved until it has that size, then all are joined. width: channels inside.
+    Each source is halved until it has that size, then all are joined. width: channels inside; joins: layers that see
+    all sources.
     """
 
-    def __init__(self, sources: Sequence[Source], channels: int, size: tuple[int, int], width: int = 48) -> None:
+    def __init__(
+        self, sources: Sequence[Source], channels: int, size: tuple[int, int], width: int = 48, joins: int = 1
+    ) -> None:
         """Raises PassError for a source that halving does not bring to ``size``."""
         super().__init__()
         self.sources, self.size = tuple(sources), size
         self.branches = nn.ModuleList(_narrowed(source, size, width) for source in sources)
-        self.join = ConvUnit(width * len(self.sources), width)
+        wide = width * len(self.sources)
+        self.join = nn.Sequential(*(ConvUnit(width if number else wide, width) for number in range(joins)))
         self.last = nn.Conv2d(width, channels, 3, 1, 1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
         # Nearly all values begin inside 0..1, where the clip has a gradient.

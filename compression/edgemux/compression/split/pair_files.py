@@ -56,8 +56,10 @@ def head_graph(encoder: Encoder, bits: int, int8: bool) -> onnx.ModelProto:
     """The encoder: its sources -> ``sent`` UINT8 [n, channels, height, width], below 2**bits."""
     graph, steps = Graph(int8), steps_of(bits)
     parts = [_branch(graph, source, units) for source, units in zip(encoder.sources, encoder.branches, strict=True)]
-    joined = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
-    x = graph.conv(joined, *folded(encoder.join.conv.weight, encoder.join.norm))
+    x = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
+    joins: Any = encoder.join
+    for unit in joins:
+        x = graph.conv(x, *folded(unit.conv.weight, unit.norm))
     weight, bias = folded(encoder.last.weight, encoder.norm, float(steps))
     # The bias is scaled as the weights are: what comes out are steps, not values in 0..1.
     constants = graph.weight(weight), graph.constant((bias * steps).astype(np.float32))

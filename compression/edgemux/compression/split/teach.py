@@ -16,6 +16,7 @@ from edgemux.compression.augment import Batch, draw
 from edgemux.compression.fit import Tick, fit_drawn
 from edgemux.compression.recipe import Augment, Schedule
 from edgemux.compression.split.bottleneck import BITS, Pair
+from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.onnx_model import OnnxModel
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -44,6 +45,25 @@ class Weights:
     labels: float = 0.0
 
 
+@dataclass(frozen=True)
+class Course:
+    """How a pair is trained.
+
+    bits: each batch draws one of these. mixed: this share of a batch's images is mixed with another image in any
+    proportion: the whole knows its training images by heart, of a mixture it says what it sees (Zhang et al. 2018;
+    Beyer et al. 2022). tail_share: of the rate, for the tail, which is trained already, and Adam takes the steps
+    instead of SGD: a tail without batch norms has gradients of another size than the rest.
+    """
+
+    weights: Weights
+    schedule: Schedule
+    augment: Augment
+    seed: int
+    bits: tuple[int, ...] = BITS
+    mixed: float = 0.0
+    tail_share: float | None = None
+
+
 class Teacher:
     """The whole model in its two halves, as a cut makes them. The head takes uint8 [n, h, w]."""
 
@@ -65,32 +85,60 @@ def teach(
     labels: Tensor | None,
     teacher: Teacher,
     sources: Sources,
-    weights: Weights,
-    schedule: Schedule,
-    augment: Augment,
-    seed: int,
+    course: Course,
     checkpoint: Path | None,
     tick: Tick = lambda done: None,
 ) -> None:
     """Train ``pair`` in place on augmented ``images`` (uint8 [n, h, w]); it goes on from ``checkpoint``.
 
-    labels: int64 [n], or None where there are none.
+    labels: int64 [n], or None where there are none. Raises ConfigError for labels of mixed images.
     """
+    if course.mixed and course.weights.labels:
+        raise ConfigError("mixed: a mixture of images has no label; the labels' weight must be 0")
 
     def drawn(index: Tensor, generator: torch.Generator) -> Lesson:
-        batch = draw(images, index, augment, generator)
-        pixels = (batch.pixels[:, 0] * 255.0).round().to(torch.uint8).numpy()
-        target, answers = teacher.of(pixels, weights.answers > 0.0)
+        batch = draw(images, index, course.augment, generator)
+        pixels = mixed_pixels(batch.pixels[:, 0], course.mixed, generator).numpy()
+        target, answers = teacher.of(pixels, course.weights.answers > 0.0)
         given = {name: torch.from_numpy(value) for name, value in sources(pixels).items()}
-        bits = BITS[int(torch.randint(len(BITS), (1,), generator=generator))]
+        bits = course.bits[int(torch.randint(len(course.bits), (1,), generator=generator))]
         return Lesson(batch.pixels, index, batch.flipped, given, target, answers, bits)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         assert isinstance(model, Pair) and isinstance(batch, Lesson)
         truth = None if labels is None else labels[batch.index]
-        return loss_of(model, batch, weights, truth)
+        return loss_of(model, batch, course.weights, truth)
 
-    fit_drawn(pair, len(images), drawn, loss, schedule, seed, checkpoint, tick, clip=5.0)
+    steps = None if course.tail_share is None else _adam(course.tail_share)
+    schedule, seed = course.schedule, course.seed
+    fit_drawn(pair, len(images), drawn, loss, schedule, seed, checkpoint, tick, clip=5.0, optimiser_of=steps)
+
+
+def mixed_pixels(pixels: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Float [n, h, w] in 0..1 -> uint8 [n, h, w]; about ``share`` of them mixed with another of the same batch."""
+    if share > 0.0:
+        count = len(pixels)
+        other = pixels[torch.randperm(count, generator=generator)]
+        part = torch.rand(count, generator=generator) * (torch.rand(count, generator=generator) < share)
+        pixels = torch.lerp(pixels, other, part[:, None, None])
+    return (pixels * 255.0).round().to(torch.uint8)
+
+
+def _adam(tail_share: float) -> Callable[[nn.Module, Schedule], torch.optim.Optimizer]:
+    """Adam for a pair, with that share of the rate for its tail; biases and batch norms do not decay."""
+
+    def made(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+        assert isinstance(model, Pair)
+        groups = []
+        for part, share in ((model.encoder, 1.0), (model.decoder, 1.0), (model.tail, tail_share)):
+            trained = [p for p in part.parameters() if p.requires_grad]
+            for flat, decay in ((False, schedule.weight_decay), (True, 0.0)):
+                some = [p for p in trained if (p.ndim <= 1) == flat]
+                if some:
+                    groups.append({"params": some, "weight_decay": decay, "share": share})
+        return torch.optim.AdamW(groups, lr=schedule.peak_rate)
+
+    return made
 
 
 def loss_of(pair: Pair, lesson: Lesson, weights: Weights, truth: Tensor | None) -> Tensor:

@@ -59,29 +59,36 @@ class Trainings:
     def continuation(self) -> Pair:
         """After the first two."""
         torch.manual_seed(SEED)
-        tail = trainable(self._study.halves.tail, example(self._study.halves.tail))
-        pair = Pair(Encoder(LEFT_BEHIND, CHANNELS, SIZE, joins=2), Decoder(CHANNELS, CUT[0]), tail)
+        tail = trainable(self._study.tail, example(self._study.tail))
+        pair = Pair(
+            Encoder(LEFT_BEHIND, CHANNELS, SIZE, joins=2), Decoder(CHANNELS, CUT[0]), tail, self._study.features
+        )
         pair.tail.requires_grad_(False)
         tensor = self._course(0, Weights(target=1.0), 0.1)
         self._train("1-tensor", pair, self._study.left_behind, tensor)
         pair.tail.requires_grad_(True)
-        answers = self._course(1, Weights(answers=1.0), 0.002, mixed=0.5, tail_share=0.3)
+        answers = self._course(1, Weights(answers=1.0, features=1.0), 0.002, mixed=0.5, tail_share=0.3)
         self._train("2-answers", pair, self._study.left_behind, answers)
         return pair
 
     def bottleneck(self, done: Pair) -> Pair:
         """After the last, with the cloud's part of ``done``."""
         torch.manual_seed(SEED)
-        pair = Pair(Encoder(PICTURE, CHANNELS, SIZE, joins=2), done.decoder, done.tail)
+        pair = Pair(Encoder(PICTURE, CHANNELS, SIZE, joins=2), done.decoder, done.tail, done.features)
         pair.fix_cloud()
-        self._train("3-picture", pair, picture, self._course(2, Weights(answers=1.0), 0.004, mixed=0.5, tail_share=0.0))
+        self._train(
+            "3-picture",
+            pair,
+            picture,
+            self._course(2, Weights(answers=1.0, features=1.0), 0.004, mixed=0.5, tail_share=0.0),
+        )
         return pair
 
-    def _course(self, number: int, weights: Weights, rate: float, **more: Any) -> Course | None:
+    def _course(self, number: int, weights: Weights, rate: float, batch: int = 128, **more: Any) -> Course | None:
         epochs = self._epochs[number]
         if epochs == 0:
             return None
-        schedule = Schedule(epochs=epochs, batch=128, peak_rate=rate, weight_decay=1e-4, bf16=False)
+        schedule = Schedule(epochs=epochs, batch=batch, peak_rate=rate, weight_decay=1e-4, bf16=False)
         return Course(weights, schedule, AUGMENT, SEED, TRAINED_BITS, **more)
 
     def _train(self, name: str, pair: Pair, sources: Any, course: Course | None) -> None:

@@ -12,6 +12,7 @@ from edgemux.compression import data
 from edgemux.compression.chain import answers_of, answers_of_levels
 from edgemux.compression.split.bottleneck import Source
 from edgemux.compression.split.costs import Whole
+from edgemux.compression.split.graph_net import exposed
 from edgemux.compression.split.teach import Teacher
 from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.gates import gain_after
@@ -40,10 +41,11 @@ class Study:
         self.sets = data.load("fashion-mnist", held_out, SEED, limit=limit)
         self.whole = Whole(files.read("cloud.onnx"), "cloud.onnx")
         cut = next(each for each in self.whole.cuts if self._shape(each.tensors) == CUT)
-        self.halves = self.whole.halves(cut)
-        self.teacher = Teacher(
-            *(OnnxModel(h.SerializeToString(), "half") for h in (self.halves.head, self.halves.tail))
-        )
+        halves = self.whole.halves(cut)
+        # What the last layer reads: 192 numbers say more of an image than ten probabilities.
+        self.features = next(node.input[0] for node in halves.tail.graph.node if node.op_type == "Gemm")
+        self.tail = exposed(halves.tail, self.features)
+        self.teacher = Teacher(*(OnnxModel(h.SerializeToString(), "half") for h in (halves.head, self.tail)))
         self.levels = [OnnxModel(files.read(level.files[-1]), level.name) for level in self.manifest.levels]
         names = self.manifest.multiplexer
         self.pre = OnnxModel(files.read(names.pre_gate), names.pre_gate)

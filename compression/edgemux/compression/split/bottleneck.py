@@ -105,14 +105,17 @@ class Decoder(nn.Module):
 
 
 class Pair(nn.Module):
-    """Encoder, decoder and the tail behind them: what is trained together."""
+    """Encoder, decoder and the tail behind them: what is trained together.
 
-    def __init__(self, encoder: Encoder, decoder: Decoder, tail: GraphNet) -> None:
+    features: an output of the tail that is there for training alone, see ``exposed``; no file has it.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: Decoder, tail: GraphNet, features: str | None = None) -> None:
         """Raises PassError for a tail that takes several tensors."""
         super().__init__()
         if len(tail.inputs) != 1:
             raise PassError(f"the tail takes {len(tail.inputs)} tensors; a bottleneck gives one")
-        self.encoder, self.decoder, self.tail = encoder, decoder, tail
+        self.encoder, self.decoder, self.tail, self.features = encoder, decoder, tail, features
         self._fixed = False
 
     def fix_cloud(self) -> None:

@@ -96,7 +96,7 @@ def _tail_graph(pair: Pair, sent: tuple[int, int, int], bits: int, int8: bool) -
     graph = Graph(int8)
     x = graph.add("Cast", graph.input(SENT, TensorProto.UINT8, sent), to_type=TensorProto.FLOAT)
     scale = 1.0 / steps_of(bits)
-    inner = pair.tail.written(int8)
+    inner = pair.tail.written(int8, without=pair.features)
     units = list(pair.decoder.units)
     for number, unit in enumerate(units, start=1):
         last = inner.graph.input[0].name if number == len(units) else None

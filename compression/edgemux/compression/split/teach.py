@@ -27,22 +27,39 @@ LEAST = 1e-7
 
 
 @dataclass(frozen=True)
-class Lesson(Batch):
-    """A batch with what is taught of it. target: the cut's tensor in the whole; answers: the whole's probabilities."""
+class Taught:
+    """What the whole says. target: the cut's tensor; answers: probabilities; features: of the tail's last output.
 
-    sources: Mapping[str, Tensor]
+    Answers and features are [n, 0] where they are not asked for.
+    """
+
     target: Tensor
     answers: Tensor
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Lesson(Batch):
+    """A batch with what is taught of it, and the bits it is sent in."""
+
+    sources: Mapping[str, Tensor]
+    taught: Taught
     bits: int
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Of the parts of the loss: the cut's tensor, the whole's answers, the labels."""
+    """Of the parts of the loss: the cut's tensor, the whole's answers, the labels, what the answers are made of."""
 
     target: float = 0.0
     answers: float = 0.0
     labels: float = 0.0
+    features: float = 0.0
+
+    @property
+    def tail(self) -> bool:
+        """Whether the tail has to run."""
+        return self.answers > 0.0 or self.labels > 0.0 or self.features > 0.0
 
 
 @dataclass(frozen=True)
@@ -70,13 +87,14 @@ class Teacher:
     def __init__(self, head: OnnxModel, tail: OnnxModel) -> None:
         self._head, self._tail = head, tail
 
-    def of(self, pixels: NDArray[np.uint8], answers: bool = True) -> tuple[Tensor, Tensor]:
-        """The cut's tensor and the probabilities; of these none, [n, 0], where they are not asked for."""
+    def of(self, pixels: NDArray[np.uint8], answers: bool = True) -> Taught:
+        """Of pixels uint8 [n, h, w]."""
         target = self._head.run({self._head.inputs[0]: pixels})[0]
         if not answers:
-            return torch.from_numpy(target), torch.empty(len(target), 0)
-        found = self._tail.run({self._tail.inputs[0]: target})[0]
-        return torch.from_numpy(target), torch.from_numpy(found)
+            none = torch.empty(len(target), 0)
+            return Taught(torch.from_numpy(target), none, none)
+        found = self._tail.run({self._tail.inputs[0]: target})
+        return Taught(*(torch.from_numpy(each) for each in (target, found[0], found[-1])))
 
 
 def teach(
@@ -99,10 +117,10 @@ def teach(
     def drawn(index: Tensor, generator: torch.Generator) -> Lesson:
         batch = draw(images, index, course.augment, generator)
         pixels = mixed_pixels(batch.pixels[:, 0], course.mixed, generator).numpy()
-        target, answers = teacher.of(pixels, course.weights.answers > 0.0)
+        taught = teacher.of(pixels, course.weights.tail)
         given = {name: torch.from_numpy(value) for name, value in sources(pixels).items()}
         bits = course.bits[int(torch.randint(len(course.bits), (1,), generator=generator))]
-        return Lesson(batch.pixels, index, batch.flipped, given, target, answers, bits)
+        return Lesson(batch.pixels, index, batch.flipped, given, taught, bits)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         assert isinstance(model, Pair) and isinstance(batch, Lesson)
@@ -142,17 +160,22 @@ def _adam(tail_share: float) -> Callable[[nn.Module, Schedule], torch.optim.Opti
 
 
 def loss_of(pair: Pair, lesson: Lesson, weights: Weights, truth: Tensor | None) -> Tensor:
-    """Squared error of the cut's tensor as a share of its variance, plus cross-entropies to whole and labels."""
+    """Squared errors of tensors as shares of their variance, plus cross-entropies to whole and labels."""
+    taught = lesson.taught
     decoded = pair.decoded(lesson.sources, lesson.bits)
     value = decoded.new_zeros(())
     if weights.target:
-        value = value + weights.target * nn.functional.mse_loss(decoded, lesson.target) / lesson.target.var()
-    if not weights.answers and not weights.labels:
+        value = value + weights.target * nn.functional.mse_loss(decoded, taught.target) / taught.target.var()
+    if not weights.tail:
         return value
-    logs = pair.answers(decoded).clamp_min(LEAST).log()
+    found = pair.tail(decoded)
+    logs = found[pair.tail.outputs[0]].clamp_min(LEAST).log()
+    if weights.features and pair.features is not None:
+        apart = nn.functional.mse_loss(found[pair.features], taught.features)
+        value = value + weights.features * apart / taught.features.var()
     if weights.answers:
         # The whole's own entropy is left out of the divergence: it has no gradient.
-        value = value - weights.answers * (lesson.answers * logs).sum(dim=1).mean()
+        value = value - weights.answers * (taught.answers * logs).sum(dim=1).mean()
     if weights.labels and truth is not None:
         value = value + weights.labels * nn.functional.nll_loss(logs, truth)
     return value

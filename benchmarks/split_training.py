@@ -43,7 +43,7 @@ from split_bench.report import judged, report
 from split_bench.study import CHANNELS, CUT, LEFT_BEHIND, PICTURE, SEED, SIZE, Study, picture
 
 # Of the three trainings.
-FULL_EPOCHS = (2, 6, 2)
+FULL_EPOCHS = (2, 2, 1)
 AUGMENT = Augment(flip=True, shift_px=1, erase=0.0)
 # 24 channels of 2 bits are as many bytes as 12 of 4.
 TRAINED_BITS = (2,)
@@ -67,7 +67,7 @@ class Trainings:
         tensor = self._course(0, Weights(target=1.0), 0.1)
         self._train("1-tensor", pair, self._study.left_behind, tensor)
         pair.tail.requires_grad_(True)
-        answers = self._course(1, Weights(answers=1.0, features=1.0), 0.002, mixed=0.5, tail_share=0.3)
+        answers = self._course(1, Weights(answers=1.0, features=1.0), 0.002, batch=64, mixed=0.4, tail_share=0.3)
         self._train("2-answers", pair, self._study.left_behind, answers)
         return pair
 

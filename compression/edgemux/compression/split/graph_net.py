@@ -74,8 +74,8 @@ class GraphNet(nn.Module):
 
         Its inputs and all names inside get ``inside`` before them, so that it can stand in another graph.
         """
-        outputs = [name for name in self.outputs if name != without]
-        names = {name: name if name in outputs else f"{inside}{name}" for name in self._all_names()}
+        kept = {*self.outputs} - {without}
+        names = {name: name if name in kept else f"{inside}{name}" for name in self._all_names()}
         nodes: list[onnx.NodeProto] = []
         stored: list[onnx.TensorProto] = []
         for name, own in self._names.items():
@@ -92,7 +92,7 @@ class GraphNet(nn.Module):
             read, made = ([names[name] if name else "" for name in some] for some in (inputs, outputs))
             nodes.append(helper.make_node(kind, read, made, **attributes))
         taken = [_renamed(value, names) for value in self.values if value.name in self.inputs]
-        given = [_renamed(value, names) for value in self.values if value.name in outputs]
+        given = [_renamed(value, names) for value in self.values if value.name in kept]
         graph = helper.make_graph(nodes, "g", taken, given, stored)
         return helper.make_model(graph, opset_imports=self.opsets, ir_version=IR_VERSION)
 

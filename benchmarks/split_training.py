@@ -10,7 +10,7 @@ its last epoch; all values are sent in 2 bits:
 1. encoder and decoder of the continuation, so that the decoder gives the tensor that the cloud's model has there;
 2. the same and the tail, which is then no longer a part of the cloud's model, so that they answer as that does, also
    of mixtures of two images;
-3. the encoder of the bottleneck alone, with the decoder and the tail that are there then.
+3. the encoder of the bottleneck alone, so that the decoder that is there then gives what it gives for the other.
 
 One of no epochs is left out.
 
@@ -20,6 +20,7 @@ By default a few images, which shows that everything runs; figures of the full s
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import sys
 import tempfile
@@ -36,7 +37,7 @@ from edgemux.compression.recipe import Augment, Schedule
 from edgemux.compression.split.bottleneck import Decoder, Encoder, Pair
 from edgemux.compression.split.graph_net import trainable
 from edgemux.compression.split.shapes import example
-from edgemux.compression.split.teach import Course, Weights, teach
+from edgemux.compression.split.teach import Course, PairTeacher, Teaches, Weights, teach
 from edgemux.multiplexer.errors import EdgemuxError
 from split_bench.measured import measure
 from split_bench.report import judged, report
@@ -72,16 +73,13 @@ class Trainings:
         return pair
 
     def bottleneck(self, done: Pair) -> Pair:
-        """After the last, with the cloud's part of ``done``."""
+        """After the last, with the cloud's part of ``done``, whose encoder is the teacher here."""
         torch.manual_seed(SEED)
-        pair = Pair(Encoder(PICTURE, CHANNELS, SIZE, joins=2), done.decoder, done.tail, done.features)
+        teacher = PairTeacher(done, self._study.left_behind, TRAINED_BITS[-1])
+        decoder, tail = copy.deepcopy(done.decoder), copy.deepcopy(done.tail)
+        pair = Pair(Encoder(PICTURE, CHANNELS, SIZE, joins=2), decoder, tail, done.features)
         pair.fix_cloud()
-        self._train(
-            "3-picture",
-            pair,
-            picture,
-            self._course(2, Weights(answers=1.0, features=1.0), 0.004, mixed=0.5, tail_share=0.0),
-        )
+        self._train("3-picture", pair, picture, self._course(2, Weights(target=1.0), 0.1), teacher)
         return pair
 
     def _course(self, number: int, weights: Weights, rate: float, batch: int = 128, **more: Any) -> Course | None:
@@ -91,17 +89,19 @@ class Trainings:
         schedule = Schedule(epochs=epochs, batch=batch, peak_rate=rate, weight_decay=1e-4, bf16=False)
         return Course(weights, schedule, AUGMENT, SEED, TRAINED_BITS, **more)
 
-    def _train(self, name: str, pair: Pair, sources: Any, course: Course | None) -> None:
+    def _train(
+        self, name: str, pair: Pair, sources: Any, course: Course | None, teacher: Teaches | None = None
+    ) -> None:
         if course is None:
             return
         kept = self._work / f"{name}.weights.pt"
         if not kept.is_file():
-            self._taught(name, pair, sources, course)
+            self._taught(name, pair, sources, course, teacher or self._study.teacher)
             torch.save(pair.state_dict(), kept)
         pair.load_state_dict(torch.load(kept, weights_only=True))
         pair.eval()
 
-    def _taught(self, name: str, pair: Pair, sources: Any, course: Course) -> None:
+    def _taught(self, name: str, pair: Pair, sources: Any, course: Course, teacher: Teaches) -> None:
         train, often = self._study.sets.train, self._study.often_hard()
         images, labels = torch.from_numpy(train.images[often]), torch.from_numpy(train.labels[often])
         shown = -1.0
@@ -113,7 +113,7 @@ class Trainings:
                 self._say(f"{name}: {100 * done:.0f} %")
 
         checkpoint = self._work / f"{name}.checkpoint.pt"
-        teach(pair, images, labels, self._study.teacher, sources, course, checkpoint, tick)
+        teach(pair, images, labels, teacher, sources, course, checkpoint, tick)
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,7 +26,7 @@ from edgemux.compression.split.bottleneck import BITS, Decoder, Encoder, Pair, S
 from edgemux.compression.split.costs import Whole
 from edgemux.compression.split.graph_net import GraphNet, exposed
 from edgemux.compression.split.pair_files import SENT, check_files, pair_files
-from edgemux.compression.split.teach import Course, Teacher, Weights, mixed_pixels, teach
+from edgemux.compression.split.teach import Course, PairTeacher, Teacher, Weights, mixed_pixels, teach
 from edgemux.multiplexer.errors import ConfigError, PassError
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.wire.bits import packed, unpacked
@@ -246,6 +247,25 @@ def test_a_pair_whose_cloud_part_is_fixed_trains_its_encoder_alone(whole: Whole)
     taught(pair, whole, Course(Weights(target=1.0), SCHEDULE, PLAIN, 7))
     changed = {name.split(".")[0] for name, value in pair.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"encoder"}
+
+
+def test_another_encoder_learns_from_a_pair_what_the_decoder_is_to_give(whole: Whole) -> None:
+    def apart(pair: Pair) -> float:
+        with torch.inference_mode():
+            given = {"image": torch.from_numpy(images())}
+            return float((pair.eval().decoded(given, 2) - done.eval().decoded(given, 2)).square().mean())
+
+    done = taught(pair_of(whole), whole, Course(Weights(target=1.0), SCHEDULE, PLAIN, 7, bits=(2,)))
+    torch.manual_seed(2)
+    pair = Pair(Encoder([PICTURE], 3, (7, 7), width=8, joins=2), copy.deepcopy(done.decoder), done.tail)
+    pair.fix_cloud()
+    before, teacher = apart(pair), PairTeacher(done, image, 2)
+    schedule = Schedule(epochs=8, batch=32, peak_rate=0.05, bf16=False)
+    pixels = torch.from_numpy(images())
+    teach(pair, pixels, None, teacher, image, Course(Weights(target=1.0), schedule, PLAIN, 7, bits=(2,)), None)
+    assert apart(pair) < 0.8 * before
+    with pytest.raises(ConfigError, match="answers"):
+        teach(pair, pixels, None, teacher, image, Course(Weights(answers=1.0), schedule, PLAIN, 7), None)
 
 
 def test_a_source_that_cannot_be_halved_to_the_size_is_refused() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -62,6 +62,26 @@ class Weights:
         return self.answers > 0.0 or self.labels > 0.0 or self.features > 0.0
 
 
+class PairTeacher:
+    """A trained pair in the whole's place, for another encoder that is to serve the same decoder and tail.
+
+    The target is what its decoder makes of ``bits`` on the way; it has no answers to teach.
+    """
+
+    def __init__(self, pair: Pair, sources: Sources, bits: int) -> None:
+        self._pair, self._sources, self._bits = pair, sources, bits
+
+    @torch.no_grad()
+    def of(self, pixels: NDArray[np.uint8], answers: bool = True) -> Taught:
+        """Raises ConfigError when answers are asked for."""
+        if answers:
+            raise ConfigError("a pair teaches what its decoder gives; the weights of answers must be 0")
+        self._pair.eval()
+        given = {name: torch.from_numpy(value) for name, value in self._sources(pixels).items()}
+        none = torch.empty(len(pixels), 0)
+        return Taught(self._pair.decoded(given, self._bits), none, none)
+
+
 @dataclass(frozen=True)
 class Course:
     """How a pair is trained.
@@ -79,6 +99,14 @@ class Course:
     bits: tuple[int, ...] = BITS
     mixed: float = 0.0
     tail_share: float | None = None
+
+
+class Teaches(Protocol):
+    """Says what there is to learn of pixels uint8 [n, h, w]."""
+
+    def of(self, pixels: NDArray[np.uint8], answers: bool = True) -> Taught:
+        """answers: whether answers and features are asked for."""
+        ...
 
 
 class Teacher:
@@ -101,7 +129,7 @@ def teach(
     pair: Pair,
     images: Tensor,
     labels: Tensor | None,
-    teacher: Teacher,
+    teacher: Teaches,
     sources: Sources,
     course: Course,
     checkpoint: Path | None,

@@ -42,6 +42,8 @@ class Study:
         self.whole = Whole(files.read("cloud.onnx"), "cloud.onnx")
         cut = next(each for each in self.whole.cuts if self._shape(each.tensors) == CUT)
         halves = self.whole.halves(cut)
+        self.first = halves.head
+        self.at_cut = (Source(cut.tensors[0], CUT),)
         # What the last layer reads: 192 numbers say more of an image than ten probabilities.
         self.features = next(node.input[0] for node in halves.tail.graph.node if node.op_type == "Gemm")
         self.tail = exposed(halves.tail, self.features)
@@ -61,6 +63,10 @@ class Study:
             names = [name for name in level.outputs if name != "probabilities"]
             pool.update(zip(names, level.run({name: pool[name] for name in level.inputs}, names), strict=True))
         return {source.name: pool[source.name] for source in LEFT_BEHIND}
+
+    def cut(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """What the cloud's model has at the cut, of uint8 [n, 28, 28]."""
+        return {self.at_cut[0].name: self.teacher.cut(pixels)}
 
     def often_hard(self) -> NDArray[np.int64]:
         """Indices of training images: the quarter of which the last level is least sure twice, the surest half once
@@ -85,5 +91,5 @@ class Study:
 
 
 def picture(pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """What the bottleneck's encoder reads."""
+    """What the bottleneck's head reads."""
     return {"image": pixels}

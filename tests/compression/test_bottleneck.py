@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,8 +24,8 @@ from edgemux.compression.split import curve
 from edgemux.compression.split.bottleneck import BITS, Decoder, Encoder, Pair, Source, rounded
 from edgemux.compression.split.costs import Whole
 from edgemux.compression.split.graph_net import GraphNet, exposed
-from edgemux.compression.split.pair_files import SENT, check_files, pair_files
-from edgemux.compression.split.teach import Course, PairTeacher, Teacher, Weights, mixed_pixels, teach
+from edgemux.compression.split.pair_files import SENT, behind, check_files, pair_files
+from edgemux.compression.split.teach import Course, Teacher, Weights, mixed_pixels, teach
 from edgemux.multiplexer.errors import ConfigError, PassError
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.wire.bits import packed, unpacked
@@ -249,23 +248,25 @@ def test_a_pair_whose_cloud_part_is_fixed_trains_its_encoder_alone(whole: Whole)
     assert changed == {"encoder"}
 
 
-def test_another_encoder_learns_from_a_pair_what_the_decoder_is_to_give(whole: Whole) -> None:
-    def apart(pair: Pair) -> float:
-        with torch.inference_mode():
-            given = {"image": torch.from_numpy(images())}
-            return float((pair.eval().decoded(given, 2) - done.eval().decoded(given, 2)).square().mean())
+def test_behind_the_whole_s_own_first_layers_the_head_reads_what_the_whole_reads(whole: Whole) -> None:
+    first, _, _ = halves_of(whole)
+    at_cut = Source(first.graph.output[0].name, (6, 7, 7))
+    pair = pair_of(whole, at_cut)
+    files = pair_files(pair, 4, whole.digest, int8=False)
+    joined = behind(first, files)
+    pixels = images(5)
+    cut = teacher_of(whole).cut(pixels)
+    alone, together = (OnnxModel(each.head.SerializeToString(), "head") for each in (files, joined))
+    assert together.inputs == ("image",)
+    assert np.array_equal(together.run({"image": pixels})[0], alone.run({at_cut.name: cut})[0])
+    assert joined.head.metadata_props == files.head.metadata_props
 
-    done = taught(pair_of(whole), whole, Course(Weights(target=1.0), SCHEDULE, PLAIN, 7, bits=(2,)))
-    torch.manual_seed(2)
-    pair = Pair(Encoder([PICTURE], 3, (7, 7), width=8, joins=2), copy.deepcopy(done.decoder), done.tail)
-    pair.fix_cloud()
-    before, teacher = apart(pair), PairTeacher(done, image, 2)
-    schedule = Schedule(epochs=8, batch=32, peak_rate=0.05, bf16=False)
-    pixels = torch.from_numpy(images())
-    teach(pair, pixels, None, teacher, image, Course(Weights(target=1.0), schedule, PLAIN, 7, bits=(2,)), None)
-    assert apart(pair) < 0.8 * before
-    with pytest.raises(ConfigError, match="answers"):
-        teach(pair, pixels, None, teacher, image, Course(Weights(answers=1.0), schedule, PLAIN, 7), None)
+
+def test_a_head_that_reads_more_than_the_layers_before_it_make_is_refused(whole: Whole) -> None:
+    first, _, _ = halves_of(whole)
+    pair = pair_of(whole, PICTURE, Source("b1", (5, 14, 14)))
+    with pytest.raises(PassError, match="reads image, b1"):
+        behind(first, pair_files(pair, 4, whole.digest))
 
 
 def test_a_source_that_cannot_be_halved_to_the_size_is_refused() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, compose, helper
 
 from edgemux.compression.export import folded
 from edgemux.compression.graph import Graph
@@ -50,6 +50,27 @@ def pair_files(pair: Pair, bits: int, whole: str, int8: bool = True) -> PairFile
     for part, name in ((head, "head"), (tail, "tail")):
         helper.set_model_props(part, {WHOLE_KEY: whole, PART_KEY: name})
     return PairFiles(head, tail, bits, sent)
+
+
+def behind(first: onnx.ModelProto, files: PairFiles) -> PairFiles:
+    """The pair's files with ``first`` before the head: it makes the one tensor that the head reads.
+
+    So the device runs the whole's own first layers, and what the encoder narrows is what the whole has there. Raises
+    PassError when the head reads something else.
+    """
+    made, read = [value.name for value in first.graph.output], [value.name for value in files.head.graph.input]
+    if len(made) != 1 or len(read) != 1:
+        raise PassError(f"the head reads {', '.join(read)}, the layers before it make {', '.join(made)}")
+    parts = []
+    for part in (first, files.head):
+        bare = onnx.ModelProto()
+        bare.CopyFrom(part)
+        del bare.metadata_props[:]
+        parts.append(bare)
+    named = compose.add_prefix(parts[0], "f.", rename_inputs=False)
+    head = compose.merge_models(named, parts[1], [(f"f.{made[0]}", read[0])])
+    helper.set_model_props(head, {entry.key: entry.value for entry in files.head.metadata_props})
+    return msgspec.structs.replace(files, head=head)
 
 
 def head_graph(encoder: Encoder, bits: int, int8: bool) -> onnx.ModelProto:

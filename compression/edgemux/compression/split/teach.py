@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,26 +62,6 @@ class Weights:
         return self.answers > 0.0 or self.labels > 0.0 or self.features > 0.0
 
 
-class PairTeacher:
-    """A trained pair in the whole's place, for another encoder that is to serve the same decoder and tail.
-
-    The target is what its decoder makes of ``bits`` on the way; it has no answers to teach.
-    """
-
-    def __init__(self, pair: Pair, sources: Sources, bits: int) -> None:
-        self._pair, self._sources, self._bits = pair, sources, bits
-
-    @torch.no_grad()
-    def of(self, pixels: NDArray[np.uint8], answers: bool = True) -> Taught:
-        """Raises ConfigError when answers are asked for."""
-        if answers:
-            raise ConfigError("a pair teaches what its decoder gives; the weights of answers must be 0")
-        self._pair.eval()
-        given = {name: torch.from_numpy(value) for name, value in self._sources(pixels).items()}
-        none = torch.empty(len(pixels), 0)
-        return Taught(self._pair.decoded(given, self._bits), none, none)
-
-
 @dataclass(frozen=True)
 class Course:
     """How a pair is trained.
@@ -101,23 +81,22 @@ class Course:
     tail_share: float | None = None
 
 
-class Teaches(Protocol):
-    """Says what there is to learn of pixels uint8 [n, h, w]."""
-
-    def of(self, pixels: NDArray[np.uint8], answers: bool = True) -> Taught:
-        """answers: whether answers and features are asked for."""
-        ...
-
-
 class Teacher:
     """The whole model in its two halves, as a cut makes them. The head takes uint8 [n, h, w]."""
 
     def __init__(self, head: OnnxModel, tail: OnnxModel) -> None:
         self._head, self._tail = head, tail
+        self._latest: tuple[NDArray[np.uint8], NDArray[Any]] | None = None
+
+    def cut(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        """The cut's tensor; asked for again of the same array, it is there already."""
+        if self._latest is None or self._latest[0] is not pixels:
+            self._latest = pixels, self._head.run({self._head.inputs[0]: pixels})[0]
+        return self._latest[1]
 
     def of(self, pixels: NDArray[np.uint8], answers: bool = True) -> Taught:
         """Of pixels uint8 [n, h, w]."""
-        target = self._head.run({self._head.inputs[0]: pixels})[0]
+        target = self.cut(pixels)
         if not answers:
             none = torch.empty(len(target), 0)
             return Taught(torch.from_numpy(target), none, none)
@@ -129,7 +108,7 @@ def teach(
     pair: Pair,
     images: Tensor,
     labels: Tensor | None,
-    teacher: Teaches,
+    teacher: Teacher,
     sources: Sources,
     course: Course,
     checkpoint: Path | None,

@@ -1,7 +1,7 @@
 """A run of the real agent and cloud through an outage, a squeeze, an overload and a drift, watched by a Prometheus.
 
-Two agents of one cloud, an emulated link in front of the first; the second sends inputs cut in two. Nothing is simulated
-but that link and the files that the sensors read. It takes about a minute.
+Two agents of one cloud, an emulated link in front of the first; the second sends inputs cut in two. Nothing is
+simulated but that link and the files that the sensors read. It takes about a minute.
 """
 
 from __future__ import annotations

@@ -133,6 +133,18 @@ async def test_a_tail_takes_neither_pictures_nor_rows_that_do_not_inflate(split_
             await made.service.ModelInfer(garbage, Context())
 
 
+async def test_values_of_more_bits_than_a_tail_has_are_refused_in_whatever_form_they_come(split_bundle: Path) -> None:
+    """A tail may look them up in a table, and then the answers of all that are computed with them would be lost."""
+    rows = np.full((1, 10, 25), 16, np.uint8)
+    wide = make_request(TAILS[1], {"sent": encode("bits8", rows, None)})
+    mark(wide.inputs[0], "bits8")
+    async with standing(ModelSettings(bundle=split_bundle)) as made:
+        for request in (wide, make_request(TAILS[1], {"sent": rows})):
+            with pytest.raises(InputError, match="sent: holds values of more than 4 bits"):
+                await made.service.ModelInfer(request, Context())
+        await answered(made, make_request(TAILS[1], {"sent": rows - 1}), 1)
+
+
 async def test_a_renamed_bundle_has_renamed_tails(split_bundle: Path) -> None:
     async with standing(ModelSettings(bundle=split_bundle, name="pictures")) as made:
         assert made.repository.names == ("pictures", *(f"pictures.{name}" for name in (EXACT, COARSE, DEEP)))

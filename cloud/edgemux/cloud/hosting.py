@@ -101,6 +101,7 @@ def _load_tail(bundle: Bundle, split: Split, whole: Served, threads: int) -> Loa
         inputs=backend.inputs,
         preprocessing=None,
         properties={**whole.properties, "split": split.name, "bits": str(split.bits)},
+        bits=split.bits,
     )
     return Loaded(served, backend, measure(backend, row, whole.max_batch), backend.digest, row, expected)
 

@@ -135,7 +135,7 @@ class Candidates:
         input that is sent: what a certificate says is deferred is deferred, whichever way is open."""
         latency_s, compute_s = splits.work_s(half, sample.activations.reached)
         wait_s = self._device.backlog.wait_s
-        sending = self._sending(wait_s + latency_s + half.tail.predict_s(now_s), half.tail.request_bytes)
+        sending = self._sending(wait_s + latency_s + splits.predict_s(half, now_s), half.tail.request_bytes)
         cost = msgspec.structs.replace(
             sending,
             compute_s=compute_s,

@@ -12,8 +12,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import msgspec
-from numpy.typing import NDArray
 
 from edgemux.edge.agreement import Agreement
 from edgemux.edge.breaker import Breaker, Call, State, TailBreaker
@@ -22,7 +20,7 @@ from edgemux.edge.peer import CALL_OVERHEAD_BYTES, Peer, digest_in
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
 from edgemux.edge.spans import offload, options
-from edgemux.edge.together import Row, Together, merged
+from edgemux.edge.together import Reply, Row, Together, merged
 from edgemux.multiplexer.domain import Prediction, Reason, Route
 from edgemux.multiplexer.errors import (
     BadAnswer,
@@ -51,14 +49,6 @@ SHADOW_S = 1.0
 PUSHBACK_S = 0.5
 # An encoding that takes longer does not keep the event loop from everybody else.
 THREAD_S = 0.002
-
-
-class Reply(msgspec.Struct, frozen=True):
-    """What came back for one input: its probabilities FP32 [classes], the whole answer, the bytes of the call."""
-
-    response: Any
-    row: NDArray[Any]
-    size: int
 
 
 class CloudExecutor:
@@ -105,6 +95,8 @@ class CloudExecutor:
         # Whether its answers say that it is one of our own servers: others are sent the tensor alone.
         self._ours = False
         self.refused_until_s = float("-inf")
+        # When the latest input was sent.
+        self.asked_s = float("-inf")
         # Whether the latest answer came from another model than the bundle's.
         self.foreign = False
         # How the latest call ended.
@@ -120,11 +112,12 @@ class CloudExecutor:
         other = copy.copy(self)
         other._peer, other._metrics = peer, metrics
         other.request_bytes = peer.call_bytes
+        other.asked_s = float("-inf")
         other.server = RecentMean(stale_s=OFFLOAD_STALE_S)
         other._packing = peer.packing()
         if peer.form is not None:
             other.link, other.breaker = self.link.beside(), self.breaker.of_tail()
-        other.agreement = Agreement(self.index or 0, peer.model)
+        other.agreement = Agreement(self.index or 0, peer.model, self.agreement.breaks)
         other._together = Together(other._call, other._most, self._clock)
         return other
 
@@ -247,6 +240,7 @@ class CloudExecutor:
             trace.put({Attribute.BYTES: size, Attribute.FORM: encoding})
         started = self._clock()
         call = self._claim(size, started)
+        self.asked_s = started
         self._metrics.offloaded(size, encoding, self._peer.place)
         # Whoever allows ten seconds must not be needed to find out that the cloud hangs.
         slow_s = self.breaker.slow_s

@@ -73,6 +73,11 @@ class Clouds:
                 best[name] = known if value is None else value if known is None else pick(known, value)
         return best
 
+    @property
+    def asked_s(self) -> float:
+        """When the latest input was sent to any of them."""
+        return max(peer.asked_s for peer in self.peers)
+
     def offload_age_s(self, now_s: float) -> float:
         """Seconds since the newest sample of an offload to any of them."""
         return min(peer.offload_age_s(now_s) for peer in self.peers)

@@ -21,6 +21,7 @@ from edgemux.edge.packing import LOOK_S, LOOK_SHARE
 from edgemux.edge.sample import Sample
 from edgemux.edge.split_planning import SplitChoice, link_of
 from edgemux.edge.variants import Family
+from edgemux.multiplexer.bundle import Split
 from edgemux.multiplexer.chain import Activations
 from edgemux.multiplexer.domain import Placement, Prediction, Reason, Route
 from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError
@@ -35,6 +36,8 @@ Clock = Callable[[], float]
 PLAN_S = 0.02
 # How long the whole input is offered to find out about the link, until one is sent.
 LOOKING_S = 1.0
+# Whole inputs and parts say something of the same link when there is at most so much time between them.
+TOGETHER_S = 1.0
 # A head that has failed is left alone for so long.
 FAILED_S = 30.0
 # What is no reason of the device's.
@@ -83,6 +86,15 @@ class Half:
         if alone in (Alone.DEVICE_BUSY, Alone.MEMORY):
             return Reason.DEVICE_BUSY
         return self.tail.blocked(now_s, lot) if alone is None or alone in OF_TAIL else Reason.DEVICE_FAILED
+
+
+def fits(split: Split, sent: NDArray[Any]) -> bool:
+    """Whether this is one input of the tail: so it was for golden inputs, and may not be for strange ones."""
+    return (
+        sent.dtype == np.uint8
+        and sent.shape == (1, *split.sent.shape[1:])
+        and not int(sent.max(initial=0)) >> split.bits
+    )
 
 
 class SplitExecutor:
@@ -151,9 +163,12 @@ class SplitExecutor:
     def _looks(self, sample: Sample, now_s: float) -> bool:
         """Whether the whole input is sent for once: a link that carried little may carry more by now.
 
-        Only where that is expected to take at most a share of the time that is left.
+        Only where that is expected to take at most a share of the time that is left, and only one: many at once
+        would be in each other's way, on a link that is slow as it is.
         """
         if not self._choice.has_whole or self._cloud.offload_age_s(now_s) < LOOK_S:
+            return False
+        if now_s - self._cloud.asked_s < LOOK_S:
             return False
         if self._whole_s > LOOK_SHARE * (sample.deadline_s - now_s):
             return False
@@ -164,10 +179,13 @@ class SplitExecutor:
     def link(self, now_s: float) -> tuple[float, float] | None:
         """Round trip and bytes a second, from what was sent lately; None while that is not known."""
         part = min((half.tail for half in self.halves.values()), key=lambda tail: tail.offload_age_s(now_s))
-        sent = part.offload_seen(now_s)
-        if sent is not None and sent[0] <= LinkEstimate.SMALL_BYTES:  # too few bytes to tell a bandwidth by
-            sent = None
-        return link_of(self._cloud.small_s(now_s), self._cloud.offload_seen(now_s), sent)
+        small_s, older_s = self._cloud.small_s(now_s), self._cloud.offload_age_s(now_s) - part.offload_age_s(now_s)
+        # One kind and the smallest calls are enough: of the other it is only known how the link was.
+        whole = None if small_s is not None and older_s > TOGETHER_S else self._cloud.offload_seen(now_s)
+        parts = None if small_s is not None and -older_s > TOGETHER_S else part.offload_seen(now_s)
+        if parts is not None and parts[0] <= LinkEstimate.SMALL_BYTES:  # too few bytes to tell a bandwidth by
+            parts = None
+        return link_of(small_s, whole, parts)
 
     def _conditions(self, now_s: float) -> Conditions | None:
         """How things stand; None while that is not known."""
@@ -197,6 +215,14 @@ class SplitExecutor:
         """How many times as long a head takes here as on its maker's machine."""
         latest = self._latest
         return latest.latency.mean_s / (latest.split.head_ms / 1000) if latest.split.head_ms > 0 else 1.0
+
+    def predict_s(self, half: Half, now_s: float) -> float:
+        """Seconds that the tail's call is expected to take: as the last ones did, before the first as the link is."""
+        seen_s = half.tail.predict_s(now_s)
+        link = None if half.tail.offload_seen(now_s) is not None else self.link(now_s)
+        if link is None:
+            return seen_s
+        return max(seen_s, link[0] + half.tail.request_bytes / link[1] + half.split.tail_ms / 1000)
 
     def work_s(self, half: Half, reached: int) -> tuple[float, float]:
         """Seconds, and of CPU time, that the device is expected to take after level ``reached``."""
@@ -268,6 +294,8 @@ class SplitExecutor:
             (activations.chain or self._family.chain).reach(half.split.level, activations, stop)
         head_wall, head_cpu = time.perf_counter(), time.thread_time()
         sent = half.head.run(model, activations, stop)
+        if not fits(half.split, sent):
+            raise ExecutionError("the head made what cannot be sent")
         ended, cpu_ended = time.perf_counter(), time.thread_time()
         return Timed(sent, ended - head_wall, cpu_ended - head_cpu, ended - wall, cpu_ended - cpu)
 

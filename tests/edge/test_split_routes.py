@@ -299,7 +299,7 @@ async def test_a_silent_cloud_leaves_the_device_time_to_answer(
     there: SplitCloud, agent_of: Any, bundle: Path, pictures: Pictures
 ) -> None:
     images, _ = pictures(30, 6)
-    there.tail = there.silent
+    there.tail = there.answer = there.silent
     async with agent_of(there.address, bundle=bundle, split=ALWAYS, breaker=NEVER_OPENS) as agent:
         answers = await answer_all(agent, images, timeout_s=0.5)
     assert places(answers) == {Placement.EDGE}

@@ -181,14 +181,14 @@ def test_a_way_that_takes_no_number_is_refused(axis: str, amount: float) -> None
 
 
 def test_two_hundred_ways_are_planned_for_in_less_than_a_millisecond() -> None:
-    """As medians: one run may be cut off by whatever else this machine does."""
+    """In CPU time, as medians: whatever else this machine does is not counted."""
     draw = random.Random(1)
     many = [Way(f"cut {i}", Placement.SPLIT, i / 1e3, (200 - i) / 1e3, draw.uniform(1, 1e5)) for i in range(200)]
     table = Table(many)
     assert len(table.ways) == 200
     planner, times = Planner(table), []
     for i in range(200):
-        began = time.perf_counter()
+        began = time.thread_time()
         planner.plan(Conditions(0.01, 1e3 * (i + 1)))
-        times.append(time.perf_counter() - began)
+        times.append(time.thread_time() - began)
     assert sorted(times)[100] < 1e-3

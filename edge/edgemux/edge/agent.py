@@ -267,8 +267,8 @@ class Agent:
                         self.vigil.met_another_model()
                     else:
                         self.vigil.compared(sample, prediction, kept=False, drawn=drawn)
-                    if prediction.peer is not None:  # another of the clouds may wait to be found well again
-                        self._ask_again(sample, reason)
+                    if prediction.peer is not None or (self.splits and route.placement is Placement.CLOUD):
+                        self._ask_again(sample, reason)  # another cloud, or a tail, may wait to be found well again
                     return Answer(prediction, reason, degraded, elapsed)
                 case Shed(reason):
                     if self.gallery.open:

@@ -21,7 +21,7 @@ from edgemux.multiplexer.policy import obstacle
 REFINE_PRICE = 0.02
 LEAST_STEP = 1e-9
 # What keeps one way from being taken, and may not keep another.
-UNPAID = (Reason.BUDGET, Reason.DEVICE_BUSY, Reason.OVERLOADED)
+HINDRANCES = (Reason.BUDGET, Reason.DEVICE_BUSY, Reason.OVERLOADED, Reason.LINK)
 
 
 class Candidates:
@@ -88,7 +88,7 @@ class Candidates:
         resident: int,
         now_s: float,
     ) -> Candidate:
-        """The cloud by the way that is expected to be answered soonest, of those that can be paid for.
+        """The cloud by the way that is expected to be answered soonest, of those that can be paid for and are in time.
 
         Where a scarce budget makes one dearer, the way that is worth most: a split has a smaller toll, but may be wrong
         more often.
@@ -103,7 +103,7 @@ class Candidates:
             else self._split(splits, half, score, price, sample, level, now_s)
         )
         hindered = obstacle(first, budget, held)
-        if sample.exact or hindered not in (None, *UNPAID) or (hindered is None and not self._purse.dear(now_s)):
+        if sample.exact or hindered not in (None, *HINDRANCES) or (hindered is None and not self._purse.dear(now_s)):
             return first
         others = [
             self._split(splits, each, score, price, sample, level, now_s)

@@ -12,8 +12,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import msgspec
-from numpy.typing import NDArray
 
 from edgemux.edge.agreement import Agreement
 from edgemux.edge.breaker import Breaker, Call, State, TailBreaker
@@ -22,7 +20,7 @@ from edgemux.edge.peer import CALL_OVERHEAD_BYTES, Peer, digest_in
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
 from edgemux.edge.spans import offload, options
-from edgemux.edge.together import Row, Together, merged
+from edgemux.edge.together import Reply, Row, Together, merged
 from edgemux.multiplexer.domain import Prediction, Reason, Route
 from edgemux.multiplexer.errors import (
     BadAnswer,
@@ -51,14 +49,6 @@ SHADOW_S = 1.0
 PUSHBACK_S = 0.5
 # An encoding that takes longer does not keep the event loop from everybody else.
 THREAD_S = 0.002
-
-
-class Reply(msgspec.Struct, frozen=True):
-    """What came back for one input: its probabilities FP32 [classes], the whole answer, the bytes of the call."""
-
-    response: Any
-    row: NDArray[Any]
-    size: int
 
 
 class CloudExecutor:
@@ -127,7 +117,7 @@ class CloudExecutor:
         other._packing = peer.packing()
         if peer.form is not None:
             other.link, other.breaker = self.link.beside(), self.breaker.of_tail()
-        other.agreement = Agreement(self.index or 0, peer.model)
+        other.agreement = Agreement(self.index or 0, peer.model, self.agreement.breaks)
         other._together = Together(other._call, other._most, self._clock)
         return other
 
@@ -251,7 +241,7 @@ class CloudExecutor:
         started = self._clock()
         call = self._claim(size, started)
         self.asked_s = started
-        self._metrics.offloaded(size, self._peer.place)
+        self._metrics.offloaded(size, encoding, self._peer.place)
         # Whoever allows ten seconds must not be needed to find out that the cloud hangs.
         slow_s = self.breaker.slow_s
         overdue = asyncio.get_running_loop().call_later(slow_s, self.breaker.failed, call, started + slow_s)

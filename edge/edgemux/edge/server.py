@@ -84,7 +84,7 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
     )
     channels = _channels(config.cloud)
     store = Store(config.state_dir)
-    call_bytes = max(Peer.of(each.bundle.manifest, None).call_bytes for each in loaded)
+    call_bytes = max(_call_bytes(each, config.split.never_send_raw) for each in loaded)
     purse = _purse(config, call_bytes, store.begin() if config.budgets else None)
     forgetful = bool(config.budgets) and not store.works
     agents: dict[str, Agent] = {}
@@ -231,6 +231,13 @@ def _splits(
     whole = settings.use == "auto" and not settings.never_send_raw
     choice = SplitChoice(manifest, splits, whole_ways(manifest, peer.payloads, peer.call_bytes) if whole else ())
     return SplitExecutor(halves, choice, cloud, device, loaded.family, metrics, settings.never_send_raw)
+
+
+def _call_bytes(loaded: Loaded, never_send_raw: bool) -> float:
+    """What an offload takes at most, as far as is known: a whole input, where that may be sent."""
+    manifest = loaded.bundle.manifest
+    cut = [Peer.of_tail(manifest, head.split, "", manifest.name).call_bytes for head in loaded.heads]
+    return max(cut) if cut and never_send_raw else Peer.of(manifest, None).call_bytes
 
 
 def _purse(config: EdgeConfig, call_bytes: float, kept: dict[str, float] | None) -> Purse:

@@ -25,7 +25,7 @@ from edgemux.multiplexer.bundle import Split
 from edgemux.multiplexer.chain import Activations
 from edgemux.multiplexer.domain import Placement, Prediction, Reason, Route
 from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError
-from edgemux.multiplexer.estimate import DurationEstimate
+from edgemux.multiplexer.estimate import DurationEstimate, LinkEstimate
 from edgemux.multiplexer.onnx_model import OnnxModel, Stop
 from edgemux.multiplexer.planner import Conditions
 from edgemux.wire.tracing import Attribute, Stage
@@ -183,6 +183,8 @@ class SplitExecutor:
         # One kind and the smallest calls are enough: of the other it is only known how the link was.
         whole = None if small_s is not None and older_s > TOGETHER_S else self._cloud.offload_seen(now_s)
         parts = None if small_s is not None and -older_s > TOGETHER_S else part.offload_seen(now_s)
+        if parts is not None and parts[0] <= LinkEstimate.SMALL_BYTES:  # too few bytes to tell a bandwidth by
+            parts = None
         return link_of(small_s, whole, parts)
 
     def _conditions(self, now_s: float) -> Conditions | None:

@@ -2,7 +2,7 @@
 
 The sum that is made small is Neurosurgeon's (Kang et al., ASPLOS 2017): time on the device, on the link and in the
 cloud, and the device's energy for computing and sending. Unlike there the cloud's queue counts, and the whole input in
-the smallest form that is known is a way like any other: a cut often loses to it (Matsubara et al., WACV 2023).
+the smallest form that is known is a way like any other: a cut often loses to it (Matsubara et al., TMLR 2023).
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -19,7 +18,6 @@ from edgemux.edge.breaker import BreakerSettings
 from edgemux.edge.config import LimitSettings
 from edgemux.edge.events import CloudServes
 from edgemux.edge.notices import Notices
-from edgemux.edge.packing import LOOK_S
 from edgemux.edge.peer import CALL_OVERHEAD_BYTES
 from edgemux.edge.sample import Sample
 from edgemux.edge.split_planning import SplitSettings
@@ -342,44 +340,6 @@ async def test_a_head_that_fails_is_left_alone_and_the_whole_input_is_sent(
         answers = await answer_all(agent, images)
     assert places(answers) == {Placement.EDGE, Placement.CLOUD}
     assert there.models == {WHOLE}
-
-
-@pytest.mark.parametrize("odd", ["too large a value", "another shape", "another type"])
-async def test_a_head_that_makes_what_cannot_be_sent_has_failed(
-    there: SplitCloud, agent_of: Any, bundle: Path, pictures: Pictures, odd: str
-) -> None:
-    images, _ = pictures(60, 9)
-    made = {
-        "too large a value": np.full((1, 10), 16, np.uint8),
-        "another shape": np.zeros((1, 11), np.uint8),
-        "another type": np.zeros((1, 10), np.float32),
-    }[odd]
-    async with agent_of(there.address, bundle=bundle, split=ALWAYS, audit_share=0.5) as agent:
-        for half in agent.splits.halves.values():
-            half.split = msgspec.structs.replace(half.split, bits=4)
-            half.head.run = lambda *_: made
-        answers = await answer_all(agent, images)
-    assert places(answers) == {Placement.EDGE, Placement.CLOUD}
-    assert {a.reason for a in answers} <= {Reason.CONFIDENT, Reason.OFFLOADED, Reason.DEFERRED}
-    assert there.models == {WHOLE}
-
-
-async def test_of_many_inputs_at_once_one_is_sent_whole_to_look_at_the_link(
-    there: SplitCloud, agent_of: Any, tiny_bundle: Path, tmp_path: Path, pictures: Pictures
-) -> None:
-    images, _ = pictures(400, 15)
-    folder = with_splits(tiny_bundle, tmp_path / "bundle", tail_ms=0.0)
-    there.rtt_s, there.bytes_per_s = 0.05, 3000.0
-    quiet = {"probe_interval_s": 3600.0}
-    async with agent_of(there.address, bundle=folder, breaker=NEVER_OPENS, there=quiet) as agent:
-        agent.cloud.link.observe(100, 0.05, time.monotonic())
-        agent.cloud.link.observe(1000, 0.4, time.monotonic() - LOOK_S)
-        calls = (agent.infer({"image": images[i : i + 1]}, PATIENT_S) for i in range(len(images)))
-        answers = [answer for (answer,) in await asyncio.gather(*calls)]
-    whole = [size for name, size in there.received if name == WHOLE]
-    assert len(whole) == 1
-    assert sum(a.prediction.route.placement is Placement.CLOUD for a in answers) == 1
-    assert len(there.received) > 5
 
 
 async def test_a_tail_that_is_there_by_now_is_asked_again_after_a_handshake(

@@ -202,9 +202,10 @@ def test_cuts_of_several_tensors_and_of_whole_numbers_are_refused_with_those_tha
     gives = [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", 10])]
     folder = with_cloud(tiny_bundle, tmp_path / "bundle", helper.make_graph(nodes, "g", takes, gives, [shape, weight]))
     for at, said in (
-        (1, "flat at cut 1 is UINT8, real numbers are needed; cuts that will do: 3, 4, 6"),
+        (1, "flat at cut 1 is UINT8, real numbers are needed; cuts that will do: 4, 6"),
         (2, "whole at cut 2 is INT32, real numbers are needed"),
-        (5, "2 tensors cross cut 5 (left, right), a split sends one; cuts that will do: 3, 4, 6"),
+        (5, "2 tensors cross cut 5 (left, right), a split sends one; cuts that will do: 4, 6"),
+        (3, "the head of cut 3 only hands the input on; send the whole input instead; cuts that will do: 4, 6"),
     ):
         assert split(folder, data, tmp_path / "out", at=at) == 2
         assert f"--at: {said}" in capsys.readouterr().err

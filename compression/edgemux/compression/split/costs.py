@@ -87,6 +87,11 @@ class Whole:
                 return cut
         raise ConfigError(f"--at: {self.name} has the cuts {self.cuts[0].index} to {self.cuts[-1].index}, not {index}")
 
+    def head_operators(self, cut: Cut) -> frozenset[str]:
+        """What the head computes with, beside what is computed from weights alone."""
+        positions = layout_of(self._graph.graph).computed[: cut.nodes]
+        return frozenset(self._graph.graph.node[position].op_type for position in positions)
+
     def halves(self, cut: Cut) -> Halves:
         """Head and tail, found to answer as the whole does on made-up inputs. Raises PassError when they do not."""
         halves = halves_of(self._graph, cut, self.measured, self.digest)

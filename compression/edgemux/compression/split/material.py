@@ -21,22 +21,8 @@ from edgemux.multiplexer.errors import ConfigError
 
 FEWEST = 20
 # A head of nothing else hands the input on: in another order, of another type, on another scale.
-HANDING_ON = frozenset(
-    [
-        "Add",
-        "Cast",
-        "Div",
-        "Dropout",
-        "Flatten",
-        "Identity",
-        "Mul",
-        "Reshape",
-        "Squeeze",
-        "Sub",
-        "Transpose",
-        "Unsqueeze",
-    ]
-)
+_MOVING = "Cast Dropout Flatten Identity Reshape Squeeze Transpose Unsqueeze"
+HANDING_ON = frozenset((*_MOVING.split(), "Add", "Div", "Mul", "Sub"))
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
     python benchmarks/split_training.py [--limit IMAGES] [--epochs N N N N] [--work DIR] [--out DIR] [--full]
 
-"continuation": the encoder reads what device level 3 leaves behind, so nothing is computed twice; the cloud goes on
-with the last residual block of its model. "bottleneck": the encoder reads the picture itself, and sends the same kind
-of values to the same tail. Four trainings, on one thread, each kept in the work folder and resumed at its last epoch:
+"continuation": the encoder reads the picture and what device level 3 leaves behind, so nothing is computed twice; the
+cloud goes on with the last residual block of its model. "bottleneck": the device runs the first layers of the cloud's
+model, and the encoder narrows what comes out. Four trainings, on one thread, each kept in the work folder and resumed
+at its last epoch; all values are sent in 2 bits:
 
 1. encoder and decoder of the continuation, so that the decoder gives the tensor that the cloud's model has there;
-2. the same, so that the tail behind it, as it is in the cloud's model, answers as that does;
-3. the same with the tail, which is then no longer a part of the cloud's model;
-4. the encoder of the bottleneck alone, with the decoder and the tail that are there then.
+2. the same and the tail, which is then no longer a part of the cloud's model, so that they answer as that does, also
+   of mixtures of two images;
+3. and 4. the same for the bottleneck.
 
 One of no epochs is left out.
 
@@ -28,22 +29,26 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import onnx
 import torch
 from rich.console import Console
 
 from edgemux.compression.recipe import Augment, Schedule
 from edgemux.compression.split.bottleneck import Decoder, Encoder, Pair
 from edgemux.compression.split.graph_net import trainable
+from edgemux.compression.split.pair_files import PairFiles, behind, pair_files
 from edgemux.compression.split.shapes import example
-from edgemux.compression.split.teach import Weights, teach
+from edgemux.compression.split.teach import Course, Weights, teach
 from edgemux.multiplexer.errors import EdgemuxError
 from split_bench.measured import measure
 from split_bench.report import judged, report
-from split_bench.study import CHANNELS, CUT, LEFT_BEHIND, PICTURE, SEED, SIZE, Study, picture
+from split_bench.study import CHANNELS, CUT, LEFT_BEHIND, SEED, SIZE, Study, picture
 
 # Of the four trainings.
-FULL_EPOCHS = (5, 0, 0, 2)
+FULL_EPOCHS = (2, 2, 1, 1)
 AUGMENT = Augment(flip=True, shift_px=1, erase=0.0)
+# 24 channels of 2 bits are as many bytes as 12 of 4.
+TRAINED_BITS = (2,)
 
 
 class Trainings:
@@ -54,57 +59,64 @@ class Trainings:
         work.mkdir(parents=True, exist_ok=True)
 
     def continuation(self) -> Pair:
-        """After the first three."""
+        """After the first two."""
         torch.manual_seed(SEED)
-        tail = trainable(self._study.halves.tail, example(self._study.halves.tail))
-        pair = Pair(Encoder(LEFT_BEHIND, CHANNELS, SIZE), Decoder(CHANNELS, CUT[0]), tail)
+        pair = self._pair(Encoder(LEFT_BEHIND, CHANNELS, SIZE, joins=2))
+        self._tensor_first(0, "1-tensor", pair, self._study.left_behind)
+        answers = self._course(1, Weights(answers=1.0, features=1.0), 0.002, batch=64, mixed=0.4, tail_share=0.3)
+        self._train("2-answers", pair, self._study.left_behind, answers)
+        return pair
+
+    def bottleneck(self) -> Pair:
+        """After the last two. The pair's encoder reads the cut's tensor: the layers before it are not changed."""
+        torch.manual_seed(SEED)
+        pair = self._pair(Encoder(self._study.at_cut, CHANNELS, SIZE, width=64))
+        self._tensor_first(2, "3-narrow", pair, self._study.cut)
+        # The tail is near to where it has to be: it moves less, and what it reads stays what it was.
+        weights = Weights(target=0.3, answers=1.0, features=1.0)
+        answers = self._course(3, weights, 0.002, batch=64, mixed=0.3, tail_share=0.15)
+        self._train("4-narrow-answers", pair, self._study.cut, answers)
+        return pair
+
+    def _pair(self, encoder: Encoder) -> Pair:
+        tail = trainable(self._study.tail, example(self._study.tail))
+        return Pair(encoder, Decoder(CHANNELS, CUT[0]), tail, self._study.features)
+
+    def _tensor_first(self, number: int, name: str, pair: Pair, sources: Any) -> None:
         pair.tail.requires_grad_(False)
-        self._train("1-tensor", pair, self._study.left_behind, Weights(target=1.0), self._schedule(0, 0.1))
-        weights = Weights(target=0.3, answers=1.0, labels=0.1)
-        self._train("2-answers", pair, self._study.left_behind, weights, self._schedule(1, 0.01))
+        self._train(name, pair, sources, self._course(number, Weights(target=1.0), 0.1))
         pair.tail.requires_grad_(True)
-        self._train("3-tail", pair, self._study.left_behind, weights, self._schedule(2, 0.01))
-        return pair
 
-    def bottleneck(self, done: Pair) -> Pair:
-        """After the last, with the cloud's part of ``done``."""
-        torch.manual_seed(SEED)
-        pair = Pair(Encoder(PICTURE, CHANNELS, SIZE), done.decoder, done.tail)
-        pair.fix_cloud()
-        weights = Weights(target=1.0)
-        self._train("4-picture", pair, picture, weights, self._schedule(3, 0.1))
-        return pair
-
-    def _schedule(self, number: int, rate: float) -> Schedule | None:
+    def _course(self, number: int, weights: Weights, rate: float, batch: int = 128, **more: Any) -> Course | None:
         epochs = self._epochs[number]
-        return (
-            None if epochs == 0 else Schedule(epochs=epochs, batch=128, peak_rate=rate, weight_decay=1e-4, bf16=False)
-        )
+        if epochs == 0:
+            return None
+        schedule = Schedule(epochs=epochs, batch=batch, peak_rate=rate, weight_decay=1e-4, bf16=False)
+        return Course(weights, schedule, AUGMENT, SEED, TRAINED_BITS, **more)
 
-    def _kept(self, name: str) -> Path:
-        return self._work / f"{name}.weights.pt"
-
-    def _train(self, name: str, pair: Pair, sources: Any, weights: Weights, schedule: Schedule | None) -> None:
-        kept = self._kept(name)
-        if schedule is None:
+    def _train(self, name: str, pair: Pair, sources: Any, course: Course | None) -> None:
+        if course is None:
             return
+        kept = self._work / f"{name}.weights.pt"
         if not kept.is_file():
-            train = self._study.sets.train
-            images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
-            shown = -1.0
-
-            def tick(done: float) -> None:
-                nonlocal shown
-                if done >= shown + 0.02:
-                    shown = done
-                    self._say(f"{name}: {100 * done:.0f} %")
-
-            checkpoint = self._work / f"{name}.checkpoint.pt"
-            teacher = self._study.teacher
-            teach(pair, images, labels, teacher, sources, weights, schedule, AUGMENT, SEED, checkpoint, tick)
+            self._taught(name, pair, sources, course)
             torch.save(pair.state_dict(), kept)
         pair.load_state_dict(torch.load(kept, weights_only=True))
         pair.eval()
+
+    def _taught(self, name: str, pair: Pair, sources: Any, course: Course) -> None:
+        train, often = self._study.sets.train, self._study.often_hard()
+        images, labels = torch.from_numpy(train.images[often]), torch.from_numpy(train.labels[often])
+        shown = -1.0
+
+        def tick(done: float) -> None:
+            nonlocal shown
+            if done >= shown + 0.02:
+                shown = done
+                self._say(f"{name}: {100 * done:.0f} %")
+
+        checkpoint = self._work / f"{name}.checkpoint.pt"
+        teach(pair, images, labels, self._study.teacher, sources, course, checkpoint, tick)
 
 
 def main() -> int:
@@ -116,21 +128,32 @@ def main() -> int:
     def say(text: str) -> None:
         console.print(text, highlight=False)
 
-    epochs = tuple(options.epochs or (FULL_EPOCHS if options.full else (1, 1, 0, 1)))
+    epochs = tuple(options.epochs or (FULL_EPOCHS if options.full else (1, 1, 1, 1)))
     with tempfile.TemporaryDirectory() as place:
         work, out = options.work or Path(place), options.out or Path(place) / "out"
         try:
             study = Study(None if options.full else options.limit)
             trainings = Trainings(study, work, epochs, say)
-            continuation = trainings.continuation()
-            bottleneck = trainings.bottleneck(continuation)
-            pairs = {"continuation": (continuation, study.left_behind), "bottleneck": (bottleneck, picture)}
+            pairs = {
+                "continuation": (_written(trainings.continuation(), study), study.left_behind),
+                "bottleneck": (_written(trainings.bottleneck(), study, study.first), picture),
+            }
             result = measure(study, pairs, epochs, out, work / "pictures.json", say)
         except EdgemuxError as error:
             console.print(f"split_training: {error}", style="red")
             return 2
     print(report(result))
     return 0 if not options.full or judged(result, say) else 1
+
+
+def _written(pair: Pair, study: Study, first: onnx.ModelProto | None = None) -> Callable[[int], PairFiles]:
+    """The files for a number of bits. first: what the device runs before the encoder."""
+
+    def made(bits: int) -> PairFiles:
+        files = pair_files(pair, bits, study.whole.digest)
+        return files if first is None else behind(first, files)
+
+    return made
 
 
 def _options() -> argparse.Namespace:

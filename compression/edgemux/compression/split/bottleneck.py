@@ -45,15 +45,19 @@ class Source(msgspec.Struct, frozen=True):
 class Encoder(nn.Module):
     """Sources by name -> values in 0..1, float [n, channels, *size].
 
-    Each source is halved until it has that size, then all are joined. width: channels inside.
+    Each source is halved until it has that size, then all are joined. width: channels inside; joins: layers that see
+    all sources.
     """
 
-    def __init__(self, sources: Sequence[Source], channels: int, size: tuple[int, int], width: int = 48) -> None:
+    def __init__(
+        self, sources: Sequence[Source], channels: int, size: tuple[int, int], width: int = 48, joins: int = 1
+    ) -> None:
         """Raises PassError for a source that halving does not bring to ``size``."""
         super().__init__()
         self.sources, self.size = tuple(sources), size
         self.branches = nn.ModuleList(_narrowed(source, size, width) for source in sources)
-        self.join = ConvUnit(width * len(self.sources), width)
+        wide = width * len(self.sources)
+        self.join = nn.Sequential(*(ConvUnit(width if number else wide, width) for number in range(joins)))
         self.last = nn.Conv2d(width, channels, 3, 1, 1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
         # Nearly all values begin inside 0..1, where the clip has a gradient.
@@ -102,14 +106,17 @@ class Decoder(nn.Module):
 
 
 class Pair(nn.Module):
-    """Encoder, decoder and the tail behind them: what is trained together."""
+    """Encoder, decoder and the tail behind them: what is trained together.
 
-    def __init__(self, encoder: Encoder, decoder: Decoder, tail: GraphNet) -> None:
+    features: an output of the tail that is there for training alone, see ``exposed``; no file has it.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: Decoder, tail: GraphNet, features: str | None = None) -> None:
         """Raises PassError for a tail that takes several tensors."""
         super().__init__()
         if len(tail.inputs) != 1:
             raise PassError(f"the tail takes {len(tail.inputs)} tensors; a bottleneck gives one")
-        self.encoder, self.decoder, self.tail = encoder, decoder, tail
+        self.encoder, self.decoder, self.tail, self.features = encoder, decoder, tail, features
         self._fixed = False
 
     def fix_cloud(self) -> None:

@@ -69,12 +69,13 @@ class GraphNet(nn.Module):
             values[outputs[0]] = OPERATORS[kind](read, attributes)
         return {name: values[name] for name in self.outputs}
 
-    def written(self, int8: bool, inside: str = "t.") -> onnx.ModelProto:
-        """The graph with the weights of now, stored as int8 where asked for.
+    def written(self, int8: bool, inside: str = "t.", without: str | None = None) -> onnx.ModelProto:
+        """The graph with the weights of now, stored as int8 where asked for. without: an output that is left out.
 
         Its inputs and all names inside get ``inside`` before them, so that it can stand in another graph.
         """
-        names = {name: name if name in self.outputs else f"{inside}{name}" for name in self._all_names()}
+        kept = {*self.outputs} - {without}
+        names = {name: name if name in kept else f"{inside}{name}" for name in self._all_names()}
         nodes: list[onnx.NodeProto] = []
         stored: list[onnx.TensorProto] = []
         for name, own in self._names.items():
@@ -90,9 +91,8 @@ class GraphNet(nn.Module):
         for kind, inputs, outputs, attributes in self._nodes:
             read, made = ([names[name] if name else "" for name in some] for some in (inputs, outputs))
             nodes.append(helper.make_node(kind, read, made, **attributes))
-        values = [_renamed(value, names) for value in self.values if value.name in names]
-        taken = [value for value in values if value.name not in self.outputs]
-        given = [value for value in values if value.name in self.outputs]
+        taken = [_renamed(value, names) for value in self.values if value.name in self.inputs]
+        given = [_renamed(value, names) for value in self.values if value.name in kept]
         graph = helper.make_graph(nodes, "g", taken, given, stored)
         return helper.make_model(graph, opset_imports=self.opsets, ir_version=IR_VERSION)
 
@@ -147,6 +147,16 @@ def _difference(wanted: NDArray[Any], found: NDArray[Any]) -> float:
         return float("inf")
     scale = max(float(np.abs(wanted).max(initial=0.0)), 1e-6)
     return float(np.abs(wanted.astype(np.float64) - found).max(initial=0.0)) / scale
+
+
+def exposed(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The model with one more output, its last: a tensor inside it. Raises PassError for one that is not there."""
+    if all(name not in node.output for node in model.graph.node):
+        raise PassError(f"tensor {name!r} is not made by the model")
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    made.graph.output.append(helper.make_empty_tensor_value_info(name))
+    return made
 
 
 def trainable(model: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -> GraphNet:

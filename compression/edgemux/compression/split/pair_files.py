@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, compose, helper
 
 from edgemux.compression.export import folded
 from edgemux.compression.graph import Graph
@@ -52,12 +52,35 @@ def pair_files(pair: Pair, bits: int, whole: str, int8: bool = True) -> PairFile
     return PairFiles(head, tail, bits, sent)
 
 
+def behind(first: onnx.ModelProto, files: PairFiles) -> PairFiles:
+    """The pair's files with ``first`` before the head: it makes the one tensor that the head reads.
+
+    So the device runs the whole's own first layers, and what the encoder narrows is what the whole has there. Raises
+    PassError when the head reads something else.
+    """
+    made, read = [value.name for value in first.graph.output], [value.name for value in files.head.graph.input]
+    if len(made) != 1 or len(read) != 1:
+        raise PassError(f"the head reads {', '.join(read)}, the layers before it make {', '.join(made)}")
+    parts = []
+    for part in (first, files.head):
+        bare = onnx.ModelProto()
+        bare.CopyFrom(part)
+        del bare.metadata_props[:]
+        parts.append(bare)
+    named = compose.add_prefix(parts[0], "f.", rename_inputs=False)
+    head = compose.merge_models(named, parts[1], [(f"f.{made[0]}", read[0])])
+    helper.set_model_props(head, {entry.key: entry.value for entry in files.head.metadata_props})
+    return msgspec.structs.replace(files, head=head)
+
+
 def head_graph(encoder: Encoder, bits: int, int8: bool) -> onnx.ModelProto:
     """The encoder: its sources -> ``sent`` UINT8 [n, channels, height, width], below 2**bits."""
     graph, steps = Graph(int8), steps_of(bits)
     parts = [_branch(graph, source, units) for source, units in zip(encoder.sources, encoder.branches, strict=True)]
-    joined = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
-    x = graph.conv(joined, *folded(encoder.join.conv.weight, encoder.join.norm))
+    x = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
+    joins: Any = encoder.join
+    for unit in joins:
+        x = graph.conv(x, *folded(unit.conv.weight, unit.norm))
     weight, bias = folded(encoder.last.weight, encoder.norm, float(steps))
     # The bias is scaled as the weights are: what comes out are steps, not values in 0..1.
     constants = graph.weight(weight), graph.constant((bias * steps).astype(np.float32))
@@ -94,7 +117,7 @@ def _tail_graph(pair: Pair, sent: tuple[int, int, int], bits: int, int8: bool) -
     graph = Graph(int8)
     x = graph.add("Cast", graph.input(SENT, TensorProto.UINT8, sent), to_type=TensorProto.FLOAT)
     scale = 1.0 / steps_of(bits)
-    inner = pair.tail.written(int8)
+    inner = pair.tail.written(int8, without=pair.features)
     units = list(pair.decoder.units)
     for number, unit in enumerate(units, start=1):
         last = inner.graph.input[0].name if number == len(units) else None

@@ -124,10 +124,12 @@ def _learned(found: Material, plan: Plan, channels: int | None, epochs: int | No
 def _print_json(made: Made, verdict: Verdict, out: Path, sealed: Manifest) -> None:
     import msgspec
 
+    from edgemux.multiplexer.bundle import splits_of
+
     told: dict[str, Any] = {
         "out": str(out),
         "digest": sealed.digest,
-        "split": made.split,
+        "split": splits_of(sealed)[-1],
         "measured": made.tried,
         "agent": verdict,
     }

@@ -22,7 +22,10 @@ from edgemux.multiplexer.errors import ConfigError
 FEWEST = 20
 # A head of nothing else hands the input on: in another order, of another type, on another scale.
 _MOVING = "Cast Dropout Flatten Identity Reshape Squeeze Transpose Unsqueeze"
-HANDING_ON = frozenset((*_MOVING.split(), "Add", "Div", "Mul", "Sub"))
+_SCALING = "Add DequantizeLinear Div Mul QuantizeLinear Sub"
+HANDING_ON = frozenset((*_MOVING.split(), *_SCALING.split()))
+# Of graphs that compute in integers; what a pair gives are real numbers.
+OCTETS = ("UINT8", "INT8")
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def _with_classes(found: Inputs, classes: tuple[str, ...]) -> Inputs:
 
 
 def single(whole: Whole, index: int, trained: bool) -> tuple[Cut, str]:
-    """A cut that one tensor of real numbers crosses, and which. trained: whether the head there will not be run.
+    """A cut that one tensor of numbers crosses, and which. trained: whether the head there will not be run.
 
     Raises ConfigError that says which cuts would do.
     """
@@ -118,8 +121,9 @@ def _wrong(whole: Whole, cut: Cut, trained: bool) -> str:
         return f"{len(cut.tensors)} tensors cross cut {cut.index} ({', '.join(cut.tensors)}), a split sends one"
     (name,) = cut.tensors
     measured = whole.measured[name]
-    if not measured.datatype.startswith("FP"):
-        return f"{name} at cut {cut.index} is {measured.datatype}, real numbers are needed"
+    if not measured.datatype.startswith("FP") and (trained or measured.datatype not in OCTETS):
+        needed = "real numbers" if trained else "real numbers, or whole ones of 8 bits,"
+        return f"{name} at cut {cut.index} is {measured.datatype}, {needed} are needed"
     if not measured.rows:
         return f"{name} at cut {cut.index} does not count inputs in its first axis, so they cannot be sent one by one"
     if not trained and whole.head_operators(cut) <= HANDING_ON:

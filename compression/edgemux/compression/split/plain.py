@@ -16,7 +16,7 @@ MOST_ROWS = 512
 def plain(material: Material, plan: Plan) -> Made:
     """Cut the cloud model where the plan says.
 
-    Raises ConfigError for a cut that is not there, that does not send one tensor of real numbers,
+    Raises ConfigError for a cut that is not there, that does not send one tensor of numbers,
     whose head only hands the input on, or that NaN crosses;
     PassError for halves that answer otherwise than the whole.
     """

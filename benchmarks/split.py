@@ -55,11 +55,25 @@ def measured(options: argparse.Namespace, say: Say) -> Result:
     halves = halves_of(bundle, options.pairs, seen)
     settings = [bundle_setting(bundle, seen, halves, say)]
     if options.imagenet is not None:
-        from split_bench import imagenet  # torch
-
-        settings.append(imagenet.setting(options.imagenet, options.pictures, say))
+        settings += _imagenet(options, say)
     runs, failed = ([], "") if options.no_live else _live(bundle, halves, settings[0], seen, options)
     return summed(settings, hardware(), datetime.date.today().isoformat(), runs, failed, options)
+
+
+def _imagenet(options: argparse.Namespace, say: Say) -> list[Setting]:
+    """Measured, or of an earlier run. Raises ConfigError."""
+    if options.imagenet.is_file():
+        return [part.setting for part in _earlier(options.imagenet).parts[1:]]
+    from split_bench import imagenet  # torch
+
+    return [imagenet.setting(options.imagenet, options.pictures, say)]
+
+
+def _earlier(path: Path) -> Result:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Result)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{path.name}: no split.json of an earlier run ({type(error).__name__})") from error
 
 
 def summed(
@@ -78,10 +92,7 @@ def summed(
 
 def again(options: argparse.Namespace) -> Result:
     """The sums of an earlier run's measurements. Raises ConfigError when the file is none of a run."""
-    try:
-        found = msgspec.json.decode(options.again.read_bytes(), type=Result)
-    except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(f"--again: no split.json of an earlier run ({type(error).__name__})") from error
+    found = _earlier(options.again)
     settings = [part.setting for part in found.parts]
     return summed(settings, found.hardware, found.date, found.live, found.live_failed, options)
 
@@ -171,7 +182,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=100, help="inputs, unless --full")
     parser.add_argument("--bundle", type=Path, default=BUNDLE)
     parser.add_argument("--pairs", type=Path, help="heads and tails in place of the bundle's splits")
-    parser.add_argument("--imagenet", type=Path, help="where the packages of EfficientNet-Lite0 and Lite2 are")
+    parser.add_argument(
+        "--imagenet", type=Path, help="where the packages of EfficientNet-Lite0 and Lite2 are, or an earlier split.json"
+    )
     parser.add_argument("--pictures", type=Path, help="photographs for their bytes; without: made-up ones")
     parser.add_argument("--slower", type=float, default=8.0, help="the device takes so many times as long")
     parser.add_argument("--max-loss", type=float, default=1.0, help="points of accuracy that a way may lose")

@@ -1,12 +1,12 @@
 """Measures the splits of the starter bundle, or exchanges them for those that split_training.py has made.
 
-    python benchmarks/split_starter.py [--limit IMAGES] [--bundle DIR] [--halves DIR --take PAIR-BITS ...]
+    python benchmarks/split_starter.py [--bundle DIR] [--halves DIR --take PAIR-BITS ...]
 
-Without ``--halves``: every split of the bundle on test images, beside what its manifest says; nothing is written.
+Without ``--halves``: every split on the bundle's own test images, beside what its manifest says; nothing is written.
 With it: the halves DIR/PAIR-BITS-head.onnx and -tail.onnx of each that is named are measured on all 10,000 test images
 and take the place of the splits that the bundle had, each under the name of its pair; the bundle is sealed again.
 
-    python benchmarks/split_starter.py --halves OUT --take continuation-4 bottleneck-4
+    python benchmarks/split_starter.py --halves OUT --take continuation-2 bottleneck-2
 
 A head goes on from the lowest level that leaves what it reads. Times are CPU times of one thread, taken in turns with
 the cloud's own model and scaled to the time that the manifest gives for that: the planner compares like with like.
@@ -168,6 +168,12 @@ def held(starter: Starter) -> list[Halves]:
     ]
 
 
+def samples_of(starter: Starter) -> data.Split:
+    """The bundle's own test images."""
+    arrays = starter.bundle.arrays(str(starter.manifest.samples))
+    return data.Split(arrays["images"], arrays["labels"].astype(np.int64))
+
+
 def table(found: Sequence[tuple[str, Split]]) -> str:
     """Markdown: of whom it is said, and what."""
     lines = ["| split | | level | bits | bytes | head ms | tail ms | tail M MACs | n | accuracy | label changed |"]
@@ -184,10 +190,7 @@ def run(options: argparse.Namespace) -> str:
     """Measure, and exchange where that is asked for; returns the table."""
     starter = Starter(options.bundle)
     exchanging = options.halves is not None
-    test = data.load("fashion-mnist", HELD_OUT, SEED).test
-    if not exchanging:
-        kept, _ = data.stratified(test.labels, options.limit, np.random.default_rng(SEED))
-        test = test.take(kept)
+    test = data.load("fashion-mnist", HELD_OUT, SEED).test if exchanging else samples_of(starter)
     halves = taken(options.halves, options.take) if exchanging else held(starter)
     made = [(measure(starter, each, test), each) for each in halves]
     found: list[tuple[str, Any]] = [("measured", split) for split, _ in made]
@@ -202,9 +205,8 @@ def main() -> int:
     """See above."""
     parser = argparse.ArgumentParser(description="Measure or exchange the splits of the starter bundle.")
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="the starter bundle, or a copy")
-    parser.add_argument("--limit", type=int, default=1000, help="test images, where nothing is exchanged")
     parser.add_argument("--halves", type=Path, help="folder of halves, as split_training.py leaves it in --out")
-    parser.add_argument("--take", nargs="+", default=[], metavar="PAIR-BITS", help="which of them, as continuation-4")
+    parser.add_argument("--take", nargs="+", default=[], metavar="PAIR-BITS", help="which of them, as continuation-2")
     options = parser.parse_args()
     if bool(options.halves) != bool(options.take):
         parser.error("--halves and --take go together")

@@ -293,10 +293,9 @@ def test_the_agent_of_a_real_point_sends_everything_in_one_way(tmp_path: Path, k
     assert (found.policy, found.split.use, found.audit_share, found.drift.enabled) == ("cloud-only", use, 0.0, False)
 
 
-def test_a_bundle_that_is_none_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--bundle", "--again"])
+def test_what_is_no_bundle_and_no_earlier_run_is_one_line(tmp_path: Path, option: str) -> None:
     script = str(ROOT / "benchmarks" / "split.py")
-    ran = subprocess.run(
-        [sys.executable, script, "--bundle", str(tmp_path)], capture_output=True, text=True, check=False
-    )
+    ran = subprocess.run([sys.executable, script, option, str(tmp_path)], capture_output=True, text=True, check=False)
     assert ran.returncode == 2
     assert ran.stderr.startswith("split: ") and "Traceback" not in ran.stderr

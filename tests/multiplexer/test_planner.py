@@ -7,7 +7,7 @@ import random
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgemux.multiplexer.domain import Placement
@@ -45,12 +45,14 @@ def priced(way: Way, now: Conditions, price: Price) -> float:
     return taken(way, now, price) * counted(way.changed)
 
 
+@settings(deadline=None)
 @given(st.lists(ways, min_size=1, max_size=30), conditions, prices)
 def test_the_first_plan_is_the_best_of_all_ways(given: list[Way], now: Conditions, price: Price) -> None:
     chosen = Planner(Table(given, price)).plan(now)
     assert priced(chosen, now, price) == pytest.approx(min(priced(way, now, price) for way in given))
 
 
+@settings(deadline=None)
 @given(st.lists(ways, min_size=1, max_size=30), st.lists(conditions, min_size=1, max_size=20), prices)
 def test_a_plan_is_never_worse_than_the_best_by_more_than_what_it_takes_to_change(
     given: list[Way], trace: list[Conditions], price: Price
@@ -61,6 +63,7 @@ def test_a_plan_is_never_worse_than_the_best_by_more_than_what_it_takes_to_chang
         assert BETTER * priced(planner.plan(now), now, price) <= best + 1e-9
 
 
+@settings(deadline=None)
 @given(st.lists(ways, min_size=1, max_size=30), conditions)
 def test_what_is_expected_is_sorted_and_says_what_each_way_takes(given: list[Way], now: Conditions) -> None:
     expected = Table(given).expected(now)
@@ -69,6 +72,7 @@ def test_what_is_expected_is_sorted_and_says_what_each_way_takes(given: list[Way
         assert each.latency_s == pytest.approx(taken(each.way, now, Price()))
 
 
+@settings(deadline=None)
 @given(st.lists(ways, max_size=30))
 def test_only_ways_that_another_one_beats_in_everything_are_left_out(given: list[Way]) -> None:
     kept = undominated(given)
@@ -77,6 +81,7 @@ def test_only_ways_that_another_one_beats_in_everything_are_left_out(given: list
     assert bool(kept) == bool(given)
 
 
+@settings(deadline=None)
 @given(st.lists(ways, min_size=1, max_size=10), conditions, st.floats(1.0, 1.05))
 def test_a_small_change_of_the_link_changes_nothing(given: list[Way], now: Conditions, factor: float) -> None:
     planner = Planner(Table(given))
@@ -115,6 +120,7 @@ bad = st.sampled_from((math.nan, math.inf, -math.inf, -1.0, 0.0, 1e308, 1e-308, 
 readings = st.builds(Conditions, *(st.one_of(bad, st.floats()) for _ in range(5)))
 
 
+@settings(deadline=None)
 @given(st.lists(ways, min_size=1, max_size=10), st.lists(readings, min_size=1, max_size=10), conditions)
 def test_readings_that_are_none_change_nothing_and_the_next_true_ones_are_followed(
     given: list[Way], odd: list[Conditions], now: Conditions
@@ -144,6 +150,7 @@ def test_where_nothing_gets_through_the_device_answers_if_it_may_and_else_what_w
     assert len({planner.plan(dead).name for _ in range(5)}) == 1
 
 
+@settings(deadline=None)
 @given(st.lists(ways, min_size=1, max_size=10), conditions)
 def test_equal_ways_are_one_and_the_order_in_which_ways_are_given_does_not_matter(
     given: list[Way], now: Conditions

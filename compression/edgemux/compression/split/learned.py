@@ -28,7 +28,7 @@ from edgemux.compression.split.graph_net import trainable
 from edgemux.compression.split.halves import Halves
 from edgemux.compression.split.layouts import Scaled, chosen, entered, left
 from edgemux.compression.split.material import Material, single
-from edgemux.compression.split.pair_files import SENT, check_files, pair_files
+from edgemux.compression.split.pair_files import SENT, pair_files
 from edgemux.compression.split.shapes import example
 from edgemux.compression.split.trial import Made, Plan, Pool, left_by, pool_of, tried
 from edgemux.compression.workshop import Workshop
@@ -37,7 +37,7 @@ from edgemux.multiplexer.chain import PROBABILITIES
 from edgemux.multiplexer.errors import ConfigError, PassError
 from edgemux.multiplexer.onnx_model import OnnxModel
 
-# Rows by which scales are chosen, and that files are checked with.
+# Rows by which scales are chosen.
 SOME_ROWS = 256
 # What the whole says of all inputs is kept in memory up to this.
 MOST_BYTES = 2**30
@@ -285,13 +285,9 @@ def _both_missed(pair: Pair, lesson: Lesson) -> Tensor:
 
 
 def _written(task: Task, pair: Pair, plan: Plan) -> Halves:
-    """The files, found to answer as the pair does."""
-    digest = task.material.whole.digest
-    files = pair_files(pair, plan.bits, digest, int8=False)
-    pool = task.pool(task.material.feed.rows(task.material.test[:SOME_ROWS]))
-    check_files(files, pair, {name: scaled.scaled(pool[name]) for name, scaled in task.sources.items()})
-    if any(tensor.data_type == onnx.TensorProto.INT8 for tensor in task.halves.tail.graph.initializer):
-        files = pair_files(pair, plan.bits, digest, int8=True)  # as the whole stores them
+    """The files; weights of the tail are stored as the whole stores them."""
+    int8 = any(tensor.data_type == onnx.TensorProto.INT8 for tensor in task.halves.tail.graph.initializer)
+    files = pair_files(pair, plan.bits, task.material.whole.digest, int8)
     head = onnx.ModelProto()
     head.CopyFrom(files.head)
     for name, scaled in task.sources.items():

@@ -31,10 +31,10 @@ def split(
         str | None, typer.Option(metavar="FILE.npy", help="Class numbers; default: what the inputs say. none: none.")
     ] = None,
     bits: Annotated[
-        int | None, typer.Option(help="Of a value that is sent: 8, 4 or 2. [default: 8; learned: 4]")
+        int | None, typer.Option(help="Of a value that is sent: 8, 4 or 2; default: 8, learned: 4.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Of the split. [default: cut-INDEX-BITS or learned-INDEX-BITS]")
+        str | None, typer.Option(help="Of the split; default: cut-INDEX-BITS or learned-INDEX-BITS.")
     ] = None,
     learn: Annotated[bool, typer.Option("--learn", help="Train an encoder and a decoder for what crosses.")] = False,
     level: Annotated[

@@ -107,10 +107,16 @@ def learned(material: Material, plan: Plan, how: How, workshop: Workshop) -> Mad
         seen,
         levels if plan.level else (),
         (plan.at, plan.level),
-        (pair.encoder.last.out_channels, epochs),
+        (_shape_of(pair), epochs),
     )
     pair.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True))
     return tried(material, plan, _written(task, pair, plan), SENT)
+
+
+def _shape_of(pair: Pair) -> list[tuple[str, list[int]]]:
+    """Of all that is learned: what was kept of nets of another shape is not gone on from."""
+    parts = [*pair.encoder.state_dict().items(), *pair.decoder.state_dict().items()]
+    return [(name, list(value.shape)) for name, value in parts]
 
 
 def _task(material: Material, plan: Plan) -> Task:

@@ -17,7 +17,6 @@ status is 1 when a figure is missed.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import datetime
 import os
 import re
@@ -34,7 +33,7 @@ from rich.console import Console
 
 from edgemux.compression import data
 from edgemux.compression.hardware import hardware
-from edgemux.multiplexer.bundle import Bundle, splits_of
+from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.errors import ConfigError, EdgemuxError
 from split_bench import live, plots
 from split_bench.grid import KINDS, LTE, NEUROSURGEON, RAW, SPLITS, Energy, Setting, cells, scenes, winners
@@ -121,18 +120,23 @@ def _part(setting: Setting, energy: Energy, options: argparse.Namespace) -> Part
 def _live(
     bundle: Bundle, halves: Sequence[Half], setting: Setting, seen: Seen, options: argparse.Namespace
 ) -> tuple[list[live.Run], str]:
-    """The raw input, and every pair of halves, each as the one split of a bundle."""
+    """The raw input, and every pair of halves with the fewest bits, each as the only split of a bundle."""
     points, requests = (live.POINTS, 25) if options.full else (live.POINTS[:1], 5)
-    chosen = [half for half in halves if half.bits == min(each.bits for each in halves)]
+    chosen = {half.name: half for half in halves if half.bits == min(each.bits for each in halves)}
     found: list[live.Run] = []
+    failed = []
     with tempfile.TemporaryDirectory() as place:
-        work, folder = Path(place), bundle.folder
-        if options.pairs is not None and chosen and not splits_of(bundle.manifest):
-            folder = live.with_halves(folder, work / "bundle", chosen, setting.options, seen)
-        names = {split.name for split in splits_of(Bundle.open(folder).manifest)} & {half.name for half in chosen}
-        ways = [*setting.of(RAW), *(option for option in setting.of(*SPLITS) if option.name in names)]
-        found, failed = asyncio.run(live.runs(folder, work, ways, points, requests))
-    return found, failed
+        work = Path(place)
+        for option in setting.of(RAW, *SPLITS):
+            folder = bundle.folder
+            if option.name in chosen:
+                folder = live.with_one(folder, work / option.name, chosen[option.name], option, seen)
+            elif option.kind != RAW:
+                continue
+            runs, wrong = live.runs(folder, work / f"{option.name}.toml", option, points, requests)
+            found += runs
+            failed += [wrong] if wrong else []
+    return found, "; ".join(failed)
 
 
 def _plots(result: Result, out: Path) -> None:

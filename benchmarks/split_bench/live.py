@@ -6,6 +6,7 @@ The agent sends everything in one way: the whole input, or one split. The device
 from __future__ import annotations
 
 import asyncio
+import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from edgemux.cli.children import Child, allowed_cpus
 from edgemux.cli.link import Conditions
 from edgemux.cli.link import Link as Shaper
 from edgemux.compression.split.pack import add_split
-from edgemux.multiplexer.bundle import Bundle
+from edgemux.multiplexer.bundle import Bundle, seal, splits_of
 from edgemux.multiplexer.domain import Placement
 from edgemux.multiplexer.errors import ExecutionError
 from edgemux.wire import Client
@@ -67,40 +68,43 @@ class Counting(Shaper):
         return chunk
 
 
-def with_halves(bundle: Path, folder: Path, halves: Sequence[Half], options: Sequence[Option], seen: Seen) -> Path:
-    """The bundle, or a copy that has splits of these halves in ``folder``, where it has none of its own."""
-    source = bundle
-    for half in halves:
-        option = next(option for option in options if option.name == half.name)
-        sender = Sender(half, seen)
-        shape = sender.head_of(seen.images[:1]).shape[1:]
-        split = manifest_split(half, option, {"name": sender.tail.inputs[0], "shape": shape}, len(seen.images))
-        add_split(source, folder, split, half.head, half.tail)
-        source = folder
-    return source
+def with_one(bundle: Path, folder: Path, half: Half, option: Option, seen: Seen) -> Path:
+    """A copy of the bundle in ``folder``, whose only split is made of these halves: the agent has no other to take."""
+    shutil.copytree(bundle, folder)
+    manifest = Bundle.open(folder).manifest
+    of_splits = {name for split in splits_of(manifest) for name in (split.head, split.tail, split.golden)}
+    files = tuple(file for file in manifest.files if file.path not in of_splits)
+    for name in {file.path for file in manifest.files} - {file.path for file in files}:
+        (folder / name).unlink()
+    seal(folder, msgspec.structs.replace(manifest, files=files, splits=msgspec.UNSET))
+    sender = Sender(half, seen)
+    shape = sender.head_of(seen.images[:1]).shape[1:]
+    split = manifest_split(half, option, {"name": sender.tail.inputs[0], "shape": shape}, len(seen.images))
+    add_split(folder, folder, split, half.head, half.tail)
+    return folder
 
 
-async def runs(
-    bundle: Path, work: Path, ways: Sequence[Option], points: Sequence[Link], requests: int
-) -> tuple[list[Run], str]:
-    """Every way over every point, and what was found wrong, empty when nothing was. ways: the raw input, and splits
-    that the bundle has.
+def runs(bundle: Path, config: Path, option: Option, points: Sequence[Link], requests: int) -> tuple[list[Run], str]:
+    """One way over every point, and what was found wrong, empty when nothing was. option: the raw input, or the only
+    split that the bundle has. config: where the agent's goes.
     """
+    return asyncio.run(_runs(bundle, config, option, points, requests))
+
+
+async def _runs(
+    bundle: Path, config: Path, option: Option, points: Sequence[Link], requests: int
+) -> tuple[list[Run], str]:
     images = Bundle.open(bundle).arrays("samples.npz")["images"]
-    found: list[Run] = []
     async with Counting() as link, Child(["cloud", "--bundle", str(bundle), *PORTS], allowed_cpus()) as cloud:
         link.lead_to((await cloud.ready()).grpc)
-        for option in ways:
-            config = work / f"edge-{option.name}.toml"
-            config.write_text(edge_config(bundle, link.address, option))
-            link.set(Conditions(0.001, 1e9))
-            async with Child(["edge", "--config", str(config)], allowed_cpus()) as edge:
-                ready = await edge.ready()
-                try:
-                    found += await _over(ready.grpc, ready.model, option, link, images, points, requests)
-                except ExecutionError as error:
-                    return found, f"{option.name}: {error}"
-    return found, ""
+        await asyncio.to_thread(config.write_text, edge_config(bundle, link.address, option))
+        link.set(Conditions(0.001, 1e9))
+        async with Child(["edge", "--config", str(config)], allowed_cpus()) as edge:
+            ready = await edge.ready()
+            try:
+                return await _over(ready.grpc, ready.model, option, link, images, points, requests), ""
+            except ExecutionError as error:
+                return [], f"{option.name}: {error}"
 
 
 async def _over(
@@ -138,9 +142,10 @@ def _ask(
         began = time.perf_counter()
         reply = client.infer(model, {"image": images[at : at + 1]}, timeout_s=TIMEOUT_S)
         times.append(1e3 * (time.perf_counter() - began))
-        route = reply.parameters["edgemux_route"]
-        if counts and route != place.value:
-            raise ExecutionError(f"an input was answered by {route}, for {reply.parameters.get('edgemux_reason')}")
+        route, variant = reply.parameters["edgemux_route"], reply.parameters["edgemux_variant"]
+        if counts and (route != place.value or (place is Placement.SPLIT and variant != option.name)):
+            why = reply.parameters.get("edgemux_reason")
+            raise ExecutionError(f"an input was answered by {route} {variant}, for {why}")
     return times
 
 

@@ -6,7 +6,7 @@ Without ``--halves``: every split on the bundle's own test images, beside what i
 With it: the halves DIR/PAIR-BITS-head.onnx and -tail.onnx of each that is named are measured on all 10,000 test images
 and take the place of the splits that the bundle had, each under the name of its pair; the bundle is sealed again.
 
-    python benchmarks/split_starter.py --halves OUT --take continuation-2 bottleneck-2
+    python benchmarks/split_starter.py --halves OUT --take bottleneck-2 continuation-2
 
 A head goes on from the lowest level that leaves what it reads. Times are CPU times of one thread, taken in turns with
 the cloud's own model and scaled to the time that the manifest gives for that: the planner compares like with like.

@@ -45,7 +45,7 @@ def test_the_cloud_is_killed_within_its_phase_and_not_before_it(count: int) -> N
 
 
 def test_the_default_run_gives_every_phase_its_percentage() -> None:
-    assert sizes(1500) == [540, 300, 180, 150, 150, 180]
+    assert sizes(1500) == [600, 180, 180, 180, 180, 180]
 
 
 @given(st.integers(0, 500), st.integers(1, 60), st.integers(0, 10))

@@ -191,7 +191,7 @@ class Run:
                 self._watch.begin(phase, count, outcomes)
                 before = await _sent(metrics)
                 sent = partial(stage.sent, phase, count)
-                await open_loop(now, self._plan.rate_per_s, caller.ask, outcomes, sent)
+                await open_loop(now, phase.pace * self._plan.rate_per_s, caller.ask, outcomes, sent)
                 after = await _sent(metrics)
                 self._sent[phase.name] = None if before is None or after is None else after.since(before)
                 self._watch.end()

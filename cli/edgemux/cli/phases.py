@@ -10,7 +10,7 @@ from edgemux.cli.link import Conditions
 
 
 class Phase(msgspec.Struct, frozen=True):
-    """One phase. ``percent`` of all requests; ``link`` None for the link as the user asked for it.
+    """One phase. ``percent`` of all requests, at ``pace`` times the rate; ``link`` None for the one the user wants.
 
     busy: other processes compete for the device's CPU. cloud: what happens to it at the phase's start.
     """
@@ -20,6 +20,7 @@ class Phase(msgspec.Struct, frozen=True):
     percent: int
     busy: bool = False
     link: Conditions | None = None
+    pace: float = 1.0
     cloud: Literal["stays", "is_killed", "comes_back"] = "stays"
 
 
@@ -29,11 +30,12 @@ NARROW_LINK = Conditions(round_trip_s=0.04, bits_per_s=128e3)
 SLOW_LINK = Conditions(round_trip_s=0.4, bits_per_s=0.5e6)
 
 PHASES = (
-    Phase("normal", "normal", 36),
-    Phase(NARROW, "narrow link", 20, link=NARROW_LINK),
+    Phase("normal", "normal", 40),
+    # Half as many a second: the link is to decide here, not how much of its CPU the device can spare for heads.
+    Phase(NARROW, "narrow link", 12, link=NARROW_LINK, pace=0.5),
     Phase("busy_device", "busy device", 12, busy=True),
-    Phase("slow_link", "slow link", 10, link=SLOW_LINK),
-    Phase("cloud_killed", "cloud killed", 10, cloud="is_killed"),
+    Phase("slow_link", "slow link", 12, link=SLOW_LINK),
+    Phase("cloud_killed", "cloud killed", 12, cloud="is_killed"),
     Phase("cloud_back", "cloud back", 12, cloud="comes_back"),
 )
 

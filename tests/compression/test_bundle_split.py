@@ -19,6 +19,7 @@ pytest.importorskip("onnx")
 
 from edgemux.cli.main import run
 from edgemux.cli.split_verdict import LINKS, verdict_of
+from edgemux.compression.split.costs import Whole
 from edgemux.compression.split.pack import check_split
 from edgemux.compression.split.rounding import steps_for
 from edgemux.compression.split.trial import Tried, beside
@@ -202,13 +203,53 @@ def test_cuts_of_several_tensors_and_of_whole_numbers_are_refused_with_those_tha
     gives = [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", 10])]
     folder = with_cloud(tiny_bundle, tmp_path / "bundle", helper.make_graph(nodes, "g", takes, gives, [shape, weight]))
     for at, said in (
-        (1, "flat at cut 1 is UINT8, real numbers are needed; cuts that will do: 3, 4, 6"),
-        (2, "whole at cut 2 is INT32, real numbers are needed"),
-        (5, "2 tensors cross cut 5 (left, right), a split sends one; cuts that will do: 3, 4, 6"),
+        (1, "the head of cut 1 only hands the input on; send the whole input instead; cuts that will do: 4, 6"),
+        (2, "whole at cut 2 is INT32, real numbers, or whole ones of 8 bits, are needed; cuts that will do: 4, 6"),
+        (5, "2 tensors cross cut 5 (left, right), a split sends one; cuts that will do: 4, 6"),
+        (3, "the head of cut 3 only hands the input on; send the whole input instead; cuts that will do: 4, 6"),
     ):
         assert split(folder, data, tmp_path / "out", at=at) == 2
         assert f"--at: {said}" in capsys.readouterr().err
     assert split(folder, data, tmp_path / "out", at=4) == 0
+
+
+@pytest.mark.parametrize(("bits", "near"), [("8", 1e-6), ("4", 0.05)])
+def test_whole_numbers_of_a_graph_that_computes_in_integers_cross_as_they_are(
+    bits: str, near: float, tiny_bundle: Path, data: Path, tmp_path: Path, pictures: Pictures
+) -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    draw = np.random.default_rng(0)
+    weights = {
+        "shape": np.array([-1, 784], np.int64),
+        "w1": draw.normal(size=(784, 16)).astype(np.float32) / 784,
+        "w2": draw.normal(size=(16, 10)).astype(np.float32),
+        "scale": np.array(0.1, np.float32),
+        "zero": np.array(0, np.int8),
+    }
+    nodes = [
+        helper.make_node("Reshape", ["image", "shape"], ["flat"]),
+        helper.make_node("Cast", ["flat"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["real", "w1"], ["inside"]),
+        helper.make_node("QuantizeLinear", ["inside", "scale", "zero"], ["octets"]),
+        helper.make_node("DequantizeLinear", ["octets", "scale", "zero"], ["again"]),
+        helper.make_node("MatMul", ["again", "w2"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    takes = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 28, 28])]
+    gives = [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", 10])]
+    stored = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    folder = with_cloud(tiny_bundle, tmp_path / "bundle", helper.make_graph(nodes, "g", takes, gives, stored))
+    assert run(["split", str(folder / "cloud.onnx"), "--no-time"]) == 0
+    at = next(cut.index for cut in Whole.read(folder / "cloud.onnx").cuts if cut.tensors == ("octets",))
+    assert split(folder, data, folder, "--bits", bits, at=at) == 0
+    bundle = Bundle.open(folder)
+    (made,) = splits_of(bundle.manifest)
+    images, _ = pictures(100, 43)
+    head, tail, whole = (OnnxModel(bundle.read(file), file) for file in (made.head, made.tail, "cloud.onnx"))
+    sent = head.run({"image": images})[0]
+    found = tail.run({"sent": sent}, ["probabilities"])[0]
+    assert np.abs(found - whole.run({"image": images}, ["probabilities"])[0]).mean() < near
 
 
 # --- pure parts
@@ -225,9 +266,9 @@ def test_steps_fit_the_bits_and_miss_no_more_than_a_step_over_the_whole_range(va
     whole = np.rint((x - np.float32(steps.low)) / np.float32(steps.step)).clip(0, steps.top)
     assert whole.max() < 2**bits and steps.step > 0
     plain = (x.max() - min(x.min(), 0)) / steps.top / 2
-    assert (
-        float(np.sqrt(np.square(steps.sent(x) - x, dtype=np.float64).mean())) <= plain * 1.01 + 1e-3 * np.abs(x).max()
-    )
+    missed = float(np.sqrt(np.square(steps.sent(x) - x, dtype=np.float64).mean()))
+    # Of numbers smaller than the least step nothing is left.
+    assert missed <= plain * 1.01 + 1e-3 * np.abs(x).max() + 1e-28
 
 
 def test_values_that_are_not_numbers_have_no_steps() -> None:

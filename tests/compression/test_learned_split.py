@@ -272,7 +272,17 @@ def test_without_torch_one_line_says_what_to_install_and_a_plain_cut_works(
     import subprocess
 
     folder, data = bundle_of(vectors(), tmp_path)
-    words = ["bundle", "split", str(folder), "--at", "1", "--inputs", str(data), "--out", str(tmp_path / "out")]
+    words = [
+        "bundle",
+        "split",
+        str(folder),
+        "--at",
+        str(cut(folder, "early")),
+        "--inputs",
+        str(data),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     code = "import sys; sys.modules['torch'] = None; from edgemux.cli.main import run; sys.exit(run(sys.argv[1:]))"
     done = [
         subprocess.run([sys.executable, "-c", code, *words, *more], capture_output=True, text=True, check=False)

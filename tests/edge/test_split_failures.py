@@ -325,3 +325,34 @@ async def test_metrics_say_which_way_is_taken_and_which_splits_are_left_alone(
         sizes = value("edgemux_offload_payload_bytes_total", {"payload": "bits8"})
         whole = value("edgemux_offload_payload_bytes_total", {"payload": "raw"})
         assert sizes + whole == value("edgemux_offload_bytes_total") and min(sizes, whole) > 0
+
+
+async def test_of_several_clouds_another_one_ends_what_was_begun(
+    there: SplitCloud, agent_of: Any, bundle: Path, pictures: Any
+) -> None:
+    images, _ = pictures(100, 13)
+    async with listening(SplitCloud(Bundle.open(bundle))) as other:
+        assert isinstance(other, SplitCloud)
+        there.tail = there.refusing(grpc.StatusCode.UNAVAILABLE)
+        clouds = {"addresses": (there.address, other.address)}
+        async with agent_of(None, bundle=bundle, split=NEVER_RAW, breaker=NEVER_OPENS, there=clouds) as agent:
+            answers = await answer_all(agent, images)
+        assert {a.prediction.peer for a in answers if a.prediction.route.placement is Placement.SPLIT} == {1}
+        assert WHOLE not in there.models | other.models
+
+
+async def test_where_the_whole_input_must_not_leave_the_breaker_is_probed_with_what_a_head_makes(
+    there: SplitCloud, agent_of: Any, bundle: Path, pictures: Any
+) -> None:
+    images, _ = pictures(200, 14)
+    quick = BreakerSettings(failures=1, window=20, open_s=0.01, max_open_s=0.02)
+    there.tail = there.refusing(grpc.StatusCode.UNAVAILABLE)
+    async with agent_of(there.address, bundle=bundle, split=NEVER_RAW, breaker=quick) as agent:
+        await answer_all(agent, images)
+        assert Reason.BREAKER in {a.reason for a in await answer_all(agent, images)}
+        there.tail = there.continued
+        until = time.monotonic() + PATIENT_S
+        while Placement.SPLIT not in places(await answer_all(agent, images)):
+            assert time.monotonic() < until, "the cloud is never found again"
+            await asyncio.sleep(0.02)
+    assert WHOLE not in there.models

@@ -40,11 +40,9 @@ def split(
     level: Annotated[
         int, typer.Option(min=0, metavar="K", help="Learned: go on from what device level K leaves; 0: from the input.")
     ] = 0,
-    channels: Annotated[
-        int | None, typer.Option(min=1, help="Learned: so many are sent. [default: an eighth of what crosses]")
-    ] = None,
+    channels: Annotated[int | None, typer.Option(min=1, help="Learned: so many are sent; default: an eighth.")] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=2, help="Learned: passes over the inputs. [default: as many as take 1500 batches]")
+        int | None, typer.Option(min=2, help="Learned: passes over the inputs; default: 1500 batches.")
     ] = None,
     work: Annotated[Path | None, typer.Option(metavar="DIR", help="Learned: where the training is kept.")] = None,
     json: JsonOption = False,
@@ -124,10 +122,12 @@ def _learned(found: Material, plan: Plan, channels: int | None, epochs: int | No
 def _print_json(made: Made, verdict: Verdict, out: Path, sealed: Manifest) -> None:
     import msgspec
 
+    from edgemux.multiplexer.bundle import splits_of
+
     told: dict[str, Any] = {
         "out": str(out),
         "digest": sealed.digest,
-        "split": made.split,
+        "split": splits_of(sealed)[-1],
         "measured": made.tried,
         "agent": verdict,
     }

@@ -116,6 +116,11 @@ class Whole:
                 return cut
         raise ConfigError(f"--at: {self.name} has the cuts {self.cuts[0].index} to {self.cuts[-1].index}, not {index}")
 
+    def head_operators(self, cut: Cut) -> frozenset[str]:
+        """What the head computes with, beside what is computed from weights alone."""
+        positions = self._layout.computed[: cut.nodes]
+        return frozenset(self._graph.graph.node[position].op_type for position in positions)
+
     def few(self, most: int | None = None) -> list[Cut]:
         """At most so many cuts: the graph in as many stretches, and of each the cut that sends the fewest bytes.
 

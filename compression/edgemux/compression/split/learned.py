@@ -114,7 +114,7 @@ def learned(material: Material, plan: Plan, how: How, workshop: Workshop) -> Mad
 
 
 def _task(material: Material, plan: Plan) -> Task:
-    cut, tensor = single(material.whole, plan.at)
+    cut, tensor = single(material.whole, plan.at, trained=True)
     halves = material.whole.halves(cut)
     (between,) = (value.name for value in halves.head.graph.output)
     head = OnnxModel(halves.head.SerializeToString(), "head.onnx")
@@ -165,7 +165,7 @@ def _does_not_narrow(material: Material, tensor: str, given: dict[str, Any], cro
 
 def _narrows(material: Material, cut: Cut, sizes: dict[str, Sequence[int]]) -> bool:
     try:
-        _, tensor = single(material.whole, cut.index)
+        _, tensor = single(material.whole, cut.index, trained=True)
     except ConfigError:
         return False
     return chosen(sizes, material.whole.measured[tensor].shape[1:]) is not None
@@ -197,7 +197,19 @@ def _pair(task: Task, how: How) -> Pair:
     last: Any = decoder.units[-1]
     with torch.no_grad():
         last.norm.bias.copy_(torch.from_numpy(task.means))
-    return Pair(Encoder(sources, channels, (height, width)), decoder, tail)
+    encoder = Encoder(sources, channels, (height, width))
+    if (height, width) == (1, 1):
+        _made_pointwise(encoder)
+        _made_pointwise(decoder)
+    return Pair(encoder, decoder, tail)
+
+
+def _made_pointwise(net: nn.Module) -> None:
+    """Convolutions of what is one by one: around it there is nothing but padding."""
+    for part in list(net.modules()):
+        for name, conv in list(part.named_children()):
+            if isinstance(conv, nn.Conv2d) and conv.stride == (1, 1) and conv.kernel_size == (3, 3):
+                setattr(part, name, nn.Conv2d(conv.in_channels, conv.out_channels, 1, bias=False))
 
 
 class Lessons:

@@ -20,6 +20,12 @@ from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.errors import ConfigError
 
 FEWEST = 20
+# A head of nothing else hands the input on: in another order, of another type, on another scale.
+_MOVING = "Cast Dropout Flatten Identity Reshape Squeeze Transpose Unsqueeze"
+_SCALING = "Add DequantizeLinear Div Mul QuantizeLinear Sub"
+HANDING_ON = frozenset((*_MOVING.split(), *_SCALING.split()))
+# Of graphs that compute in integers; what a pair gives are real numbers.
+OCTETS = ("UINT8", "INT8")
 
 
 @dataclass(frozen=True)
@@ -95,33 +101,31 @@ def _with_classes(found: Inputs, classes: tuple[str, ...]) -> Inputs:
     return replace(found, labels=of[found.labels], classes=classes)
 
 
-def single(whole: Whole, index: int) -> tuple[Cut, str]:
-    """A cut that one tensor of real numbers crosses, and which. Raises ConfigError that says which cuts would do."""
+def single(whole: Whole, index: int, trained: bool) -> tuple[Cut, str]:
+    """A cut that one tensor of numbers crosses, and which. trained: whether the head there will not be run.
+
+    Raises ConfigError that says which cuts would do.
+    """
     cut = whole.at(index)
+    wrong = _wrong(whole, cut, trained)
+    if not wrong:
+        return cut, cut.tensors[0]
+    able = [each.index for each in whole.cuts if not _wrong(whole, each, trained)]
+    others = f"cuts that will do: {', '.join(map(str, able))}" if able else "no cut of this model will do"
+    raise ConfigError(f"--at: {wrong}; {others}")
+
+
+def _wrong(whole: Whole, cut: Cut, trained: bool) -> str:
+    """What a split cannot do with a cut; empty where it can."""
     if len(cut.tensors) > 1:
-        raise ConfigError(
-            f"--at: {len(cut.tensors)} tensors cross cut {index} ({', '.join(cut.tensors)}), a split sends one; "
-            f"{_others(whole)}"
-        )
+        return f"{len(cut.tensors)} tensors cross cut {cut.index} ({', '.join(cut.tensors)}), a split sends one"
     (name,) = cut.tensors
     measured = whole.measured[name]
-    if not measured.datatype.startswith("FP"):
-        raise ConfigError(
-            f"--at: {name} at cut {index} is {measured.datatype}, real numbers are needed; {_others(whole)}"
-        )
+    if not measured.datatype.startswith("FP") and (trained or measured.datatype not in OCTETS):
+        needed = "real numbers" if trained else "real numbers, or whole ones of 8 bits,"
+        return f"{name} at cut {cut.index} is {measured.datatype}, {needed} are needed"
     if not measured.rows:
-        raise ConfigError(
-            f"--at: {name} at cut {index} does not count inputs in its first axis, so they cannot be sent one by one; "
-            f"{_others(whole)}"
-        )
-    return cut, name
-
-
-def _others(whole: Whole) -> str:
-    able = [cut.index for cut in whole.cuts if _fits(whole, cut)]
-    return f"cuts that will do: {', '.join(map(str, able))}" if able else "no cut of this model will do"
-
-
-def _fits(whole: Whole, cut: Cut) -> bool:
-    measured = [whole.measured[name] for name in cut.tensors]
-    return len(measured) == 1 and measured[0].rows and measured[0].datatype.startswith("FP")
+        return f"{name} at cut {cut.index} does not count inputs in its first axis, so they cannot be sent one by one"
+    if not trained and whole.head_operators(cut) <= HANDING_ON:
+        return f"the head of cut {cut.index} only hands the input on; send the whole input instead"
+    return ""

@@ -16,10 +16,11 @@ MOST_ROWS = 512
 def plain(material: Material, plan: Plan) -> Made:
     """Cut the cloud model where the plan says.
 
-    Raises ConfigError for a cut that is not there, that does not send one tensor of real numbers, or that NaN crosses;
+    Raises ConfigError for a cut that is not there, that does not send one tensor of numbers,
+    whose head only hands the input on, or that NaN crosses;
     PassError for halves that answer otherwise than the whole.
     """
-    cut, _ = single(material.whole, plan.at)
+    cut, _ = single(material.whole, plan.at, trained=False)
     halves = material.whole.halves(cut)
     head = OnnxModel(halves.head.SerializeToString(), "head.onnx")
     (between,) = head.outputs

@@ -38,11 +38,14 @@ class Steps(msgspec.Struct, frozen=True):
         return np.asarray(whole * np.float32(self.step) + np.float32(self.low), np.float32)
 
 
-def steps_for(values: NDArray[np.floating], bits: int) -> Steps:
-    """The steps that miss such values by the least squares. Values that are never below 0 are counted from 0.
+def steps_for(values: NDArray[np.generic], bits: int) -> Steps:
+    """The steps that miss such values by the least squares. Values that are never below 0 are counted from 0, and whole
+    numbers of 8 bits are sent in 8 bits as they are.
 
     Raises ConfigError for values that are not finite.
     """
+    if values.dtype in (np.uint8, np.int8) and bits == 8:
+        return Steps(0.0 if values.dtype == np.uint8 else -128.0, 1.0, bits)
     x = np.asarray(values, np.float32).ravel()
     if not np.isfinite(x).all():
         raise ConfigError("--at: NaN or infinity crosses that cut")
@@ -94,12 +97,19 @@ def _begin(graph: onnx.GraphProto, tensor: str, name: str, steps: Steps) -> None
         helper.make_node("Cast", [name], [f"{_OWN}steps"], to=TensorProto.FLOAT),
         helper.make_node("Mul", [f"{_OWN}steps", step], [f"{_OWN}above"]),
         helper.make_node("Add", [f"{_OWN}above", low], [f"{_OWN}wide"]),
-        helper.make_node("Cast", [f"{_OWN}wide"], [tensor], to=kind),
+        *_narrowed(f"{_OWN}wide", tensor, kind),
     ]
     after = list(graph.node)
     del graph.node[:]
     graph.node.extend([*before, *after])
     _replace(graph.input, tensor, name)
+
+
+def _narrowed(wide: str, tensor: str, kind: int) -> list[onnx.NodeProto]:
+    if kind not in (TensorProto.UINT8, TensorProto.INT8):
+        return [helper.make_node("Cast", [wide], [tensor], to=kind)]
+    rounded = helper.make_node("Round", [wide], [f"{_OWN}rounded"])
+    return [rounded, helper.make_node("Cast", [f"{_OWN}rounded"], [tensor], to=kind)]
 
 
 def _numbers(graph: onnx.GraphProto, **numbers: float) -> list[str]:

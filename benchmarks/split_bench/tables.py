@@ -21,7 +21,7 @@ from .published import Published
 from .traces import Planning
 
 # Device factors beside the one that was asked for: how much hangs on it.
-FACTORS = (2.0, 8.0, 32.0)
+FACTORS = (1.0, 2.0, 4.0, 8.0, 32.0)
 # Of the grid, in the table of latencies; all of it is in the JSON.
 SHOWN = ((0.5, 20.0), (2.0, 20.0), (10.0, 20.0), (100.0, 5.0), (2.0, 200.0), (100.0, 100.0))
 MOST_PLAN_MS, MOST_HINDSIGHT = 1.0, 1.02
@@ -104,11 +104,10 @@ def of_winners(setting: Setting, energy: Energy, max_loss: float) -> str:
     """On how many links each kind is the quickest, for devices of several speeds."""
     rows = []
     for scene in scenes(setting, max_loss):
-        for factor in FACTORS:
-            count = Counter(won.kind for won in winners(setting, scene, factor, energy).values())
-            said = ", ".join(f"{kind} {count[kind]}" for kind in KINDS if count[kind]) or "nothing is offered"
-            rows.append((scene.name, f"{factor:g}", said))
-    return table(("who is compared", "device slower", "quickest on so many links"), rows)
+        counts = [Counter(won.kind for won in winners(setting, scene, f, energy).values()) for f in FACTORS]
+        said = (", ".join(f"{kind} {count[kind]}" for kind in KINDS if count[kind]) for count in counts)
+        rows.append((scene.name, *said))
+    return table(("quickest on so many links", *(f"device {factor:g}×" for factor in FACTORS)), rows)
 
 
 def of_published(rows: Sequence[Published]) -> str:

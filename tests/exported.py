@@ -13,6 +13,7 @@ from edgemux.cloud.metrics import Metrics, count_processes
 from edgemux.edge import EdgeConfig
 from edgemux.edge.budget import Readings
 from edgemux.edge.config import ApplicationSettings, CloudSettings, LimitSettings
+from edgemux.edge.heads import Alone
 from edgemux.edge.metrics import AUDITS, CALLS, PLACES, REFUSALS, STAGES, EdgeMetrics, EnergyProxy
 from edgemux.edge.purse import KINDS, PERIOD_S, BudgetSettings
 from edgemux.edge.server import open_agents
@@ -104,7 +105,6 @@ def _answer_all(metrics: EdgeMetrics, variants: tuple[str, ...]) -> None:
 
 
 def _offload_all(metrics: EdgeMetrics, clouds: int) -> None:
-    metrics.offloaded(100)
     metrics.sent_together(1)
     for peer in range(clouds):
         metrics.peer_breaker.labels(str(peer)).set(0)
@@ -112,6 +112,7 @@ def _offload_all(metrics: EdgeMetrics, clouds: int) -> None:
             metrics.called(peer, error)
     for form in EVERY_FORM:
         metrics.packed(form)
+        metrics.offloaded(100, form)
 
 
 def splits(model: str, *names: str) -> CollectorRegistry:
@@ -119,8 +120,16 @@ def splits(model: str, *names: str) -> CollectorRegistry:
     metrics = EdgeMetrics(model, ("level-1", "cloud"), EnergyProxy(), splits=names)
     for name, reason in product(names, Reason):
         metrics.answered(Placement.SPLIT, name, reason, 0.5, 0.01)
-    if names:
-        metrics.offloaded(100, Placement.SPLIT)
+    for reason in Alone:  # of which a split has one at a time
+        metrics.left_alone(dict.fromkeys(names, reason.value))
+    return metrics.registry
+
+
+def left_alone() -> CollectorRegistry:
+    """The registry of a model whose splits are all left alone, each for another reason."""
+    names = tuple(f"split-{reason.value}" for reason in Alone)
+    metrics = EdgeMetrics("model-0", ("level-1", "cloud"), EnergyProxy(), splits=names)
+    metrics.left_alone(dict(zip(names, (reason.value for reason in Alone), strict=True)))
     return metrics.registry
 
 

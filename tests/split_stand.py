@@ -16,7 +16,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from edgemux.edge.variants import Family
 from edgemux.multiplexer.bundle import MANIFEST, Bundle, File, Manifest, Split, Tensor, seal, splits_of, tail_model
+from edgemux.multiplexer.chain import Activations, Golden
+from edgemux.multiplexer.codes import GoldenCodes
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import add_checksum, check_inputs, decode_inputs, make_response
@@ -95,8 +98,24 @@ def split_of(name: str, level: int, accuracy: float) -> Split:
     return Split(name=name, level=level, sent=SENT, bits=8, bytes=20.0, **files, **times, **measured)
 
 
-def with_splits(tiny: Path, folder: Path, names: tuple[str, ...] = (PLAIN, GOING_ON), **changes: Any) -> Path:
-    """A copy of the tiny bundle with splits; ``changes`` to each of them."""
+def golden_of(folder: Path, split: Split) -> str:
+    """Write what both halves make of the golden inputs, and return the file's name."""
+    bundle = Bundle.open(folder)
+    golden = Golden(bundle)
+    chain, activations = Family(bundle).chain, Activations(golden.inputs)
+    if split.level:
+        chain.reach(split.level, activations)
+    head, tail = (OnnxModel((folder / name).read_bytes(), name) for name in (split.head, split.tail))
+    (sent,) = head.run({name: activations.pool[name] for name in head.inputs})
+    (answers,) = tail.run({"sent": sent}, ["probabilities"])
+    np.savez(folder / f"{split.name}-golden.npz", **GoldenCodes(sent, answers).arrays())
+    return f"{split.name}-golden.npz"
+
+
+def with_splits(
+    tiny: Path, folder: Path, names: tuple[str, ...] = (PLAIN, GOING_ON), golden: bool = False, **changes: Any
+) -> Path:
+    """A copy of the tiny bundle with splits; ``changes`` to each of them. golden: with their golden codes."""
     shutil.copytree(tiny, folder)
     made = os.environ.get("EDGEMUX_TINY_BUNDLE")
     if made is None:
@@ -107,8 +126,11 @@ def with_splits(tiny: Path, folder: Path, names: tuple[str, ...] = (PLAIN, GOING
     splits = []
     for name in names:
         split = split_of(name, LEVEL_OF[name], manifest.cloud.accuracy)
+        if golden:
+            split = msgspec.structs.replace(split, golden=golden_of(folder, split))
         splits.append(msgspec.structs.replace(split, **changes))
-    files = (*manifest.files, *(File(path, 0, "") for split in splits for path in (split.head, split.tail)))
+    added = [path for split in splits for path in (split.head, split.tail, split.golden) if path]
+    files = (*manifest.files, *(File(str(path), 0, "") for path in added))
     seal(folder, msgspec.structs.replace(manifest, files=files, splits=tuple(splits)))
     return folder
 

@@ -21,7 +21,8 @@ def total(rule: str, by: str = "", where: str = MODEL) -> str:
     return f"sum{f' by ({by})' if by else ''} ({rule}{{{where}}})"
 
 
-BY_CLOUD = MODEL + ',route="cloud"'
+# The tail of a split runs there, too.
+BY_CLOUD = MODEL + ',route=~"cloud|split"'
 LATENCY = "model_route:edgemux_request_duration_seconds"
 AUDITS = "model_outcome:edgemux_audit:rate5m"
 DIFFER = MODEL + ',outcome="differ"'
@@ -57,7 +58,8 @@ NOW = Row(
         Panel(
             13,
             "From the cloud",
-            "Share of the answers that came from the cloud. What that may cost: Offloads and budgets below.",
+            "Share of the answers that came from the cloud, those to inputs that were cut in two among them. What that "
+            "may cost: Offloads and budgets below.",
             "percentunit",
             (Query(f"{total(ANSWERS, where=BY_CLOUD)} / {total(ANSWERS)}"),),
             kind="stat",
@@ -110,7 +112,8 @@ ROUTES = Row(
         Panel(
             21,
             "Answers by route",
-            "Where inputs were answered. The cloud's share falls in an outage and the device's grows; the sum stays.",
+            "Where inputs were answered; split: a model's head on the device, its tail in the cloud. The cloud's share "
+            "falls in an outage and the device's grows; the sum stays.",
             "reqps",
             (Query(total(ANSWERS, "route"), "{{route}}"),),
             kind="stack",
@@ -232,6 +235,35 @@ OFFLOADS = Row(
             (Query("outcome:edgemux_cloud_calls:rate5m", "{{outcome}}"),),
             kind="stack",
             colours=palette.CALLS,
+        ),
+        Panel(
+            37,
+            "Bytes by form",
+            "What each form takes of the links. bits8, bits4 and bits2 are what heads of splits make.",
+            "Bps",
+            (Query("payload:edgemux_offload_payload_bytes:rate5m", "{{payload}}"),),
+            kind="stack",
+        ),
+        Panel(
+            38,
+            "Ways to the cloud",
+            "Of bundles with splits: how many agents send inputs in which way now, whole or as what a head makes. "
+            "Empty where no bundle has any.",
+            "none",
+            (Query(total("model_variant:edgemux_split_chosen:sum", "variant"), "{{variant}}"),),
+            kind="stack",
+            decimals=0,
+        ),
+        Panel(
+            39,
+            "Splits left alone",
+            "How many splits of how many agents are not used, by reason; docs/metrics.md says what to do. Inputs go "
+            "another way meanwhile. Empty where every split may be used.",
+            "none",
+            (Query(total("model_reason:edgemux_split_left_alone:sum", "reason"), "{{reason}}"),),
+            kind="stack",
+            colours=palette.LEFT_ALONE,
+            decimals=0,
         ),
     ),
 )

@@ -10,7 +10,8 @@ from deploy.grafana.panels import Panel, Query
 # Of the agent, and of one of its models.
 AGENT = 'instance="$instance"'
 MODEL = 'instance="$instance",model=~"$model"'
-FROM_CLOUD = MODEL + ',route="cloud"'
+# The tail of a split runs there, too.
+FROM_CLOUD = MODEL + ',route=~"cloud|split"'
 
 
 def rate(metric: str, by: str = "", where: str = MODEL) -> str:
@@ -79,7 +80,8 @@ NOW = Row(
         Panel(
             13,
             "From the cloud",
-            "Share of the answers that came from the cloud. High while the network is dear: lower a budget.",
+            "Share of the answers that came from the cloud, those to inputs that were cut in two among them. High "
+            "while the network is dear: lower a budget.",
             "percentunit",
             (Query(f"{rate(ANSWERED, where=FROM_CLOUD)} / {rate(ANSWERED)}"),),
             kind="stat",
@@ -151,7 +153,8 @@ ROUTES = Row(
         Panel(
             21,
             "Answers by route",
-            "Where inputs were answered. A cloud that fades while reasons like breaker grow is an outage.",
+            "Where inputs were answered; split: the head of a model ran here, its tail in the cloud. A cloud that "
+            "fades while reasons like breaker grow is an outage.",
             "reqps",
             (Query(rate(ANSWERED, "route"), "{{route}}"),),
             kind="stack",
@@ -170,7 +173,7 @@ ROUTES = Row(
         Panel(
             23,
             "Answers by variant",
-            "Which of the models answered: a level of the nested family, or the cloud's model.",
+            "Which of the models answered: a level of the nested family, the cloud's model, or a split.",
             "reqps",
             (Query(rate(ANSWERED, "variant"), "{{variant}}"),),
             kind="stack",

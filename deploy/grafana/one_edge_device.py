@@ -80,6 +80,36 @@ LINK = Row(
             (Query(reading("link_lost_share"), "lost"),),
             most=1.0,
         ),
+        Panel(
+            67,
+            "Way to the cloud",
+            "Of a bundle with splits: in which way inputs are sent, whole (the cloud's model) or cut in two. The one "
+            "that is expected to be answered soonest. Empty for other bundles.",
+            "none",
+            (Query(f"edgemux_split_chosen{{{MODEL}}}", "{{model}} {{variant}}"),),
+            kind="states",
+            height=8,
+            states=palette.CHOSEN,
+        ),
+        Panel(
+            68,
+            "Splits left alone",
+            "While a split is not used, and why; docs/metrics.md says what to do. Inputs go another way meanwhile. "
+            "Empty where every split may be used.",
+            "none",
+            (Query(f"edgemux_split_left_alone{{{MODEL}}}", "{{model}} {{variant}}: {{reason}}"),),
+            kind="states",
+            height=8,
+            states=palette.ALONE,
+        ),
+        Panel(
+            69,
+            "Bytes by form",
+            "What each form takes of the link. bits8, bits4 and bits2 are what heads of splits make.",
+            "Bps",
+            (Query(rate("edgemux_offload_payload_bytes_total", "payload", AGENT), "{{payload}}"),),
+            kind="stack",
+        ),
     ),
 )
 
@@ -126,14 +156,14 @@ LEVELS = Row(
         Panel(
             75,
             "Model memory",
-            "Bytes of the files of the levels that are loaded.",
+            "Bytes of the files of the levels, and of the heads of splits, that are loaded.",
             "bytes",
             (Query(f"edgemux_resident_bytes{{{MODEL}}}", "{{model}}"),),
         ),
         Panel(
             76,
             "Paged in",
-            "Bytes of deltas that have been loaded since the agent started.",
+            "Bytes of deltas and heads that have been loaded since the agent started.",
             "bytes",
             (Query(f"edgemux_paged_bytes_total{{{MODEL}}}", "{{model}}"),),
         ),

@@ -20,6 +20,8 @@ LIGHT, DARK = "#FFFFFF", "#181B1F"
 ROUTES = {"edge": BLUE, "cloud": ORANGE, "split": GREEN}
 BREAKER = {0: ("closed", BLUE), 1: ("half-open", ORANGE), 2: ("open", RED)}
 YES_NO = {0: ("no", BLUE), 1: ("yes", RED)}
+CHOSEN = {0: ("not now", GREY), 1: ("chosen", BLUE)}
+ALONE = {1: ("left alone", ORANGE)}
 SCRAPED = {0: ("not scraped", RED), 1: ("scraped", BLUE)}
 GOOD, WARNING, BAD = BLUE, ORANGE, RED
 
@@ -44,6 +46,13 @@ REASONS = {
         "cloud_incompatible",
     ),
     RED,
+)
+# Why splits are left alone: settings, the device, its heads, tails in the cloud.
+LEFT_ALONE = (
+    dict.fromkeys(("off", "loses_too_much"), GREY)
+    | dict.fromkeys(("memory", "device_busy"), SKY)
+    | dict.fromkeys(("head_wrong", "head_failed", "passes_input_on"), RED)
+    | dict.fromkeys(("cloud_incompatible", "cloud_denied", "tail_failing"), ORANGE)
 )
 AUDITS = {"agree": BLUE, "differ": RED, "failed": GREY}
 CALLS = {

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from edgemux.cli.children import Ready, lay_out, parse_ready
 from edgemux.cli.phases import MIN_REQUESTS, PHASES, kill_after, sizes
-from edgemux.cli.report import Known, percentiles, summarise, whole_run
-from edgemux.cli.scrape import counter_in
+from edgemux.cli.report import Known, percentiles, sizes_of, summarise, whole_run
+from edgemux.cli.scrape import Sent, counter_in, sent_in
 from edgemux.cli.traffic import Outcome, open_loop, sequence
 
 # Ten images of class 0; the device alone is right about the first seven, the cloud alone about the first nine.
@@ -45,7 +45,7 @@ def test_the_cloud_is_killed_within_its_phase_and_not_before_it(count: int) -> N
 
 
 def test_the_default_run_gives_every_phase_its_percentage() -> None:
-    assert sizes(1500) == [600, 225, 225, 225, 225]
+    assert sizes(1500) == [540, 300, 180, 150, 150, 180]
 
 
 @given(st.integers(0, 500), st.integers(1, 60), st.integers(0, 10))
@@ -64,17 +64,56 @@ def test_the_same_seed_sends_the_same_images() -> None:
 
 def test_a_summary_counts_what_was_observed() -> None:
     outcomes = [answer(0), answer(1, "cloud"), answer(8, "cloud"), answer(9, label=1, late=True), failure(2)]
-    summary = summarise(outcomes, 3, KNOWN)
+    summary = summarise(outcomes, Sent(3, 1, 2400), KNOWN, {"cloud": 1000.0, "split": 400.0})
     assert (summary.requests, summary.answered, summary.errors, summary.late) == (5, 4, 1, 2)
     assert summary.routes == {"edge": 2, "cloud": 2, "split": 0}
     assert summary.reasons == {"confident": 4}
     assert summary.error_kinds == {"deadline_exceeded": 1}
     assert summary.offload_share == pytest.approx(0.5)
     assert summary.cloud_compute_saved == pytest.approx(1 - 3 / 5)
+    assert summary.sent_bytes == 2400
     # Images 0, 1, 2 of the five for the device; all but 9 for the cloud; the request without an answer is not right.
     assert summary.accuracy.edge_only == pytest.approx(3 / 5)
     assert summary.accuracy.cloud_only == pytest.approx(4 / 5)
     assert summary.accuracy.multiplexed == pytest.approx(3 / 5)
+
+
+def test_what_each_route_gave_is_told_with_what_either_model_says_of_the_same_inputs() -> None:
+    outcomes = [
+        answer(0),
+        answer(7, "cloud"),
+        answer(8, "split", elapsed_s=0.1),
+        answer(9, "split", label=1, elapsed_s=0.3),
+    ]
+    found = summarise(outcomes, None, KNOWN, {"cloud": 1000.0, "split": 400.0}).by_route
+    assert list(found) == ["edge", "cloud", "split"]
+    split = found["split"]
+    assert (split.answers, split.right, split.edge_only, split.cloud_only) == (2, 0.5, 0.0, 0.5)
+    assert (split.latency_ms.p50, split.bytes) == (200.0, 400.0)
+    assert (found["edge"].right, found["edge"].bytes) == (1.0, None)
+    (nothing,) = (summarise([answer(0)], None, KNOWN).by_route["split"],)
+    assert (nothing.answers, nothing.right, nothing.bytes) == (0, None, None)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=6), st.integers(1, 2000), st.integers(1, 2000)
+)
+def test_what_an_input_takes_on_the_way_is_found_from_sums(
+    counts: list[tuple[int, int]], whole: int, part: int
+) -> None:
+    sent = [Sent(inputs + parts, parts, inputs * whole + parts * part) for inputs, parts in counts]
+    found = sizes_of(sent)
+    assert set(found) <= {"cloud", "split"}
+    for route, size in (("cloud", whole), ("split", part)):
+        assert found.get(route, size) == pytest.approx(size, abs=0.1)
+    if any(inputs for inputs, _ in counts) and not any(parts for _, parts in counts):
+        assert set(found) == {"cloud"}
+
+
+def test_sizes_that_sums_do_not_tell_are_not_told() -> None:
+    assert sizes_of([]) == {}
+    assert sizes_of([Sent(2, 1, 1400), Sent(4, 2, 2800)]) == {}
+    assert sizes_of([Sent(2, 1, 1400), Sent(3, 3, 1200)]) == {"cloud": 1000.0, "split": 400.0}
 
 
 def test_a_phase_without_an_answer_has_no_latency_and_no_offload_share() -> None:
@@ -93,23 +132,27 @@ def test_percentiles_are_in_milliseconds() -> None:
 
 def test_totals_count_everything_but_take_accuracy_and_offload_share_from_the_first_phase() -> None:
     outcomes = {"normal": [answer(0), answer(9, "cloud", 1)], "cloud_killed": [answer(8, label=1), failure(1)]}
-    totals, phases = whole_run(outcomes, {"normal": 1, "cloud_killed": 2}, KNOWN)
+    sent = {"normal": Sent(1, 0, 900), "cloud_killed": Sent(2, 0, 1800)}
+    totals, phases = whole_run(outcomes, sent, KNOWN)
     assert (totals.requests, totals.answered, totals.errors) == (4, 3, 1)
     assert totals.routes == {"edge": 2, "cloud": 1, "split": 0}
     assert totals.accuracy == phases["normal"].accuracy
     assert totals.offload_share == phases["normal"].offload_share == pytest.approx(0.5)
     assert totals.cloud_compute_saved == pytest.approx(1 - 3 / 4)
     assert phases["cloud_killed"].cloud_compute_saved == pytest.approx(0.0)
+    assert totals.sent_bytes == 2700
+    assert totals.by_route["cloud"].bytes == phases["normal"].by_route["cloud"].bytes == 900.0
 
 
 def test_one_phase_without_a_reading_leaves_the_total_unknown() -> None:
-    totals, _ = whole_run({"normal": [answer(0)], "slow": [answer(1)]}, {"normal": 0, "slow": None}, KNOWN)
+    totals, _ = whole_run({"normal": [answer(0)], "slow": [answer(1)]}, {"normal": Sent(0, 0, 0), "slow": None}, KNOWN)
     assert totals.cloud_compute_saved is None
 
 
 @given(st.lists(st.builds(answer, st.integers(0, 9), st.sampled_from(["edge", "cloud", "split"])), min_size=1))
 def test_routes_and_reasons_each_sum_to_the_answers(outcomes: list[Outcome]) -> None:
-    summary = summarise(outcomes, 0, KNOWN)
+    summary = summarise(outcomes, Sent(0, 0, 0), KNOWN)
+    assert sum(found.answers for found in summary.by_route.values()) == summary.answered
     assert sum(summary.routes.values()) == sum(summary.reasons.values()) == summary.answered == len(outcomes)
     assert 0 <= summary.offload_share <= 1
 
@@ -128,6 +171,21 @@ def test_a_counter_is_the_sum_over_its_labels() -> None:
     assert counter_in(text, "sent_total") == 7
     assert counter_in("sent_total 2.0\n", "sent_total") == 2
     assert counter_in(text, "sent") is None
+
+
+def test_what_has_left_a_device_is_read_with_what_of_it_were_parts() -> None:
+    text = "\n".join(
+        [
+            "edgemux_offload_attempts_total 12.0",
+            "edgemux_offload_bytes_total 9000.0",
+            'edgemux_offload_payloads_total{model="m",payload="raw"} 7.0',
+            'edgemux_offload_payloads_total{model="m",payload="bits4"} 3.0',
+            'edgemux_offload_payloads_total{model="m",payload="bits2"} 2.0',
+        ]
+    )
+    assert sent_in(text) == Sent(12, 5, 9000)
+    assert sent_in("") is None
+    assert Sent(12, 5, 9000).since(Sent(10, 5, 7000)) == Sent(2, 0, 2000)
 
 
 def test_a_ready_line_is_understood_and_no_other_line_is() -> None:

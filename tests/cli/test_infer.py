@@ -14,7 +14,7 @@ from PIL import Image
 
 from edgemux.cli.children import parse_ready
 from edgemux.cli.main import run
-from edgemux.cli.pictures import check_takes_pictures
+from edgemux.cli.pictures import check_takes_pictures, whole_models
 from edgemux.multiplexer.bundle import Tensor
 from edgemux.multiplexer.errors import ConfigError
 
@@ -103,6 +103,11 @@ def test_an_unknown_model_is_refused_by_name(
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert "no-such-model" in captured.err or "model" in captured.err
+
+
+def test_the_tails_of_a_model_s_splits_are_not_to_choose_from() -> None:
+    assert whole_models(["fashion-mnist", "fashion-mnist.continuation", "fashion"]) == ["fashion-mnist", "fashion"]
+    assert whole_models(["a.b", "c"]) == ["a.b", "c"]
 
 
 def test_a_model_that_takes_no_pictures_is_not_sent_any() -> None:

@@ -133,6 +133,18 @@ async def test_a_tail_takes_neither_pictures_nor_rows_that_do_not_inflate(split_
             await made.service.ModelInfer(garbage, Context())
 
 
+async def test_values_of_more_bits_than_a_tail_has_are_refused_in_whatever_form_they_come(split_bundle: Path) -> None:
+    """A tail may look them up in a table, and then the answers of all that are computed with them would be lost."""
+    rows = np.full((1, 10, 25), 16, np.uint8)
+    wide = make_request(TAILS[1], {"sent": encode("bits8", rows, None)})
+    mark(wide.inputs[0], "bits8")
+    async with standing(ModelSettings(bundle=split_bundle)) as made:
+        for request in (wide, make_request(TAILS[1], {"sent": rows})):
+            with pytest.raises(InputError, match="sent: holds values of more than 4 bits"):
+                await made.service.ModelInfer(request, Context())
+        await answered(made, make_request(TAILS[1], {"sent": rows - 1}), 1)
+
+
 async def test_a_renamed_bundle_has_renamed_tails(split_bundle: Path) -> None:
     async with standing(ModelSettings(bundle=split_bundle, name="pictures")) as made:
         assert made.repository.names == ("pictures", *(f"pictures.{name}" for name in (EXACT, COARSE, DEEP)))
@@ -193,6 +205,26 @@ async def test_a_tail_that_does_not_fit_is_refused_by_name(copy: Path, tail: str
     with pytest.raises(ArtifactError, match=told):
         async with standing(ModelSettings(bundle=copy)):
             pass
+
+
+async def test_a_tail_that_computes_otherwise_is_told_by_its_golden_answers(copy: Path) -> None:
+    path = copy / "deep-tail.onnx"
+    step = np.float32(0.125).tobytes()
+    assert path.read_bytes().count(step) == 1
+    path.write_bytes(path.read_bytes().replace(step, np.float32(0.01).tobytes()))
+    seal(copy, Bundle.open(copy).manifest)
+    with pytest.raises(ArtifactError, match=r"^deep-tail\.onnx: does not give the golden answers"):
+        async with standing(ModelSettings(bundle=copy)):
+            pass
+
+
+async def test_a_bundle_without_golden_codes_is_served_and_watched_by_what_its_tails_say_of_zeros(copy: Path) -> None:
+    manifest = Bundle.open(copy).manifest
+    plain = tuple(msgspec.structs.replace(split, golden=msgspec.UNSET) for split in splits_of(manifest))
+    seal(copy, msgspec.structs.replace(manifest, splits=plain))
+    async with standing(ModelSettings(bundle=copy)) as made:
+        assert [name for name, *_ in await made.index(ready=True)] == list(EVERY)
+        assert await made.service.well()
 
 
 async def test_a_tail_is_not_named_as_another_model(copy: Path) -> None:

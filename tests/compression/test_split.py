@@ -18,60 +18,16 @@ from hypothesis import strategies as st
 pytest.importorskip("onnx")
 
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from edgemux.compression.split.costs import Whole
 from edgemux.compression.split.cuts import cuts_of
-from edgemux.compression.split.halves import CUT_KEY, PART_KEY, WHOLE_KEY, check, joined
+from edgemux.compression.split.halves import CUT_KEY, PART_KEY, WHOLE_KEY, joined
 from edgemux.multiplexer.errors import ArtifactError, ConfigError, PassError
 from edgemux.multiplexer.onnx_model import OnnxModel
+from tests.split_graphs import FEATURES, check_every_cut, model_of
 
 CLOUD = Path(__file__).parents[2] / "deploy" / "bundles" / "fashion-mnist" / "cloud.onnx"
-FEATURES = 3
-
-
-def model_of(
-    nodes: list[onnx.NodeProto],
-    outputs: list[str],
-    weights: dict[str, Any] | None = None,
-    inputs: tuple[str, ...] = ("x",),
-) -> bytes:
-    """A graph of float inputs [n, FEATURES]; what the outputs are is left to the runtime."""
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", FEATURES]) for name in inputs],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", FEATURES]) for name in outputs],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in (weights or {}).items()],
-    )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    content: bytes = made.SerializeToString()
-    return content
-
-
-def check_every_cut(content: bytes, rows: int = 2) -> Whole:
-    """Every cut of the model answers as the whole does, for more inputs than one where it can."""
-    whole = Whole(content, "model.onnx")
-    draw = np.random.default_rng(5)
-    for cut in whole.cuts:
-        halves = whole.halves(cut)
-        onnx.checker.check_model(halves.head, full_check=True)
-        onnx.checker.check_model(halves.tail, full_check=True)
-        head, tail = (OnnxModel(part.SerializeToString(), "part") for part in (halves.head, halves.tail))
-        assert set(tail.inputs) == set(head.outputs)
-        feeds = {
-            value.name: draw.integers(0, 255, (rows, *_sizes(value))).astype(
-                helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-            )
-            for value in onnx.load_model_from_string(content).graph.input
-        }
-        assert check(halves, whole.model, feeds) <= 1e-3
-        assert list(joined(head, tail, feeds)) == list(whole.model.outputs)
-    return whole
-
-
-def _sizes(value: onnx.ValueInfoProto) -> list[int]:
-    return [axis.dim_value for axis in value.type.tensor_type.shape.dim][1:]
 
 
 @st.composite

@@ -13,8 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from edgemux.compression.split.pack import add_split, check_split
-from edgemux.multiplexer.bundle import Bundle, Split, Tensor, splits_of
+from edgemux.multiplexer.bundle import Bundle, Split, Tensor, seal, splits_of
 from edgemux.multiplexer.chain import Golden
+from edgemux.multiplexer.codes import GoldenCodes
 from edgemux.multiplexer.errors import ArtifactError, ConfigError
 from edgemux.multiplexer.onnx_model import OnnxModel
 from tests.split_bundle import COARSE, DEEP, EXACT
@@ -73,6 +74,7 @@ def test_a_split_can_be_added_in_place_and_may_share_a_file_with_another(split_b
         ({"name": "new", "head": "../head.onnx"}, ConfigError, "not a name"),
         ({"name": "new", "tail": "manifest.json"}, ConfigError, "not a name"),
         ({"name": "new", "bits": 4}, ArtifactError, r"exact-head\.onnx: sends values of more than 4 bits"),
+        ({"name": "a/b"}, ConfigError, "not a name"),
         ({"name": "new", "level": 9}, ArtifactError, "level that is not there"),
         ({"name": "new", "sent": Tensor("other", "UINT8", (-1, 10, 25))}, ArtifactError, r"exact-tail\.onnx: must"),
         ({"name": "new", "sent": Tensor("sent", "UINT8", (-1, 10, 26))}, ArtifactError, r"exact-head\.onnx: does not"),
@@ -103,6 +105,28 @@ def test_halves_of_other_splits_and_files_that_are_no_models_are_refused(split_b
         with pytest.raises(ArtifactError, match=told):
             add_split(split_bundle, tmp_path / "out", new, first, second)
         assert not (tmp_path / "out").exists()
+
+
+def test_what_both_halves_make_of_the_golden_inputs_is_kept_with_them_and_asked_for(
+    split_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = Bundle.open(split_bundle)
+    for split in splits_of(bundle.manifest):
+        golden = GoldenCodes.read(bundle, split)
+        assert golden is not None and golden.sent.tolist() == check_split(bundle, split).tolist()
+        assert golden.answers.shape == (len(golden.sent), len(bundle.manifest.classes))
+    folder = Path(shutil.copytree(split_bundle, tmp_path / "bundle"))
+    split, _, _ = parts(folder, EXACT)
+    golden = GoldenCodes.read(bundle, split)
+    assert golden is not None
+    for wrong, told in (
+        (GoldenCodes(golden.sent ^ 4, golden.answers), r"^exact-head\.onnx: does not make"),
+        (GoldenCodes(golden.sent, np.roll(golden.answers, 1, axis=1)), r"^exact-tail\.onnx: does not give"),
+    ):
+        np.savez(folder / str(split.golden), **wrong.arrays())
+        seal(folder, bundle.manifest)
+        with pytest.raises(ArtifactError, match=told):
+            check_split(Bundle.open(folder), split)
 
 
 def test_a_damaged_bundle_is_refused_before_anything_is_written(split_bundle: Path, tmp_path: Path) -> None:

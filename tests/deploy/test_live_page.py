@@ -19,6 +19,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from edgemux.multiplexer.bundle import Bundle, seal
+from tests.split_bundle import COARSE, DEEP, EXACT
 from tests.system.conftest import Server, Serving, serving  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(240)]
@@ -205,6 +206,31 @@ def test_a_cloud_that_dies_is_shown_and_said(bundle: Path, images: Any, serving:
         expect(page.locator("#banner")).to_contain_text("Nobody answers", timeout=PATIENT_MS)
         said(page, "does not answer any more")
         expect(page.locator("#beat")).to_have_text("No answer")
+
+
+def test_splits_are_shown_with_which_way_is_taken_and_why_others_are_left_alone(
+    split_bundle: Path,
+    images: Any,
+    serving: Serving,  # noqa: F811
+    look: Looking,
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "edge.toml"
+    config.write_text('[split]\nuse = "always"\nmax_loss = 0.12\n')
+    with (
+        serving("cloud", "--bundle", str(split_bundle)) as cloud,
+        serving("edge", "--bundle", str(split_bundle), "--cloud", cloud.grpc, "--config", str(config)) as agent,
+        Traffic(agent, images, ("fashion-mnist",)),
+    ):
+        seen = look(agent, 390)
+        ways = rows(seen.page, "Ways to the cloud")
+        chosen = ways.filter(has_text="✓ chosen")
+        expect(chosen).to_have_text(re.compile(f"^({COARSE}|{EXACT})"), timeout=PATIENT_MS)
+        expect(ways.filter(has_text=DEEP)).to_contain_text("may lose more accuracy")
+        expect(ways.filter(has_text="the whole input")).to_contain_text("could be chosen")
+        expect(rows(seen.page, "Where inputs go, and why").filter(has_text="split").first).to_be_visible()
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert [each for each in seen.complaints if "Failed to load" not in each] == []
 
 
 def test_only_what_happens_is_read_out_and_not_every_second(agent: Server, look: Looking) -> None:

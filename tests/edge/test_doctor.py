@@ -23,7 +23,7 @@ from edgemux.edge.doctor.access import Port
 from edgemux.edge.doctor.examination import examine
 from edgemux.edge.sensors import cpu_limit, memory_limit
 from edgemux.multiplexer.errors import ConfigError
-from edgemux.multiplexer.findings import Grade, can_serve
+from edgemux.multiplexer.findings import Finding, Grade, can_serve
 from edgemux.wire.process import Listen
 from edgemux.wire.tracing import TracingSettings
 from tests.authority import Authority
@@ -276,16 +276,21 @@ def test_a_bundle_that_is_not_there_is_a_wrong_path(tmp_path: Path) -> None:
     assert any(finding.part == "bundle" and finding.fix.startswith("correct the path") for finding in found)
 
 
-def test_traces_without_their_extra_stop_an_agent_and_with_it_do_not(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def tracing_found(tiny_bundle: Path) -> list[Finding]:
     config = EdgeConfig(bundle=tiny_bundle, listen=FREE, tracing=TracingSettings(endpoint="http://127.0.0.1:1"))
-    with_it = [finding.grade for finding in examine(config) if finding.part == "tracing"]
-    assert with_it == [Grade.OK]
+    return [finding for finding in examine(config) if finding.part == "tracing"]
+
+
+def test_traces_without_their_extra_stop_an_agent(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "edgemux.wire.otel", None)
-    (without,) = (finding for finding in examine(config) if finding.part == "tracing")
+    (without,) = tracing_found(tiny_bundle)
     assert without.stops
     assert without.says == "needs OpenTelemetry: pip install '.[otel]' in a checkout"
+
+
+def test_traces_with_their_extra_do_not_stop_an_agent(tiny_bundle: Path) -> None:
+    pytest.importorskip("edgemux.wire.otel")
+    assert [finding.grade for finding in tracing_found(tiny_bundle)] == [Grade.OK]
 
 
 # --- the command

@@ -40,6 +40,7 @@ from edgemux.edge.doctor.resources import (
     sensor_findings,
     user_findings,
 )
+from edgemux.edge.heads import Alone
 from edgemux.multiplexer.errors import (
     BadAnswer,
     DeadlineExceeded,
@@ -427,10 +428,15 @@ def test_values_of_findings_are_json() -> None:
 
 
 def test_splits_are_told_and_where_nothing_may_be_sent_it_is_a_problem() -> None:
-    assert split_findings("door", [], 0, never_send_raw=False) == []
-    assert [each.grade for each in split_findings("door", ["a"], 2, never_send_raw=False)] == [Grade.OK]
-    assert [each.grade for each in split_findings("door", [], 2, never_send_raw=False)] == [Grade.NOTE]
-    (alone,) = split_findings("door", [], 0, never_send_raw=True)
-    assert alone.grade is Grade.PROBLEM and "answers alone" in alone.says and not alone.stops
-    (kept,) = split_findings("door", ["a"], 2, never_send_raw=True)
-    assert kept.grade is Grade.OK and "never leave" in kept.says
+    assert split_findings("door", [], {}, never_send_raw=False) == []
+    lossy = {"b": Alone.LOSS}
+    for usable, grades in ((["a"], [Grade.OK, Grade.NOTE]), ([], [Grade.NOTE])):
+        found = split_findings("door", usable, lossy, never_send_raw=False)
+        assert [each.grade for each in found] == grades
+        assert found[-1].about == "door.b" and "loses_too_much" in found[-1].says
+    (wrong,) = split_findings("door", [], {"b": Alone.HEAD_WRONG}, never_send_raw=False)
+    assert wrong.grade is Grade.PROBLEM and not wrong.stops
+    (alone,) = split_findings("door", [], {}, never_send_raw=True)
+    assert alone.grade is Grade.PROBLEM and not alone.stops
+    kept, _ = split_findings("door", ["a"], lossy, never_send_raw=True)
+    assert kept.says == "1 of 2 may be used: a; whole inputs never leave this device"

@@ -42,7 +42,7 @@ def offloads(answers: list[Any]) -> int:
 async def test_without_a_limit_nothing_has_a_toll(cloud: Any, agent_of: Any, pictures: Any) -> None:
     async with agent_of(cloud.address) as agent:
         await served(agent, pictures(60, 1)[0])
-        assert agent.purse.toll(time.monotonic()) == 0.0
+        assert agent.purse.toll(agent.cloud.request_bytes, time.monotonic()) == 0.0
 
 
 async def test_scarce_tokens_have_a_toll_and_what_is_kept_for_it_is_degraded(

@@ -114,6 +114,14 @@ def test_one_kind_of_call_alone_says_nothing_and_two_never_nonsense(
         assert found[0] >= 0 and found[1] > 0
 
 
+def test_what_was_held_up_by_others_on_the_link_says_nothing_against_what_the_smallest_call_says() -> None:
+    rtt_s, bytes_per_s = link_of(0.04, (1000.0, 0.20), (500.0, 0.22)) or (0.0, 0.0)
+    assert bytes_per_s == pytest.approx(872 / 0.16)
+    assert rtt_s < 0.04
+    assert link_of(0.04, (1000.0, 0.04), (500.0, 0.05)) == (0.04, math.inf)
+    assert link_of(None, (1000.0, 0.04), (500.0, 0.05)) == (0.04, math.inf)
+
+
 def test_the_settings_name_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="max_loss"):
         SplitSettings(max_loss=1.5)

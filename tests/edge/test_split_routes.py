@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from edgemux.edge.breaker import BreakerSettings
 from edgemux.edge.config import LimitSettings
 from edgemux.edge.events import CloudServes
 from edgemux.edge.notices import Notices
+from edgemux.edge.packing import LOOK_S
 from edgemux.edge.peer import CALL_OVERHEAD_BYTES
 from edgemux.edge.sample import Sample
 from edgemux.edge.split_planning import SplitSettings
@@ -119,6 +121,28 @@ async def test_the_way_follows_what_was_seen_of_the_link(
         (answer,) = await offloaded(agent, images, 1)
     assert (answer.prediction.route.placement is Placement.CLOUD) is whole
     assert there.models == {WHOLE} if whole else WHOLE not in there.models
+
+
+async def test_the_link_is_as_the_newest_calls_say_and_a_split_is_expected_to_take_what_it_takes_there(
+    there: SplitCloud, agent_of: Any, bundle: Path
+) -> None:
+    quiet = {"probe_interval_s": 3600.0}
+    async with agent_of(there.address, bundle=bundle, breaker=NEVER_OPENS, there=quiet) as agent:
+        splits, whole = agent.splits, agent.cloud.link
+        half = splits.halves[PLAIN]
+        half.tail.request_bytes = 500
+        (parts,) = (peer.link for peer in half.tail.peers)
+        whole.observe(100, 0.04, 10.0)
+        whole.observe(1000, 0.24, 10.0)
+        assert splits.link(10.0)[1] == pytest.approx(872 / 0.2)
+        expected_s = splits.link(10.0)[0] + 500 / splits.link(10.0)[1]
+        assert splits.predict_s(half, 10.0) == pytest.approx(expected_s + half.split.tail_ms / 1000)
+        parts.observe(500, 0.14, 10.5)
+        assert splits.predict_s(half, 10.5) == pytest.approx(half.tail.predict_s(10.5))
+        assert splits.link(10.5)[1] == pytest.approx(500 / 0.1), "both kinds, at the same time"
+        whole.observe(100, 0.04, 12.0)
+        parts.observe(500, 0.041, 12.0)
+        assert splits.link(12.0)[1] > 1e5, "the whole input was slow before"
 
 
 async def test_answers_are_those_of_head_and_tail_run_by_hand(
@@ -275,7 +299,7 @@ async def test_a_silent_cloud_leaves_the_device_time_to_answer(
     there: SplitCloud, agent_of: Any, bundle: Path, pictures: Pictures
 ) -> None:
     images, _ = pictures(30, 6)
-    there.tail = there.silent
+    there.tail = there.answer = there.silent
     async with agent_of(there.address, bundle=bundle, split=ALWAYS, breaker=NEVER_OPENS) as agent:
         answers = await answer_all(agent, images, timeout_s=0.5)
     assert places(answers) == {Placement.EDGE}
@@ -289,7 +313,8 @@ async def test_a_split_that_loses_too_much_is_not_used(
     folder = with_splits(tiny_bundle, tmp_path / "bundle", changed=0.5, n=100)
     async with agent_of(there.address, bundle=folder, split=ALWAYS) as agent:
         answers = await answer_all(agent, images)
-        assert agent.splits is None and "split" not in status_of(agent)
+        assert agent.splits is None
+        assert status_of(agent)["split"]["left_alone"] == dict.fromkeys((PLAIN, GOING_ON), "loses_too_much")
     assert Placement.SPLIT not in places(answers)
 
 
@@ -317,6 +342,44 @@ async def test_a_head_that_fails_is_left_alone_and_the_whole_input_is_sent(
         answers = await answer_all(agent, images)
     assert places(answers) == {Placement.EDGE, Placement.CLOUD}
     assert there.models == {WHOLE}
+
+
+@pytest.mark.parametrize("odd", ["too large a value", "another shape", "another type"])
+async def test_a_head_that_makes_what_cannot_be_sent_has_failed(
+    there: SplitCloud, agent_of: Any, bundle: Path, pictures: Pictures, odd: str
+) -> None:
+    images, _ = pictures(60, 9)
+    made = {
+        "too large a value": np.full((1, 10), 16, np.uint8),
+        "another shape": np.zeros((1, 11), np.uint8),
+        "another type": np.zeros((1, 10), np.float32),
+    }[odd]
+    async with agent_of(there.address, bundle=bundle, split=ALWAYS, audit_share=0.5) as agent:
+        for half in agent.splits.halves.values():
+            half.split = msgspec.structs.replace(half.split, bits=4)
+            half.head.run = lambda *_: made
+        answers = await answer_all(agent, images)
+    assert places(answers) == {Placement.EDGE, Placement.CLOUD}
+    assert {a.reason for a in answers} <= {Reason.CONFIDENT, Reason.OFFLOADED, Reason.DEFERRED}
+    assert there.models == {WHOLE}
+
+
+async def test_of_many_inputs_at_once_one_is_sent_whole_to_look_at_the_link(
+    there: SplitCloud, agent_of: Any, tiny_bundle: Path, tmp_path: Path, pictures: Pictures
+) -> None:
+    images, _ = pictures(400, 15)
+    folder = with_splits(tiny_bundle, tmp_path / "bundle", tail_ms=0.0)
+    there.rtt_s, there.bytes_per_s = 0.05, 3000.0
+    quiet = {"probe_interval_s": 3600.0}
+    async with agent_of(there.address, bundle=folder, breaker=NEVER_OPENS, there=quiet) as agent:
+        agent.cloud.link.observe(100, 0.05, time.monotonic())
+        agent.cloud.link.observe(1000, 0.4, time.monotonic() - LOOK_S)
+        calls = (agent.infer({"image": images[i : i + 1]}, PATIENT_S) for i in range(len(images)))
+        answers = [answer for (answer,) in await asyncio.gather(*calls)]
+    whole = [size for name, size in there.received if name == WHOLE]
+    assert len(whole) == 1
+    assert sum(a.prediction.route.placement is Placement.CLOUD for a in answers) == 1
+    assert len(there.received) > 5
 
 
 async def test_a_tail_that_is_there_by_now_is_asked_again_after_a_handshake(
@@ -358,37 +421,6 @@ async def test_without_the_level_below_it_a_split_is_not_offered(
         agent.family.lower_to(1)
         answers = await answer_all(agent, images)
     assert Placement.CLOUD in places(answers) and there.models == {WHOLE}
-
-
-async def test_of_several_clouds_another_one_ends_what_was_begun(
-    there: SplitCloud, agent_of: Any, bundle: Path, pictures: Pictures
-) -> None:
-    images, _ = pictures(100, 13)
-    async with listening(SplitCloud(Bundle.open(bundle))) as other:
-        assert isinstance(other, SplitCloud)
-        there.tail = there.refusing(grpc.StatusCode.UNAVAILABLE)
-        clouds = {"addresses": (there.address, other.address)}
-        async with agent_of(None, bundle=bundle, split=NEVER_RAW, breaker=NEVER_OPENS, there=clouds) as agent:
-            answers = await answer_all(agent, images)
-        assert {a.prediction.peer for a in answers if a.prediction.route.placement is Placement.SPLIT} == {1}
-        assert WHOLE not in there.models | other.models
-
-
-async def test_where_the_whole_input_must_not_leave_the_breaker_is_probed_with_what_a_head_makes(
-    there: SplitCloud, agent_of: Any, bundle: Path, pictures: Pictures
-) -> None:
-    images, _ = pictures(200, 14)
-    quick = BreakerSettings(failures=1, window=20, open_s=0.01, max_open_s=0.02)
-    there.tail = there.refusing(grpc.StatusCode.UNAVAILABLE)
-    async with agent_of(there.address, bundle=bundle, split=NEVER_RAW, breaker=quick) as agent:
-        await answer_all(agent, images)
-        assert Reason.BREAKER in {a.reason for a in await answer_all(agent, images)}
-        there.tail = there.continued
-        until = time.monotonic() + PATIENT_S
-        while Placement.SPLIT not in places(await answer_all(agent, images)):
-            assert time.monotonic() < until, "the cloud is never found again"
-            await asyncio.sleep(0.02)
-    assert WHOLE not in there.models
 
 
 async def test_planning_takes_next_to_nothing(there: SplitCloud, agent_of: Any, bundle: Path) -> None:

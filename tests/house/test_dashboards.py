@@ -18,6 +18,7 @@ from deploy.grafana import palette
 from deploy.grafana.generate import FOLDER, PAGES, dashboards
 from edgemux.cloud.admission import Refused
 from edgemux.cloud.statistics import Outcome
+from edgemux.edge.heads import Alone
 from edgemux.edge.metrics import AUDITS, DIRECTIONS, OUTCOMES, REFUSALS, STAGES
 from edgemux.edge.purse import KINDS
 from edgemux.edge.vigil import Standing, Withdrawal
@@ -61,7 +62,7 @@ def read_by(made: dict[str, Any]) -> Iterator[str]:
 def known(tiny_bundle: Path, authority: Authority) -> Callable[[str], frozenset[str] | None]:
     """The labels of a metric that agents and clouds export, or that rules record from those; None for others."""
     agent = exported.edge(exported.config_of(tiny_bundle, models=2, clouds=2))
-    families = exported.families(agent, exported.cloud(), exported.tls(authority))
+    families = exported.families(agent, exported.left_alone(), exported.cloud(), exported.tls(authority))
     rules = recorded()
     of_scrapes = frozenset({"job", "instance"})
 
@@ -223,6 +224,7 @@ def test_the_three_lead_to_each_other(made: dict[str, Any]) -> None:
     ("colours", "labels"),
     [
         (palette.REASONS, set(Reason)),
+        (palette.LEFT_ALONE, set(Alone)),
         (palette.ROUTES, set(Placement)),
         (palette.AUDITS, set(AUDITS)),
         (palette.CALLS, set(OUTCOMES)),

@@ -11,6 +11,7 @@ from edgemux.cloud.admission import Refused
 from edgemux.cloud.statistics import Outcome
 from edgemux.edge.breaker import State
 from edgemux.edge.budget import Readings
+from edgemux.edge.heads import Alone
 from edgemux.edge.loading import Fallback
 from edgemux.edge.metrics import NO_STATE
 from edgemux.edge.vigil import Standing, Withdrawal
@@ -38,7 +39,7 @@ def sections() -> dict[tuple[str, str], list[str]]:
 def known(tiny_bundle: Path, authority: Authority) -> dict[str, Family]:
     agent = exported.edge(exported.config_of(tiny_bundle, models=2, clouds=2))
     split = exported.splits("model-0", "split-1")
-    return exported.families(agent, split, exported.cloud(), exported.tls(authority))
+    return exported.families(agent, split, exported.left_alone(), exported.cloud(), exported.tls(authority))
 
 
 def test_every_metric_that_is_exported_has_one_row_with_its_labels_and_there_are_no_other_rows(
@@ -70,6 +71,7 @@ def test_the_values_of_no_label_are_left_out(known: dict[str, Family]) -> None:
         ("edgemux_requests_total", "reason", set(Reason)),
         ("edgemux_certificate", "standing", set(Standing)),
         ("edgemux_drift_alarm", "cause", set(Withdrawal)),
+        ("edgemux_split_left_alone", "reason", set(Alone)),
         ("edgemux_degraded", "cause", {*Fallback, NO_STATE}),
         ("edgemux_resource", "sensor", {*Readings.__struct_fields__, *exported.BESIDE_SENSORS}),
         ("edgemux_cloud_requests_total", "outcome", set(Outcome)),

@@ -88,6 +88,6 @@ def test_what_is_drawn_together_has_colours_of_its_own(colours: Mapping[str, str
 
 
 def test_the_states_of_a_breaker_have_words_and_colours_of_their_own() -> None:
-    for states in (palette.BREAKER, palette.STANDING, palette.YES_NO, palette.SCRAPED):
+    for states in (palette.BREAKER, palette.STANDING, palette.YES_NO, palette.SCRAPED, palette.CHOSEN):
         words, colours = zip(*states.values(), strict=True)
         assert len(set(words)) == len(set(colours)) == len(states)

@@ -132,7 +132,7 @@ def test_only_what_is_worth_its_toll_lacks_tokens() -> None:
     held = Prediction(Route("a", Placement.EDGE, 1), 0, NOTHING, 0.5)
     spent = Budget(offloads=0.0)
     cloud = Candidate(CLOUD, 0.8, Cost(offloads=1), 0.1, toll=0.1)
-    assert policy.lacks_tokens(Case(spent, (cloud,), held))
-    assert not policy.lacks_tokens(Case(Budget(), (cloud,), held))
-    assert not policy.lacks_tokens(Case(spent, (msgspec.structs.replace(cloud, toll=0.3),), held))
-    assert not policy.lacks_tokens(Case(spent, (cloud,)))
+    assert policy.lacking(Case(spent, (cloud,), held)) is cloud.cost
+    assert not policy.lacking(Case(Budget(), (cloud,), held))
+    assert not policy.lacking(Case(spent, (msgspec.structs.replace(cloud, toll=0.3),), held))
+    assert not policy.lacking(Case(spent, (cloud,)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +24,10 @@ KEYS = {
     "offload_share",
     "latency_ms",
     "cloud_compute_saved",
+    "sent_bytes",
+    "by_route",
 }
-PHASES = ["normal", "busy_device", "slow_link", "cloud_killed", "cloud_back"]
+PHASES = ["normal", "narrow_link", "busy_device", "slow_link", "cloud_killed", "cloud_back"]
 
 
 def demo(bundle: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -83,6 +86,18 @@ def test_readers_get_tables_and_a_verdict(tiny_bundle: Path) -> None:
     assert "cloud killed" in ended.stdout
     assert "answers by reason" in ended.stdout
     assert "All 25 requests were answered within their deadline" in ended.stdout
+
+
+def test_on_a_narrow_link_the_starter_bundle_is_answered_by_splits_and_readers_are_told() -> None:
+    starter = Path(__file__).parents[2] / "deploy" / "bundles" / "fashion-mnist"
+    ended = demo(starter, "--strict", "--requests", "600")
+    assert ended.returncode == 0, ended.stderr
+    assert "Splits (" in ended.stdout and "[split] max_loss" in ended.stdout
+    assert "answers by route" in ended.stdout
+    (line,) = re.findall(
+        r"^Narrow link: (\d+) of \d+ answers from the cloud came by a split.*$", ended.stdout, re.MULTILINE
+    )
+    assert int(line) > 0
 
 
 def test_a_demo_that_is_killed_leaves_no_process_behind(tiny_bundle: Path) -> None:

@@ -106,3 +106,33 @@ def test_a_bundle_of_ones_own_says_what_is_usual_for_the_agent_to_watch(bundle: 
     references = Bundle.open(bundle[0]).manifest.references
     assert references is not msgspec.UNSET
     assert sum(references.brightness.counts) == int(0.3 * ROWS)
+
+
+def test_a_cut_of_the_cloud_s_model_becomes_a_way_to_answer_without_a_line_of_python(
+    bundle: tuple[Path, Any, Any], serving: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, fresh, expected = bundle
+    assert run(["split", str(folder / "cloud.onnx"), "--no-time", "--json"]) == 0
+    cuts = msgspec.json.decode(capsys.readouterr().out)["cuts"]
+    (at,) = (cut["index"] for cut in cuts if cut["tensors"] == ["m/logits"])
+    with_split = tmp_path / "with-split"
+    words = ("--at", str(at), "--inputs", str(folder.parent / "x.npy"), "--out", str(with_split), "--name", "thin")
+    assert run(["bundle", "split", str(folder), *words]) == 0
+    said = capsys.readouterr().out
+    assert "thin: sends 3 values of 8 bits" in said and "the agent may use it with its defaults" in said
+    with serving("cloud", "--bundle", str(with_split)) as cloud:
+        config = tmp_path / "edge.toml"
+        settings = f'bundle = "{with_split}"\n[cloud]\naddress = "{cloud.grpc}"\n[split]\nuse = "always"\n'
+        config.write_text(f"{settings}never_send_raw = true\n")
+        replies = []
+        with serving("edge", "--config", str(config)) as agent, Client(agent.grpc) as client:
+            for row in fresh:
+                replies.append(client.infer("big", {"readings": row[None]}, timeout_s=30))
+    routes = [reply.parameters["edgemux_route"] for reply in replies]
+    variants = {
+        reply.parameters["edgemux_variant"] for reply in replies if reply.parameters["edgemux_route"] == "split"
+    }
+    assert set(routes) == {"edge", "split"} and variants == {"thin"}
+    by_split = [number for number, route in enumerate(routes) if route == "split"]
+    same = [replies[number].outputs["label"][0] == expected[number] for number in by_split]
+    assert np.mean(same) > 0.9

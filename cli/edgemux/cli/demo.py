@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import monotonic
 
 import msgspec
@@ -17,10 +18,11 @@ from rich.console import Console
 from edgemux.cli.children import Child, Layout, Ready, allowed_cpus, confined_to, lay_out
 from edgemux.cli.link import Conditions, Link
 from edgemux.cli.live import Lines, LiveTable, Silent, Watch
+from edgemux.cli.part_ways import PartWays, part_ways
 from edgemux.cli.phases import PHASES, Phase, kill_after, sizes
 from edgemux.cli.reference import labels_of
 from edgemux.cli.report import Known, Report, whole_run
-from edgemux.cli.scrape import LINK_MEASURED, OFFLOAD_ATTEMPTS, counter_in, scrape
+from edgemux.cli.scrape import LINK_MEASURED, Sent, scrape, sent_in
 from edgemux.cli.tables import print_report
 from edgemux.cli.traffic import Caller, Outcome, open_loop, sequence
 from edgemux.multiplexer.bundle import Bundle
@@ -32,8 +34,9 @@ STARTER_BUNDLE = Path("deploy/bundles/fashion-mnist")
 SPINNERS = 2
 # The device has other work to do: its models may use a fifth of the CPU that is free.
 SHARES_ITS_CPU = ("--compute-share", "0.2")
-# Before anything is counted the agent gets to know its link: so many requests and a measured link, or this long.
-WARM_REQUESTS = 25
+# Before anything is counted the agent gets to know its link, from calls of two sizes: the smallest there are and
+# inputs, so many requests and offloads at least, or this long.
+WARM_REQUESTS, WARM_OFFLOADS = 25, 5
 WARM_UP_S = 2.0
 
 
@@ -77,8 +80,11 @@ def samples_of(bundle: Bundle) -> Samples:
 class Stage:
     """Cloud, link and agent as they stand, and what a phase does to them."""
 
-    def __init__(self, bundle: Path, link: Link, layout: Layout, stack: contextlib.AsyncExitStack) -> None:
+    def __init__(
+        self, bundle: Path, ways: PartWays | None, link: Link, layout: Layout, stack: contextlib.AsyncExitStack
+    ) -> None:
         self._bundle = bundle
+        self._ways = ways
         self._link = link
         self._layout = layout
         self._stack = stack
@@ -87,7 +93,12 @@ class Stage:
 
     async def open(self) -> Ready:
         """Start both servers at once; returns the agent's addresses."""
-        agent = await self._start("edge", self._layout.device, "0", "--cloud", self._link.address, *SHARES_ITS_CPU)
+        more = ["--cloud", self._link.address, *SHARES_ITS_CPU]
+        if self._ways is not None:
+            settings = Path(self._stack.enter_context(TemporaryDirectory(prefix="edgemux-demo-"))) / "edge.toml"
+            settings.write_text(self._ways.settings())
+            more += ["--config", str(settings)]
+        agent = await self._start("edge", self._layout.device, "0", *more)
         _, ready = await asyncio.gather(self.start_cloud(), agent.ready())
         return ready
 
@@ -134,7 +145,8 @@ class Run:
         self._watch = watch
         self._samples = samples_of(bundle)
         self._outcomes: dict[str, list[Outcome]] = {}
-        self._attempts: dict[str, int | None] = {}
+        self._sent: dict[str, Sent | None] = {}
+        self._ways = part_ways(bundle.manifest)
         self._start_up_s = 0.0
 
     async def report(self) -> Report:
@@ -143,9 +155,11 @@ class Run:
         layout = lay_out(allowed_cpus())
         with confined_to(layout.others):
             async with contextlib.AsyncExitStack() as stack:
+                if self._ways is not None:
+                    self._watch.note(self._ways.told())
                 self._watch.say("starting cloud and agent")
                 link = await stack.enter_async_context(Link(self._plan.link))
-                stage = Stage(self._bundle.folder, link, layout, stack)
+                stage = Stage(self._bundle.folder, self._ways, link, layout, stack)
                 agent = await stage.open()
                 channel = await stack.enter_async_context(open_channel(agent.grpc))
                 caller = Caller(channel, self._bundle.manifest, self._samples.images, self._plan.timeout_s)
@@ -163,7 +177,9 @@ class Run:
         while monotonic() < end_s:
             for image in images:
                 await caller.ask(image)
-            if LINK_MEASURED in await asyncio.to_thread(scrape, metrics):
+            text = await asyncio.to_thread(scrape, metrics)
+            sent = sent_in(text)
+            if LINK_MEASURED in text and sent is not None and sent.inputs >= WARM_OFFLOADS:
                 return
 
     async def _traffic(self, stage: Stage, caller: Caller, metrics: str) -> None:
@@ -173,11 +189,11 @@ class Run:
             outcomes = self._outcomes[phase.name] = []
             async with stage.prepared_for(phase, self._plan.link):
                 self._watch.begin(phase, count, outcomes)
-                before = await _attempts(metrics)
+                before = await _sent(metrics)
                 sent = partial(stage.sent, phase, count)
                 await open_loop(now, self._plan.rate_per_s, caller.ask, outcomes, sent)
-                after = await _attempts(metrics)
-                self._attempts[phase.name] = None if before is None or after is None else after - before
+                after = await _sent(metrics)
+                self._sent[phase.name] = None if before is None or after is None else after.since(before)
                 self._watch.end()
 
     def _known(self) -> Known:
@@ -192,7 +208,7 @@ class Run:
         )
 
     def _report(self, known: Known) -> Report:
-        totals, phases = whole_run(self._outcomes, self._attempts, known)
+        totals, phases = whole_run(self._outcomes, self._sent, known)
         return Report(
             **msgspec.structs.asdict(totals),
             phases=phases,
@@ -206,9 +222,9 @@ class Run:
         )
 
 
-async def _attempts(metrics: str) -> int | None:
-    """Inputs that the agent has sent to the cloud so far."""
-    return counter_in(await asyncio.to_thread(scrape, metrics), OFFLOAD_ATTEMPTS)
+async def _sent(metrics: str) -> Sent | None:
+    """What the agent has sent to the cloud so far."""
+    return sent_in(await asyncio.to_thread(scrape, metrics))
 
 
 def run(bundle: Bundle, plan: Plan, console: Console | None) -> Report:

@@ -21,6 +21,9 @@ class Watch(Protocol):
     def say(self, text: str) -> None:
         """Something that takes a while begins."""
 
+    def note(self, text: str) -> None:
+        """What whoever watches should know."""
+
     def begin(self, phase: Phase, count: int, outcomes: list[Outcome]) -> None:
         """A phase of ``count`` requests begins; ``outcomes`` fills up as they are answered."""
 
@@ -35,6 +38,7 @@ class Silent:
     """Shows nothing."""
 
     def say(self, text: str) -> None: ...
+    def note(self, text: str) -> None: ...
     def begin(self, phase: Phase, count: int, outcomes: list[Outcome]) -> None: ...
     def end(self) -> None: ...
     def close(self) -> None: ...
@@ -50,6 +54,9 @@ class Lines:
     def say(self, text: str) -> None:
         self._console.print(f"{text} ...", highlight=False)
 
+    def note(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def begin(self, phase: Phase, count: int, outcomes: list[Outcome]) -> None:
         self._row = Row(phase, count, outcomes)
 
@@ -62,7 +69,7 @@ class Lines:
     def close(self) -> None: ...
 
 
-COLUMNS = ("phase", "answered", "edge", "cloud", "p50 ms", "p99 ms", "late", "errors", "mostly because")
+COLUMNS = ("phase", "answered", "edge", "cloud", "split", "p50 ms", "p99 ms", "late", "errors", "mostly because")
 
 
 class Row:
@@ -84,7 +91,8 @@ class Row:
             self.phase.title,
             f"{len(answered)}/{self._count}",
             str(routes["edge"]),
-            str(routes["cloud"] + routes["split"]),
+            str(routes["cloud"]),
+            str(routes["split"]),
             number(taken.p50),
             number(taken.p99),
             str(sum(outcome.late for outcome in seen)),
@@ -105,6 +113,9 @@ class LiveTable:
 
     def say(self, text: str) -> None:
         self._doing = f"{text} ..."
+
+    def note(self, text: str) -> None:
+        self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, phase: Phase, count: int, outcomes: list[Outcome]) -> None:
         self._doing = phase.title

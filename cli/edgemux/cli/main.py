@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgemux.cli import splitter
+from edgemux.cli import bundle_split, splitter
 from edgemux.cli.extras import extra
 from edgemux.cli.options import (
     AddressOption,
@@ -49,10 +49,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-bundle_app = typer.Typer(help="Look into a bundle, or check it.")
+bundle_app = typer.Typer(help="Look into a bundle, check it, or cut its cloud model.")
 app.add_typer(bundle_app, name="bundle")
 app.command(epilog="Example: edgemux doctor --config /etc/edgemux/edge.toml")(doctor)
 app.command(epilog="Example: edgemux split cloud.onnx --at 12 --out halves")(splitter.split)
+bundle_app.command(epilog="Example: edgemux bundle split my-bundle --at 3 --inputs x.npy --out my-bundle")(
+    bundle_split.split
+)
 
 # The root of everything that the parser raises for wrong use; it has no public name of its own.
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]

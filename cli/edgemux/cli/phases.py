@@ -23,14 +23,18 @@ class Phase(msgspec.Struct, frozen=True):
     cloud: Literal["stays", "is_killed", "comes_back"] = "stays"
 
 
+# Here bytes decide: half a kilobyte takes nearly as long as the round trip.
+NARROW = "narrow_link"
+NARROW_LINK = Conditions(round_trip_s=0.04, bits_per_s=128e3)
 SLOW_LINK = Conditions(round_trip_s=0.4, bits_per_s=0.5e6)
 
 PHASES = (
-    Phase("normal", "normal", 40),
-    Phase("busy_device", "busy device", 15, busy=True),
-    Phase("slow_link", "slow link", 15, link=SLOW_LINK),
-    Phase("cloud_killed", "cloud killed", 15, cloud="is_killed"),
-    Phase("cloud_back", "cloud back", 15, cloud="comes_back"),
+    Phase("normal", "normal", 36),
+    Phase(NARROW, "narrow link", 20, link=NARROW_LINK),
+    Phase("busy_device", "busy device", 12, busy=True),
+    Phase("slow_link", "slow link", 10, link=SLOW_LINK),
+    Phase("cloud_killed", "cloud killed", 10, cloud="is_killed"),
+    Phase("cloud_back", "cloud back", 12, cloud="comes_back"),
 )
 
 KILL_AFTER = 5

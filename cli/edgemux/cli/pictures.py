@@ -67,10 +67,16 @@ def _read(path: Path) -> bytes:
 
 
 def _only_model(client: Client, timeout_s: float) -> str:
-    models = client.models(timeout_s)
+    names = client.models(timeout_s)
+    models = whole_models(names)
     if len(models) != 1:
         raise ConfigError(f"the server has {len(models)} models, choose with --model: {', '.join(models)}")
     return models[0]
+
+
+def whole_models(names: Sequence[str]) -> list[str]:
+    """Without the tails of splits, which are called after the model that they are part of."""
+    return [name for name in names if not any(name.startswith(f"{whole}.") for whole in names)]
 
 
 def check_takes_pictures(tensor: Any) -> None:

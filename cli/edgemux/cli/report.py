@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
+from edgemux.cli.scrape import Sent
 from edgemux.cli.traffic import Outcome
 
 ROUTES = ("edge", "cloud", "split")
@@ -29,12 +31,28 @@ class Percentiles(msgspec.Struct, frozen=True):
     p99: float | None
 
 
+class ByRoute(msgspec.Struct, frozen=True):
+    """The answers that came by one route: how right they are, and either model alone on the same inputs.
+
+    Shares are None where there is no answer. bytes: of an input on its way to the cloud, framing included, the mean of
+    the whole run; None where it is not known.
+    """
+
+    answers: int
+    right: float | None
+    edge_only: float | None
+    cloud_only: float | None
+    latency_ms: Percentiles
+    bytes: float | None
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """What was observed in a phase.
 
     answered + errors = requests. late: not answered by the deadline, whether or not an answer came after it.
     offload_share: of the answers, how many came from the cloud, in whole or in part.
-    cloud_compute_saved: 1 - inputs sent to the cloud / requests; None when the agent's metrics could not be read.
+    cloud_compute_saved: 1 - inputs sent to the cloud / requests. sent_bytes: of all inputs that were sent to it. Both
+    are None when the agent's metrics could not be read.
     """
 
     requests: int
@@ -48,6 +66,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     offload_share: float
     latency_ms: Percentiles
     cloud_compute_saved: float | None
+    sent_bytes: int | None
+    by_route: dict[str, ByRoute]
     error_kinds: dict[str, int] = {}
 
 
@@ -72,8 +92,10 @@ class Known(msgspec.Struct, frozen=True):
     cloud: Mapping[int, int]
 
 
-def summarise(outcomes: Sequence[Outcome], attempts: int | None, known: Known) -> Summary:
-    """The summary of the requests of a phase. ``attempts``: inputs that were sent to the cloud meanwhile."""
+def summarise(
+    outcomes: Sequence[Outcome], sent: Sent | None, known: Known, sizes: Mapping[str, float] | None = None
+) -> Summary:
+    """The summary of the requests of a phase. sent: to the cloud meanwhile; sizes: bytes of an input, by route."""
     answered = [outcome for outcome in outcomes if outcome.label is not None]
     routes = Counter(outcome.route for outcome in answered)
     return Summary(
@@ -87,9 +109,36 @@ def summarise(outcomes: Sequence[Outcome], attempts: int | None, known: Known) -
         variants=dict(sorted(Counter(outcome.variant for outcome in answered).items())),
         offload_share=_share(routes["cloud"] + routes["split"], len(answered)),
         latency_ms=percentiles([outcome.elapsed_s for outcome in answered]),
-        cloud_compute_saved=None if attempts is None else 1 - _share(attempts, len(outcomes)),
+        cloud_compute_saved=None if sent is None else 1 - _share(sent.inputs, len(outcomes)),
+        sent_bytes=None if sent is None else sent.bytes,
+        by_route={route: _by_route(answered, route, known, sizes or {}) for route in ROUTES},
         error_kinds=dict(Counter(outcome.error for outcome in outcomes if outcome.label is None).most_common()),
     )
+
+
+def _by_route(answered: Sequence[Outcome], route: str, known: Known, sizes: Mapping[str, float]) -> ByRoute:
+    those = [outcome for outcome in answered if outcome.route == route]
+    accuracy = _accuracy(those, known) if those else None
+    return ByRoute(
+        answers=len(those),
+        right=None if accuracy is None else accuracy.multiplexed,
+        edge_only=None if accuracy is None else accuracy.edge_only,
+        cloud_only=None if accuracy is None else accuracy.cloud_only,
+        latency_ms=percentiles([outcome.elapsed_s for outcome in those]),
+        bytes=sizes.get(route),
+    )
+
+
+def sizes_of(sent: Sequence[Sent]) -> dict[str, float]:
+    """Bytes of a whole input and of a part of one, by route, from what was sent in several phases; what is known."""
+    counts = np.array([[each.inputs - each.parts, each.parts] for each in sent], float).reshape(-1, 2)
+    size = np.array([each.bytes for each in sent], float)
+    there: NDArray[np.bool_] = np.any(counts, axis=0)
+    found = np.linalg.lstsq(counts[:, there], size, rcond=None)
+    if found[2] < there.sum():
+        return {}
+    names = [name for name, any_sent in zip(("cloud", "split"), there, strict=True) if any_sent]
+    return {name: round(float(value), 1) for name, value in zip(names, found[0], strict=True)}
 
 
 def percentiles(elapsed_s: Sequence[float]) -> Percentiles:
@@ -101,16 +150,22 @@ def percentiles(elapsed_s: Sequence[float]) -> Percentiles:
 
 
 def whole_run(
-    outcomes: Mapping[str, Sequence[Outcome]], attempts: Mapping[str, int | None], known: Known
+    outcomes: Mapping[str, Sequence[Outcome]], sent: Mapping[str, Sent | None], known: Known
 ) -> tuple[Summary, dict[str, Summary]]:
     """The totals, with the first phase's accuracy and offload share, and the summary of every phase."""
-    phases = {name: summarise(outcomes[name], attempts[name], known) for name in outcomes}
-    counted = [attempts[name] for name in outcomes]
-    total = None if None in counted else sum(count for count in counted if count is not None)
-    everything = summarise([outcome for phase in outcomes.values() for outcome in phase], total, known)
+    read = [each for each in (sent[name] for name in outcomes) if each is not None]
+    sizes = sizes_of(read)
+    phases = {name: summarise(outcomes[name], sent[name], known, sizes) for name in outcomes}
+    total = sum_of(read) if len(read) == len(outcomes) else None
+    everything = summarise([outcome for phase in outcomes.values() for outcome in phase], total, known, sizes)
     first = next(iter(phases.values()))
     totals = msgspec.structs.replace(everything, accuracy=first.accuracy, offload_share=first.offload_share)
     return totals, phases
+
+
+def sum_of(sent: Sequence[Sent]) -> Sent:
+    """All together."""
+    return Sent(sum(s.inputs for s in sent), sum(s.parts for s in sent), sum(s.bytes for s in sent))
 
 
 def _accuracy(outcomes: Sequence[Outcome], known: Known) -> Accuracy:

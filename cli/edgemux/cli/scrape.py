@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import http.client
+import re
+
+import msgspec
 
 # Inputs sent to the cloud by the agent: a cancelled or failed offload has cost the cloud's time as well.
 OFFLOAD_ATTEMPTS = "edgemux_offload_attempts_total"
+OFFLOAD_BYTES = "edgemux_offload_bytes_total"
+# By form; what a split sends are packed bits.
+OFFLOAD_PAYLOADS = "edgemux_offload_payloads_total"
+_PARTS = re.compile(rf'^{OFFLOAD_PAYLOADS}{{[^}}]*payload="bits\d"[^}}]*}} (\S+)', re.MULTILINE)
 # The agent shows it only once it has measured its link.
 LINK_MEASURED = 'edgemux_resource{sensor="link_rtt_seconds"}'
 TIMEOUT_S = 2.0
@@ -30,3 +37,23 @@ def counter_in(text: str, name: str) -> int | None:
     # After the labels come the value and, optionally, a time stamp.
     values = [line.rpartition("}")[2].removeprefix(name).split()[0] for line in samples]
     return round(sum(float(value) for value in values)) if values else None
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """What has left a device for the cloud: inputs, those of them of which a split sent a part, and bytes of all."""
+
+    inputs: int
+    parts: int
+    bytes: int
+
+    def since(self, before: Sent) -> Sent:
+        """What came after ``before``."""
+        return Sent(self.inputs - before.inputs, self.parts - before.parts, self.bytes - before.bytes)
+
+
+def sent_in(text: str) -> Sent | None:
+    """From an agent's text exposition, None where it does not say."""
+    inputs, size = counter_in(text, OFFLOAD_ATTEMPTS), counter_in(text, OFFLOAD_BYTES)
+    if inputs is None or size is None:
+        return None
+    return Sent(inputs, round(sum(float(value) for value in _PARTS.findall(text))), size)

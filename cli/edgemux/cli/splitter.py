@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from edgemux.cli.extras import extra
 from edgemux.cli.options import JsonOption
-from edgemux.multiplexer.errors import ConfigError
+from edgemux.multiplexer.errors import ConfigError, PassError
 
 if TYPE_CHECKING:
     from edgemux.compression.split.costs import Price, Whole
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 # Ways in the text; in JSON there are all.
 _SHOWN = 8
+# Differences below this are those of real numbers that are summed in another order.
+_NEAR = 1e-3
 
 
 def split(
@@ -36,6 +39,10 @@ def split(
     ] = 1.0,
     whole_bytes: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="What the whole input takes to send, as a JPEG, say.")
+    ] = None,
+    most: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Cuts that are listed: 100 by default, fewer of a very large graph."),
     ] = None,
     time: Annotated[bool, typer.Option("--time/--no-time", help="Whether both halves of every cut are timed.")] = True,
     json: JsonOption = False,
@@ -58,13 +65,19 @@ def split(
         told: Any = {"out": str(out), **to_builtins(price)}
         typer.echo(as_json.encode(told).decode() if json else f"{out}: head.onnx and tail.onnx, {_sent(price)}")
         return
-    prices = _prices(whole, time)
+    prices, unfit = _prices(whole, time, most)
     ways = [] if conditions is None else _expected(whole, prices, whole_bytes or whole.input_bytes, conditions)
     if json:
-        told = {"model": whole.name, "sha256": whole.digest, "input_bytes": whole.input_bytes, "cuts": prices}
+        told = {
+            "model": whole.name,
+            "sha256": whole.digest,
+            "input_bytes": whole.input_bytes,
+            "cuts": prices,
+            "unfit": unfit,
+        }
         typer.echo(as_json.encode(told | ({"ways": ways} if ways else {})).decode())
     else:
-        _print(whole, prices)
+        _print(whole, prices, unfit)
         _print_ways(ways, link or "")
 
 
@@ -85,6 +98,8 @@ def _conditions(link: str, slower: float) -> Conditions:
     from edgemux.cli.link import parse_link
     from edgemux.multiplexer.planner import Conditions
 
+    if not math.isfinite(slower):
+        raise ConfigError("split: --slower is a number of times")
     there = parse_link(link)
     return Conditions(there.round_trip_s, there.bits_per_s / 8, slowdown=slower)
 
@@ -106,22 +121,34 @@ def _expected(whole: Whole, prices: list[Price], whole_bytes: int, conditions: C
     return Table(ways).expected(conditions)
 
 
-def _prices(whole: Whole, timed: bool) -> list[Price]:
+def _prices(whole: Whole, timed: bool, most: int | None) -> tuple[list[Price], dict[int, str]]:
+    """What cuts cost, and by index why others are none. Raises PassError where there is no other."""
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
-    cuts = track(whole.cuts, "measuring cuts", console=console, transient=True, disable=not console.is_terminal)
-    return [whole.price(cut, timed) for cut in cuts]
+    cuts = track(whole.few(most), "measuring cuts", console=console, transient=True, disable=not console.is_terminal)
+    prices: list[Price] = []
+    unfit: dict[int, PassError] = {}
+    for cut in cuts:
+        try:
+            prices.append(whole.price(cut, timed))
+        except PassError as error:
+            unfit[cut.index] = error
+    if not prices:
+        raise next(iter(unfit.values()))
+    return prices, {index: str(error) for index, error in unfit.items()}
 
 
-def _print(whole: Whole, prices: list[Price]) -> None:
+def _print(whole: Whole, prices: list[Price], unfit: dict[int, str]) -> None:
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
-    title = f"{whole.name}: {len(prices)} cuts; its inputs are {whole.input_bytes:,} bytes as they are"
+    shown = f"{len(prices)} of {len(whole.cuts)}" if len(prices) < len(whole.cuts) else f"{len(prices)}"
+    title = f"{escape(whole.name)}: {shown} cuts; its inputs are {whole.input_bytes:,} bytes as they are"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("cut", "bytes", "head\nM MACs", "tail\nM MACs", "head\nms", "tail\nms"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -129,8 +156,10 @@ def _print(whole: Whole, prices: list[Price]) -> None:
     for price in prices:
         work = (f"{count / 1e6:.2f}" for count in (price.head_macs, price.tail_macs))
         times = ("" if ms is None else f"{ms:.2f}" for ms in (price.head_ms, price.tail_ms))
-        table.add_row(str(price.index), f"{price.bytes:,}", *work, *times, _sent(price))
+        table.add_row(str(price.index), f"{price.bytes:,}", *work, *times, escape(_sent(price)))
     (console if console.is_terminal else Console(width=max(console.width, 120))).print(table)
+    if unfit:
+        typer.echo(f"left out, as head and tail cannot be had or answer otherwise: {', '.join(map(str, unfit))}")
 
 
 def _print_ways(ways: list[Expected], link: str) -> None:
@@ -145,5 +174,19 @@ def _print_ways(ways: list[Expected], link: str) -> None:
 
 def _sent(price: Price) -> str:
     parts = zip(price.tensors, price.datatypes, price.shapes, strict=True)
-    notes = ("", " (an input itself)")[price.raw] + ("", " (one input at a time)")[not price.rows]
-    return ", ".join(f"{name} {kind} {list(shape)}" for name, kind, shape in parts) + notes
+    notes = [
+        note
+        for note, holds in (
+            ("an input itself", price.raw),
+            ("one input at a time", not price.rows),
+            (f"answers differ by up to {100 * price.difference:.1f} % of the largest", price.difference > _NEAR),
+        )
+        if holds
+    ]
+    sent = ", ".join(f"{_plain(name)} {kind} {list(shape)}" for name, kind, shape in parts)
+    return sent + "".join(f" ({note})" for note in notes)
+
+
+def _plain(name: str) -> str:
+    """A name that does nothing to a terminal."""
+    return "".join(sign if sign.isprintable() else "?" for sign in name)

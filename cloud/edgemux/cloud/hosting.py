@@ -93,14 +93,15 @@ def _load_bundle(settings: ModelSettings, source: Source, threads: int, max_batc
 def _load_tail(bundle: Bundle, split: Split, whole: Served, threads: int) -> Loaded:
     """A model of its own beside the bundle's, of the same version."""
     backend = BundleBackend(bundle, threads, split)
-    row = {split.sent.name: np.zeros((1, *split.sent.shape[1:]), np.uint8)}
-    expected = check_tail(backend, bundle, split)
+    sent, expected = check_tail(backend, bundle, split)
+    row = {split.sent.name: sent}
     served = msgspec.structs.replace(
         whole,
         name=tail_model(whole.name, split.name),
         inputs=backend.inputs,
         preprocessing=None,
         properties={**whole.properties, "split": split.name, "bits": str(split.bits)},
+        bits=split.bits,
     )
     return Loaded(served, backend, measure(backend, row, whole.max_batch), backend.digest, row, expected)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgemux.cloud.backend import Arrays, read_file
 from edgemux.multiplexer.bundle import Bundle, Split, Tensor
 from edgemux.multiplexer.chain import PROBABILITIES, Golden, probabilities
+from edgemux.multiplexer.codes import GoldenCodes
 from edgemux.multiplexer.errors import ArtifactError, BadAnswer, ExecutionError
 from edgemux.multiplexer.onnx_model import OnnxModel
 
@@ -113,24 +114,29 @@ def check_golden(backend: BundleBackend, bundle: Bundle) -> None:
     Golden(bundle).check(cloud.name, cloud.files[0], len(manifest.classes), answer)
 
 
-def check_tail(backend: BundleBackend, bundle: Bundle, split: Split) -> NDArray[Any]:
-    """What a tail says of one row of zeros, FP32 [1, classes]: there are no golden answers for tails.
+def check_tail(backend: BundleBackend, bundle: Bundle, split: Split) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """A row that a tail can be asked about, UINT8 [1, ...], and what it must say of it, FP32 [1, classes].
 
-    Raises ArtifactError naming the file when it does not turn one row, and two, into probabilities.
+    Of a bundle that has golden codes for it that is their first; otherwise a row of zeros, and what it says now.
+    Raises ArtifactError naming the file when it does not give its golden answers, or turn one row, and two, into
+    probabilities.
     """
     classes = len(bundle.manifest.classes)
 
-    def answer(count: int) -> NDArray[Any]:
-        rows = np.zeros((count, *split.sent.shape[1:]), np.uint8)
-        return probabilities(
-            split.tail,
-            (count, classes),
-            lambda: backend.run({split.sent.name: rows}, [PROBABILITIES])[PROBABILITIES],
-            "rows of zeros",
-        )
+    def answer(rows: NDArray[np.uint8]) -> NDArray[Any]:
+        return backend.run({split.sent.name: rows}, [PROBABILITIES])[PROBABILITIES]
 
-    answer(2)
-    return answer(1)
+    def zeros(count: int) -> NDArray[Any]:
+        rows = np.zeros((count, *split.sent.shape[1:]), np.uint8)
+        return probabilities(split.tail, (count, classes), lambda: answer(rows), "rows of zeros")
+
+    zeros(2)
+    of_none = zeros(1)
+    golden = GoldenCodes.read(bundle, split)
+    if golden is None:
+        return np.zeros((1, *split.sent.shape[1:]), np.uint8), of_none
+    golden.check_tail(split.tail, answer)
+    return golden.sent[:1], golden.answers[:1]
 
 
 def _tensors(

@@ -33,13 +33,23 @@ def check_place(out: Path, marker: str, otherwise: str) -> None:
 
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """An empty folder beside ``out`` to write into; it takes the place of ``out`` unless something is raised."""
-    part = out.with_name(f"{out.name}.part")
+    """An empty folder beside ``out`` to write into; it takes the place of ``out``, or is gone if something is raised.
+
+    Raises ConfigError where no folder can be.
+    """
+    place = out.resolve()  # of a link, what it leads to
+    part = place.with_name(f"{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
     except OSError as error:
         raise ConfigError(f"{out}: no folder can be made there ({error.strerror})") from error
-    yield part
-    shutil.rmtree(out, ignore_errors=True)
-    part.replace(out)
+    try:
+        yield part
+        shutil.rmtree(place, ignore_errors=True)
+        try:
+            part.replace(place)
+        except OSError as error:
+            raise ConfigError(f"{out}: cannot be replaced ({error.strerror})") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -45,13 +45,16 @@ def macs(model: onnx.ModelProto) -> int:
 
 def _node_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Weights of recurrent layers are used once a time step, those of convolutions once an output pixel."""
-    if node.op_type in ("Conv", "ConvInteger"):
-        return math.prod(shapes[node.output[0]][2:]) * math.prod(shapes[node.input[1]])
-    if node.op_type == "Gemm":
-        return math.prod(shapes[node.input[1]])
-    if node.op_type in ("MatMul", "MatMulInteger"):
+    weights = node.input[3 if node.op_type.startswith("Q") else 1] if len(node.input) > 1 else ""
+    if node.op_type in ("Conv", "ConvInteger", "QLinearConv"):
+        return math.prod(shapes[node.output[0]][2:]) * math.prod(shapes[weights])
+    if node.op_type == "ConvTranspose":
+        return math.prod(shapes[node.input[0]][2:]) * math.prod(shapes[weights])
+    if node.op_type in ("Gemm", "QGemm"):
+        return math.prod(shapes[weights])
+    if node.op_type in ("MatMul", "MatMulInteger", "QLinearMatMul"):
         rows = shapes.get(node.output[0], (0, 0))[1:-1]
-        return math.prod(rows) * math.prod(shapes.get(node.input[1], (0,))[-2:])
+        return math.prod(rows) * math.prod(shapes.get(weights, (0,))[-2:])
     if node.op_type in ("GRU", "LSTM", "RNN", "DynamicQuantizeLSTM"):
         return shapes[node.input[0]][0] * (math.prod(shapes[node.input[1]]) + math.prod(shapes[node.input[2]]))
     return 0

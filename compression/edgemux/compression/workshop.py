@@ -10,13 +10,16 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.progress import Progress
 
-from edgemux.compression.fit import Tick
 from edgemux.compression.recipe import digest
 
-Make = Callable[[Path, Tick], None]
+if TYPE_CHECKING:
+    from edgemux.compression.fit import Tick
+
+Make = Callable[[Path, "Tick"], None]
 DONE = "done"
 ELAPSED = "elapsed.json"
 SAVE_EVERY_S = 5.0

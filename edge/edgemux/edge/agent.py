@@ -20,6 +20,7 @@ from edgemux.edge.clouds import Cloud
 from edgemux.edge.config import DriftSettings, EdgeConfig, RequestSettings
 from edgemux.edge.device_executor import DeviceExecutor
 from edgemux.edge.gallery import Gallery
+from edgemux.edge.heads import Alone
 from edgemux.edge.loading import CloudGates, Fallback
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.purse import Purse
@@ -46,7 +47,7 @@ from edgemux.multiplexer.domain import (
 from edgemux.multiplexer.errors import ExecutionError
 from edgemux.multiplexer.estimate import RateEstimate
 from edgemux.multiplexer.gates import Gates
-from edgemux.multiplexer.policy import Policy, lacks_tokens
+from edgemux.multiplexer.policy import Policy, lacking
 from edgemux.wire.forks import Home
 from edgemux.wire.tracing import Attribute, Stage, Trace
 
@@ -115,6 +116,8 @@ class Agent:
         self._clock = clock
         self._cloud_route = Route(manifest.cloud.name, Placement.CLOUD)
         self.splits = splits
+        # Why other splits of the bundle are not among them, by name.
+        self.alone: Mapping[str, Alone] = {}
         # What may be sent whole inputs.
         self._open = None if config.split.never_send_raw else cloud
         self._offers = Candidates(config, family, device, self._open, splits, purse, self._cloud_route)
@@ -137,10 +140,25 @@ class Agent:
         return self._config.request
 
     async def well(self) -> bool:
-        """Whether the levels that the device affords still give their golden answers."""
+        """Whether the levels that the device affords still give their golden answers; a head that does not is no longer
+        used, which leaves the agent well.
+        """
         if self.self_check is None:
             return True
-        return await self.self_check.well(self.affordable_level(self.sampler.latest))
+        if not await self.self_check.well(self.affordable_level(self.sampler.latest)):
+            return False
+        if self.splits is not None:
+            await self.splits.look(self.self_check.inputs)
+        return True
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the files of all levels and heads that are loaded."""
+        return self.family.resident_bytes + (0 if self.splits is None else self.splits.resident_bytes)
+
+    def left_alone(self, now_s: float) -> dict[str, Alone]:
+        """By name, why splits of the bundle are not used."""
+        return {**self.alone, **({} if self.splits is None else self.splits.left_alone(now_s))}
 
     @property
     def never_send_raw(self) -> bool:
@@ -222,8 +240,9 @@ class Agent:
         sample.activations.chain = self.family.chain
         # What the cloud answers then goes into a new certificate, which is about inputs as they are.
         sample.exact = self.vigil.state.standing in (Standing.WITHDRAWN, Standing.RE_CERTIFIED)
-        first = self._candidates(sample, sample.scores, 0, self.vigil.terms.offload_first)
-        case = Case(self._budget(sample), first, failure=None if self.family.routes else Reason.NO_MODEL)
+        budget = self._budget(sample)
+        first = self._offers.above(None, self.vigil.terms.offload_first, sample, sample.scores, budget, self._clock())
+        case = Case(budget, first, failure=None if self.family.routes else Reason.NO_MODEL)
         while True:
             decision = self._policy(case)
             match decision:
@@ -235,7 +254,7 @@ class Agent:
                     elapsed = now - arrived
                     route = prediction.route
                     if self.cloud is not None:
-                        self.purse.settle(lacks_tokens(case), now)
+                        self.purse.settle(lacking(case), now)
                     self.metrics.answered(route.placement, route.variant, reason, prediction.confidence, elapsed)
                     if self.gallery.open:
                         self._show(sample, reason, prediction, degraded, elapsed)
@@ -248,8 +267,8 @@ class Agent:
                         self.vigil.met_another_model()
                     else:
                         self.vigil.compared(sample, prediction, kept=False, drawn=drawn)
-                    if prediction.peer is not None:  # another of the clouds may wait to be found well again
-                        self._ask_again(sample, reason)
+                    if prediction.peer is not None or (self.splits and route.placement is Placement.CLOUD):
+                        self._ask_again(sample, reason)  # another cloud, or a tail, may wait to be found well again
                     return Answer(prediction, reason, degraded, elapsed)
                 case Shed(reason):
                     if self.gallery.open:
@@ -278,7 +297,7 @@ class Agent:
             case = self._without(case, route, cause_of(route, error), sample)
         else:
             if route.placement is Placement.EDGE:
-                prediction, again = self._look_again(prediction, sample)
+                prediction, again = self._look_again(prediction, sample, case.budget)
                 case = case.answered(prediction, decision.reason, _untried(again, case))
             else:
                 case = case.answered(prediction, decision.reason, ())
@@ -293,7 +312,9 @@ class Agent:
         held = 0 if case.held is None else case.held.route.level
         return failed.joined(self._offers.whole(split.score, split.price, sample, held, self._clock()))
 
-    def _look_again(self, prediction: Prediction, sample: Sample) -> tuple[Prediction, tuple[Candidate, ...]]:
+    def _look_again(
+        self, prediction: Prediction, sample: Sample, budget: Budget
+    ) -> tuple[Prediction, tuple[Candidate, ...]]:
         """The post-gate: confidence in the device's answer, and what the routes above it would bring now."""
         began = time.perf_counter()
         level, terms = prediction.route.level, self.vigil.terms
@@ -309,11 +330,8 @@ class Agent:
         confident = Prediction(
             prediction.route, prediction.label, prediction.probabilities, float(scores[0, level - 1])
         )
-        return confident, self._candidates(sample, scores, level, terms.defer[level - 1])
-
-    def _candidates(self, sample: Sample, scores: NDArray[Any], above: int, price: float) -> tuple[Candidate, ...]:
-        """The levels above ``above``, and the cloud at ``price``, with their scores and expected costs."""
-        return self._offers.above(above, price, sample, scores, self._clock())
+        price = terms.defer[level - 1]
+        return confident, self._offers.above(confident, price, sample, scores, budget, self._clock())
 
     def _budget(self, sample: Sample) -> Budget:
         now = self._clock()
@@ -327,7 +345,7 @@ class Agent:
             margin_s=self._config.request.margin_s,
             compute_share=limits.compute_share * self.share * self.slack,
             memory_limit_bytes=limits.memory_bytes,
-            resident_bytes=self.family.resident_bytes,
+            resident_bytes=self.resident_bytes,
         )
 
     def allowance(self, now_s: float) -> Allowance:
@@ -346,7 +364,7 @@ class Agent:
             margin_s=0.0,
             compute_share=limits.compute_share * self.share * self.slack,
             memory_limit_bytes=limits.memory_bytes,
-            resident_bytes=self.family.resident_bytes,
+            resident_bytes=self.resident_bytes,
         )
         loaded = self.family.routes[: self.family.resident]
         fitting = [
@@ -372,7 +390,8 @@ class Agent:
         if self.cloud is None or self._background:
             return
         now = self._clock()
-        half = None if self.splits is None or audited is not None else self._offered(sample, now)
+        splits = None if audited is not None else self.splits
+        half = None if splits is None else splits.tried(sample, len(self.family.chain), now)
         asked = self._open if half is None else half.tail
         if asked is None:
             return
@@ -380,10 +399,6 @@ class Agent:
             task = asyncio.create_task(self._compare(sample, reason, audited, degraded, half))
             self._background.add(task)
             task.add_done_callback(self._background.discard)
-
-    def _offered(self, sample: Sample, now_s: float) -> Half | None:
-        """The split by which the input would be sent now."""
-        return None if self.splits is None else self.splits.offered(sample, len(self.family.chain), now_s)
 
     async def _compare(
         self, sample: Sample, reason: Reason, kept: Prediction | None, degraded: bool, half: Half | None

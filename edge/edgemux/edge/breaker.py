@@ -62,11 +62,15 @@ class State(IntEnum):
 
 
 class Call(msgspec.Struct):
-    """A call that was allowed: in which period of the breaker's life, whether it is the probe, and is it over."""
+    """A call that was allowed: in which period of the breaker's life, whether it is the probe, and is it over.
+
+    also: the same call, as a breaker beside it knows it.
+    """
 
     period: int
     probe: bool
     settled: bool = False
+    also: Call | None = None
 
 
 class Breaker:
@@ -103,7 +107,9 @@ class Breaker:
 
     def allows(self, now_s: float) -> bool:
         """Whether ``begin`` would allow a call; changes nothing."""
-        state = self.state(now_s)
+        return self._may(self.state(now_s))
+
+    def _may(self, state: State) -> bool:
         return state is State.CLOSED or (state is State.HALF_OPEN and not self._probing)
 
     def share(self, now_s: float) -> float:
@@ -138,6 +144,14 @@ class Breaker:
         self._probing = probe
         self._used = self._used or not probe
         return Call(self._period, probe)
+
+    def of_tail(self) -> TailBreaker:
+        """A breaker for the tail of a split that the same cloud serves."""
+        return TailBreaker(self, self._settings, self._chance)
+
+    def gone(self, call: Call, now_s: float) -> None:
+        """The call failed because the cloud cannot be reached at all."""
+        self.failed(call, now_s)
 
     def succeeded(self, call: Call, elapsed_s: float, now_s: float) -> None:
         """The call was answered, correctly, in ``elapsed_s``."""
@@ -195,3 +209,66 @@ class Breaker:
         self._used = False
         self._outcomes.clear()
         self._period += 1
+
+
+class TailBreaker(Breaker):
+    """The breaker of the tail of a split, beside that of the cloud which serves it: both must allow a call.
+
+    What fails is the tail's, and keeps only the tail from being asked: it may hang or be broken where the cloud's own
+    model is well. That the cloud cannot be reached is told to the cloud's alone, that it has answered to both.
+    """
+
+    def __init__(self, cloud: Breaker, settings: BreakerSettings, chance: Callable[[], float]) -> None:
+        super().__init__(settings, chance)
+        self._cloud = cloud
+
+    def state(self, now_s: float) -> State:
+        """Where the one stands that allows less."""
+        return max(self._cloud.state(now_s), super().state(now_s))
+
+    def failing(self, now_s: float) -> bool:
+        """Whether it is the tail that is not asked, and not the cloud."""
+        return super().state(now_s) is not State.CLOSED and self._cloud.state(now_s) is State.CLOSED
+
+    def allows(self, now_s: float) -> bool:
+        """Whether ``begin`` would allow a call; changes nothing."""
+        return self._cloud.allows(now_s) and self._may(super().state(now_s))
+
+    def admits(self, now_s: float, lot: float) -> bool:
+        """Whether the input that drew ``lot``, in [0, 1), may be sent."""
+        return self._cloud.admits(now_s, lot) and super().admits(now_s, lot)
+
+    def begin(self, now_s: float) -> Call | None:
+        """Ask to make a call, None for no."""
+        call = super().begin(now_s)
+        if call is not None:
+            call.also = self._cloud.begin(now_s)
+        return call
+
+    def succeeded(self, call: Call, elapsed_s: float, now_s: float) -> None:
+        """The call was answered in ``elapsed_s``; how slow the tail is says nothing of the cloud."""
+        super().succeeded(call, elapsed_s, now_s)
+        if call.also is not None:
+            self._cloud.succeeded(call.also, 0.0, now_s)
+
+    def failed(self, call: Call, now_s: float) -> None:
+        """The call failed, timed out or was too slow."""
+        super().failed(call, now_s)
+        if call.also is not None:
+            self._cloud.cancelled(call.also)
+
+    def gone(self, call: Call, now_s: float) -> None:
+        """The cloud cannot be reached; the tail need not find out by itself that it can be again."""
+        super().cancelled(call)
+        if call.also is not None:
+            self._cloud.failed(call.also, now_s)
+
+    def cancelled(self, call: Call) -> None:
+        """Our own caller gave up: no outcome."""
+        super().cancelled(call)
+        if call.also is not None:
+            self._cloud.cancelled(call.also)
+
+    def heard(self, now_s: float) -> None:
+        """The cloud was heard of by other means, which says nothing of the tail."""
+        self._cloud.heard(now_s)

@@ -12,17 +12,15 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import msgspec
-from numpy.typing import NDArray
 
 from edgemux.edge.agreement import Agreement
-from edgemux.edge.breaker import Breaker, Call, State
+from edgemux.edge.breaker import Breaker, Call, State, TailBreaker
 from edgemux.edge.metrics import EdgeMetrics, outcome_of
 from edgemux.edge.peer import CALL_OVERHEAD_BYTES, Peer, digest_in
 from edgemux.edge.purse import Purse
 from edgemux.edge.sample import Sample
 from edgemux.edge.spans import offload, options
-from edgemux.edge.together import Row, Together, merged
+from edgemux.edge.together import Reply, Row, Together, merged
 from edgemux.multiplexer.domain import Prediction, Reason, Route
 from edgemux.multiplexer.errors import (
     BadAnswer,
@@ -51,14 +49,6 @@ SHADOW_S = 1.0
 PUSHBACK_S = 0.5
 # An encoding that takes longer does not keep the event loop from everybody else.
 THREAD_S = 0.002
-
-
-class Reply(msgspec.Struct, frozen=True):
-    """What came back for one input: its probabilities FP32 [classes], the whole answer, the bytes of the call."""
-
-    response: Any
-    row: NDArray[Any]
-    size: int
 
 
 class CloudExecutor:
@@ -105,6 +95,8 @@ class CloudExecutor:
         # Whether its answers say that it is one of our own servers: others are sent the tensor alone.
         self._ours = False
         self.refused_until_s = float("-inf")
+        # When the latest input was sent.
+        self.asked_s = float("-inf")
         # Whether the latest answer came from another model than the bundle's.
         self.foreign = False
         # How the latest call ended.
@@ -114,16 +106,18 @@ class CloudExecutor:
     def beside(self, peer: Peer, metrics: EdgeMetrics) -> CloudExecutor:
         """The same cloud for another model: one channel, breaker, link and budgets; what the model says is its own.
 
-        What the tail of a split is sent is far smaller than inputs are, so what that takes on the link is its own, too.
+        What the tail of a split is sent is far smaller than inputs are, so what that takes on the link is its own, too,
+        and it has a breaker beside the cloud's: it may fail where the cloud's model does not.
         """
         other = copy.copy(self)
         other._peer, other._metrics = peer, metrics
         other.request_bytes = peer.call_bytes
+        other.asked_s = float("-inf")
         other.server = RecentMean(stale_s=OFFLOAD_STALE_S)
         other._packing = peer.packing()
         if peer.form is not None:
-            other.link = self.link.beside()
-        other.agreement = Agreement(self.index or 0, peer.model)
+            other.link, other.breaker = self.link.beside(), self.breaker.of_tail()
+        other.agreement = Agreement(self.index or 0, peer.model, self.agreement.breaks)
         other._together = Together(other._call, other._most, self._clock)
         return other
 
@@ -154,6 +148,10 @@ class CloudExecutor:
     def _most(self) -> int:
         """Inputs in one call: servers of other make may not take several."""
         return self._most_together if self._ours else 1
+
+    def failing(self, now_s: float) -> bool:
+        """Whether this is the tail of a split that is not asked for a while because it has failed."""
+        return isinstance(self.breaker, TailBreaker) and self.breaker.failing(now_s)
 
     @property
     def peers(self) -> tuple[CloudExecutor, ...]:
@@ -242,7 +240,8 @@ class CloudExecutor:
             trace.put({Attribute.BYTES: size, Attribute.FORM: encoding})
         started = self._clock()
         call = self._claim(size, started)
-        self._metrics.offloaded(size, self._peer.place)
+        self.asked_s = started
+        self._metrics.offloaded(size, encoding, self._peer.place)
         # Whoever allows ten seconds must not be needed to find out that the cloud hangs.
         slow_s = self.breaker.slow_s
         overdue = asyncio.get_running_loop().call_later(slow_s, self.breaker.failed, call, started + slow_s)
@@ -379,6 +378,8 @@ class CloudExecutor:
         """A cloud that lacks the tail of a split, or has another one, is well: it may be sent the whole input."""
         if self._peer.form is not None and isinstance(error, Incompatible):
             self.breaker.succeeded(call, 0.0, now_s)
+        elif isinstance(error, Unreachable):
+            self.breaker.gone(call, now_s)
         else:
             self.breaker.failed(call, now_s)
 

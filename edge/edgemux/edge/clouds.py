@@ -55,6 +55,10 @@ class Clouds:
         """Whether none of the clouds serves what is wanted."""
         return all(peer.incompatible for peer in self.peers)
 
+    def failing(self, now_s: float) -> bool:
+        """Whether this is the tail of a split, and every cloud has failed at it that serves it."""
+        return all(peer.failing(now_s) for peer in self.peers if not peer.incompatible)
+
     def state(self, now_s: float) -> State:
         """The best breaker's."""
         return min(peer.state(now_s) for peer in self.peers)
@@ -68,6 +72,11 @@ class Clouds:
                 pick = max if name == "link_bytes_per_second" else min
                 best[name] = known if value is None else value if known is None else pick(known, value)
         return best
+
+    @property
+    def asked_s(self) -> float:
+        """When the latest input was sent to any of them."""
+        return max(peer.asked_s for peer in self.peers)
 
     def offload_age_s(self, now_s: float) -> float:
         """Seconds since the newest sample of an offload to any of them."""

@@ -131,8 +131,8 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     A burst holds at least one offload: a rate that is low but not 0 allows one now and then.
     spend: "needed" offloads what the certificate asks for, and no more; "fully" spends the whole of a limited rate on
     the inputs that gain most, as long as there is any gain: without a limit that is every input with a gain.
-    compute_share: how much of the free CPU the device models may use. memory_bytes: for the weights of all levels that
-    are loaded, of all applications together, as large as their files are.
+    compute_share: how much of the free CPU the device models may use. memory_bytes: for the weights of all levels and
+    heads that are loaded, of all applications together, as large as their files are.
     """
 
     offloads_per_s: float = math.inf

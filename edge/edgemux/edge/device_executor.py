@@ -168,8 +168,11 @@ class DeviceExecutor:
             return None
         if self.inline(level):
             return self._family.run(level, activations)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._family.run, level, activations)
+        return await self.aside(partial(self._family.run, level, activations))
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """``work`` in the device's thread, behind what waits there; nobody is charged for it. Raises what it raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def warm_up(self, tensors: Mapping[str, NDArray[Any]], times: int = 5) -> None:
         """Measure every level on this device: the first run allocates and is not counted."""

@@ -115,7 +115,7 @@ class BundleUnusable(Failed, frozen=True, kw_only=True):
 
 
 class ModelLoaded(Event, frozen=True, kw_only=True):
-    """A bundle is in memory, with so many `levels` and `bytes` of their files."""
+    """A bundle is in memory, with so many `levels` and `bytes` of files, those of heads included."""
 
     model: Name
     version: Name
@@ -127,6 +127,23 @@ class NothingMayBeSent(Warned, frozen=True, kw_only=True):
     """`never_send_raw` is set, and the bundle has no split that may be used: the device answers alone."""
 
     model: Name
+
+
+class SplitLeftAlone(Warned, frozen=True, kw_only=True):
+    """A split is not used; docs/metrics.md says what each `reason` means. `why`: where it is the head that is wrong."""
+
+    model: Name
+    split: Name
+    reason: Name
+    why: Why | None = None
+
+
+class SplitUsable(Event, frozen=True, kw_only=True):
+    """That split may be used again, after so many `seconds`."""
+
+    model: Name
+    split: Name
+    seconds: float
 
 
 class SensorLost(Warned, frozen=True, kw_only=True):
@@ -175,6 +192,8 @@ EDGE_EVENTS: tuple[type[Event], ...] = (
     BundleUnusable,
     ModelLoaded,
     NothingMayBeSent,
+    SplitLeftAlone,
+    SplitUsable,
     SensorLost,
     WatchFailed,
     RequestLogFailed,

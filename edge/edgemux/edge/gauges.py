@@ -28,10 +28,18 @@ def export(agent: Agent, now_s: float) -> None:
         for number, peer in enumerate(agent.cloud.peers):
             metrics.peer_breaker.labels(str(number)).set(peer.state(now_s))
     _show_budgets(agent, now_s)
+    _show_splits(agent, now_s)
     _show_vigil(metrics, agent.manifest.name, agent.vigil.state, agent.manifest.certificate)
-    metrics.resident.set(agent.family.resident_bytes)
+    metrics.resident.set(agent.resident_bytes)
     metrics.gave(agent.planned, agent.share)
     metrics.level.set(agent.affordable_level(agent.sampler.latest))
+
+
+def _show_splits(agent: Agent, now_s: float) -> None:
+    agent.metrics.left_alone({name: why.value for name, why in agent.left_alone(now_s).items()})
+    if agent.splits is not None:
+        whole = None if agent.never_send_raw else agent.manifest.cloud.name
+        agent.metrics.chose(agent.splits.chosen or whole)
 
 
 def _show_budgets(agent: Agent, now_s: float) -> None:

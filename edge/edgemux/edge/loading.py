@@ -1,7 +1,8 @@
 """From bundles on disk to models in memory: the one that was asked for, else the one before it, else only the cloud.
 
 A bundle is taken whole or not at all: every file is what its manifest says, every graph loads, and the golden inputs
-give the golden answers. A right digest alone does not say that a model was exported well.
+give the golden answers. A right digest alone does not say that a model was exported well. Only the head of a split that
+does not run here, or makes other codes than the golden ones, leaves the rest as it is.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemux.edge.events import BundleFallback, BundleUnusable, ModelLoaded
-from edgemux.edge.heads import Head, load_heads
+from edgemux.edge.heads import Alone, Head, drop_others, heads_of
 from edgemux.edge.split_planning import SplitSettings, usable_splits
 from edgemux.edge.variants import Family
-from edgemux.multiplexer.bundle import Bundle, Manifest
+from edgemux.multiplexer.bundle import Bundle, Manifest, splits_of
 from edgemux.multiplexer.chain import Golden
 from edgemux.multiplexer.errors import ArtifactError
 from edgemux.multiplexer.gates import Gates, Scores
@@ -56,7 +57,7 @@ class CloudGates:
 
 class Loaded(msgspec.Struct, frozen=True):
     """A bundle in memory. ``golden``: what its models must answer, None where none of them runs here. ``heads``: of the
-    splits that may be used.
+    splits that may be used, those that there is room for loaded; ``alone``: why others may not, by name.
     """
 
     bundle: Bundle
@@ -65,6 +66,17 @@ class Loaded(msgspec.Struct, frozen=True):
     golden: Golden | None
     fallback: Fallback | None = None
     heads: tuple[Head, ...] = ()
+    alone: Mapping[str, Alone] = {}
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the files of all levels and heads that are loaded."""
+        return self.family.resident_bytes + sum(head.bytes for head in self.heads if head.loaded)
+
+    def shrink(self) -> None:
+        """Leave the first level alone in memory."""
+        self.family.lower_to(1)
+        drop_others(self.heads, ())
 
 
 def load(
@@ -109,7 +121,7 @@ def _said(loaded: Loaded, wrong: ArtifactError | None = None) -> Loaded:
         tell(_log, BundleFallback(serves=Name(loaded.fallback.value), why=why(wrong)))
     manifest, family = loaded.bundle.manifest, loaded.family
     model, version = Name(manifest.name), Name(manifest.version)
-    tell(_log, ModelLoaded(model=model, version=version, levels=family.resident, bytes=int(family.resident_bytes)))
+    tell(_log, ModelLoaded(model=model, version=version, levels=family.resident, bytes=loaded.resident_bytes))
     return loaded
 
 
@@ -124,8 +136,15 @@ def _whole(folder: Path, name: str | None, most_bytes: float, split: SplitSettin
     family, gates, golden = Family(bundle, most_bytes), Gates(bundle), Golden(bundle)
     family.check(golden, bundle.manifest)
     gates.check(golden, bundle.manifest)
-    splits = () if split is None else usable_splits(bundle.manifest, split)
-    heads = load_heads(bundle, splits, golden, family.chain)
-    if split is not None and split.never_send_raw:
-        heads = tuple(head for head in heads if not head.passes_on)
-    return Loaded(bundle, family, gates, golden, heads=heads)
+    loaded = Loaded(bundle, family, gates, golden)
+    return loaded if split is None else _with_heads(loaded, golden, split)
+
+
+def _with_heads(loaded: Loaded, golden: Golden, split: SplitSettings) -> Loaded:
+    """A head that is not what it should be takes nothing from the levels: it is left alone, and the bundle is used."""
+    every, splits = splits_of(loaded.bundle.manifest), usable_splits(loaded.bundle.manifest, split)
+    heads = heads_of(loaded.bundle, splits, golden, loaded.family, split.never_send_raw)
+    unused = Alone.OFF if split.use == "off" else Alone.LOSS
+    alone = {each.name: unused for each in every if each not in splits}
+    alone |= {head.split.name: head.unfit for head in heads if head.unfit is not None}
+    return msgspec.structs.replace(loaded, heads=tuple(head for head in heads if head.unfit is None), alone=alone)

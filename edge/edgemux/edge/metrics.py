@@ -168,6 +168,7 @@ class EdgeMetrics(Doorway):
         self._stages = {name: stage.labels(name) for name in STAGES}
         self._answers: dict[tuple[Placement, str, Reason], Counter] = {}
         self._variants = frozenset((*variants, *splits))
+        self._split_metrics(variants[-1:], splits)
         # A rate over a counter that appears late misses its first increase: what is usual is there from the start.
         for level in variants[:-1]:
             self._answered_by(Placement.EDGE, level, Reason.CONFIDENT)
@@ -178,12 +179,41 @@ class EdgeMetrics(Doorway):
             self._answered_by(Placement.SPLIT, split, Reason.OFFLOADED)
             self._answered_by(Placement.SPLIT, split, Reason.DEFERRED)
 
+    def _split_metrics(self, cloud: tuple[str, ...], splits: tuple[str, ...]) -> None:
+        chosen = self._gauge(
+            "edgemux_split_chosen",
+            "1 for the way in which inputs are sent now.",
+            "model",
+            "variant",
+        )
+        self._alone = self._gauge(
+            "edgemux_split_left_alone", "1 while a split is not used, and why.", "model", "variant", "reason"
+        )
+        self._left: dict[str, str] = {}
+        self._chosen = {name: chosen.labels(self._model, name) for name in ((*splits, *cloud) if splits else ())}
+
+    def chose(self, variant: str | None) -> None:
+        """Inputs that leave the device go this way from now on: a split's name, the cloud's, None for no way at all."""
+        for name, gauge in self._chosen.items():
+            gauge.set(name == variant)
+
+    def left_alone(self, reasons: Mapping[str, str]) -> None:
+        """The splits that are not used, by name, and why; others have no series."""
+        for name, reason in self._left.items():
+            if reasons.get(name) != reason:
+                self._alone.remove(self._model, name, reason)
+        for name, reason in reasons.items():
+            if self._left.get(name) != reason:
+                self._alone.labels(self._model, name, reason).set(1)
+        self._left = dict(reasons)
+
     def _offload_metrics(self) -> None:
         self._bytes = self._counter("edgemux_offload_bytes", "Bytes sent to the cloud.")
         self._attempts = self._counter("edgemux_offload_attempts", "Inputs sent to the cloud, answered or not.")
         self._calls = self._counter("edgemux_cloud_calls", "Inputs sent, by cloud and outcome.", "peer", "outcome")
         self._together = self._histogram("edgemux_offload_rows", "Inputs in a call to the cloud.", _ROWS)
         self._forms = self._counter("edgemux_offload_payloads", "Inputs sent to the cloud, by form.", "payload")
+        self._form_bytes = self._counter("edgemux_offload_payload_bytes", "Bytes of those, by form.", "payload")
         self.other_model = self._counter("edgemux_other_model", "Answers of another cloud model than the bundle's.")
         self.breaker = self._gauge("edgemux_breaker_state", "0 closed, 1 half-open, 2 open; the best of several.")
         self.peer_breaker = self._gauge("edgemux_peer_breaker_state", "The same of each cloud.", "peer")
@@ -219,10 +249,12 @@ class EdgeMetrics(Doorway):
         changes = self._counter("edgemux_level_changes", "Changes of the level that is given.", "model", "direction")
         self._changes = {direction: changes.labels(model, direction) for direction in DIRECTIONS}
         self._given: int | None = None
-        self.resident = self._gauge(
-            "edgemux_resident_bytes", "Bytes of the files of the levels that are loaded.", "model"
+        self.resident = self._gauge("edgemux_resident_bytes", "Bytes of the files of what is loaded.", "model").labels(
+            model
+        )
+        self._paged = self._counter(
+            "edgemux_paged_bytes", "Bytes of deltas and heads that were loaded.", "model"
         ).labels(model)
-        self._paged = self._counter("edgemux_paged_bytes", "Bytes of deltas that were loaded.", "model").labels(model)
         self.level_switch = self._histogram("edgemux_level_switch_seconds", "Loading the delta of a level.", _PARTS)
 
     def _certificate_metrics(self) -> None:
@@ -288,10 +320,11 @@ class EdgeMetrics(Doorway):
         """A stage took this long; ``name`` is one of STAGES."""
         self._stages[name].observe(elapsed_s)
 
-    def offloaded(self, sent_bytes: int, place: Placement = Placement.CLOUD) -> None:
-        """An input is being sent to the cloud, whole or as what a head makes of it."""
+    def offloaded(self, sent_bytes: int, form: str, place: Placement = Placement.CLOUD) -> None:
+        """An input is being sent to the cloud, whole or as what a head makes of it; ``form``: see ``packed``."""
         self._attempts.inc()
         self._bytes.inc(sent_bytes)
+        self._form_bytes.labels(form).inc(sent_bytes)
         self._joules[place].inc(sent_bytes * self._energy.joules_per_byte)
 
     def sent_together(self, rows: int) -> None:
@@ -343,6 +376,10 @@ class EdgeMetrics(Doorway):
     def paged(self, seconds: float, size: int) -> None:
         """A delta was loaded."""
         self.level_switch.observe(seconds)
+        self._paged.inc(size)
+
+    def paged_head(self, size: int) -> None:
+        """A head was loaded."""
         self._paged.inc(size)
 
     def audited(self, outcome: str) -> None:

@@ -23,7 +23,10 @@ from edgemux.edge.events import (
     DriftAlarmed,
     LevelChanged,
     ReCertified,
+    SplitLeftAlone,
+    SplitUsable,
 )
+from edgemux.edge.heads import Alone
 from edgemux.edge.purse import KINDS, Kind, Purse
 from edgemux.edge.vigil import Standing
 from edgemux.wire.events import Event, Name
@@ -31,6 +34,7 @@ from edgemux.wire.spell import Overload, Spell
 
 # A limited rate is spent to the last token, again and again: it has come back when it stayed for so long.
 REFILLED_S = 5.0
+OF_HEADS = (Alone.HEAD_WRONG, Alone.HEAD_FAILED, Alone.MEMORY)
 
 
 class Notices:
@@ -43,6 +47,8 @@ class Notices:
         self._breakers: dict[int, Spell] = {}
         self._budgets = {kind: Spell(REFILLED_S) for kind in KINDS}
         self._unserved: set[tuple[Name, int]] = set()
+        # Heads that could be used when this was made, by model and split; others were told of then.
+        self._heads: dict[tuple[Name, str], Spell] = {}
         # By model; what it stood at when this was made needs no line.
         self._alarms = {_model(agent): _alarm(agent) for agent in agents}
         self._levels = {_model(agent): agent.planned for agent in agents}
@@ -60,6 +66,21 @@ class Notices:
         for agent in self._agents:
             yield from self._certificate(agent)
             yield from self._level(agent)
+            yield from self._splits(agent, now_s)
+
+    def _splits(self, agent: Agent, now_s: float) -> Iterator[Event]:
+        """What has become of heads; of tails it is said where it is found out, and of unfit heads, too."""
+        if agent.splits is None:
+            return
+        model = _model(agent)
+        for name, half in agent.splits.halves.items():
+            spell = self._heads.setdefault((model, name), Spell())
+            alone = half.alone(agent.family.resident, now_s)
+            change = spell.look(alone in OF_HEADS and half.head.unfit is None, now_s)
+            if change and alone is not None:
+                yield SplitLeftAlone(model=model, split=Name(name), reason=Name(alone.value))
+            elif change is False:
+                yield SplitUsable(model=model, split=Name(name), seconds=spell.seconds)
 
     def _clouds(self, peers: Sequence[CloudExecutor], now_s: float) -> Iterator[Event]:
         for number, peer in enumerate(peers):

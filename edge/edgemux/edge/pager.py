@@ -13,7 +13,8 @@ from edgemux.edge.agent import Agent
 from edgemux.edge.budget import Readings, cpu_share, memory_for
 from edgemux.edge.config import ApplicationSettings, LimitSettings
 from edgemux.edge.events import LevelNotLoaded, PlanFailed
-from edgemux.edge.scheduler import Application, Device, Level, Plan, Planner, SchedulerSettings, plan_for
+from edgemux.edge.heads import Head, drop_others, fitting
+from edgemux.edge.scheduler import Application, Device, Level, Plan, Planner, SchedulerSettings, memory_of, plan_for
 from edgemux.edge.variants import give_back
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.wire.events import Name, kind, places, tell
@@ -78,8 +79,8 @@ class Pager:
             return
         if self._settings.scheme == "off":
             weights = sum(application.weight for application in self._applications)
-            fixed = plan_for(self._wanted(0.0), Device(1.0, self.memory_bytes), "total", self._settings.alpha)
-            self._move(fixed)
+            wanted, device = self._wanted(0.0), Device(1.0, self.memory_bytes)
+            self._move(plan_for(wanted, device, "total", self._settings.alpha), wanted, device)
             for agent, application in zip(self._agents, self._applications, strict=True):
                 agent.share, agent.slack = application.weight / weights, 1.0
         else:
@@ -116,7 +117,7 @@ class Pager:
             self._retry_s = math.inf
             self._highest = [agent.family.highest for agent in self._agents]
         readings = self._agents[0].sampler.latest
-        resident = sum(agent.family.resident_bytes for agent in self._agents)
+        resident = sum(agent.resident_bytes for agent in self._agents)
         memory = memory_for(readings, self.memory_bytes, resident)
         if memory != self.memory_bytes:  # the limit is exact; how much happens to be there is not
             memory = min(memory, self._steady("memory", memory))
@@ -124,7 +125,7 @@ class Pager:
         wanted = self._wanted(now_s)
         if (device, wanted) != self._seen or self._planner.weighing:
             self._seen = (device, wanted)
-            self._move(self._planner.consider(wanted, device, now_s))
+            self._move(self._planner.consider(wanted, device, now_s), wanted, device)
 
     def _cpu(self, readings: Readings, now_s: float) -> float:
         """The share of a core that models may have: of what is free, and beside the agent's own work for the inputs."""
@@ -189,19 +190,25 @@ class Pager:
             self.own_s += (min(max(0.0, own_s), MOST_OWN_S) - self.own_s) / 3
             self._used = now
 
-    def _move(self, plan: Plan) -> None:
-        """Put a plan in force: shares and lower levels at once, higher ones when they are loaded."""
+    def _move(self, plan: Plan, wanted: Sequence[Application], device: Device) -> None:
+        """Put a plan in force: shares and lower levels at once, higher ones when loaded. Heads have the rest."""
         self.plan = plan
         dropped: list[weakref.ref[OnnxModel]] = []
-        rising = []
+        rising, heads = [], []
+        room = device.memory_bytes - memory_of(wanted, plan.levels)
         for agent, allotment in zip(self._agents, plan.allotments, strict=True):
             agent.planned, agent.share, agent.slack = allotment.level, allotment.share, SLACK
             if allotment.level < agent.family.resident:
                 dropped += agent.family.lower_to(allotment.level)
             elif allotment.level > agent.family.resident:
                 rising.append((agent, allotment.level))
-        if rising:
-            self._raising = asyncio.create_task(self._raise(rising, dropped))
+            own = () if agent.splits is None else agent.splits.heads
+            fit = fitting(own, allotment.level, room)
+            room -= sum(head.bytes for head in fit)
+            dropped += drop_others(own, fit)
+            heads += [(agent, head) for head in fit if not head.loaded]
+        if rising or heads:
+            self._raising = asyncio.create_task(self._raise(rising, heads, dropped))
         elif dropped:
             self._dropping = asyncio.create_task(self._drop(dropped))
 
@@ -213,7 +220,12 @@ class Pager:
         if dropped:
             await asyncio.to_thread(give_back)
 
-    async def _raise(self, rising: Sequence[tuple[Agent, int]], dropped: Sequence[weakref.ref[OnnxModel]]) -> None:
+    async def _raise(
+        self,
+        rising: Sequence[tuple[Agent, int]],
+        heads: Sequence[tuple[Agent, Head]],
+        dropped: Sequence[weakref.ref[OnnxModel]],
+    ) -> None:
         """Load what the plan says, once what it drops is gone: together they might not fit the memory."""
         await self._drop(dropped)
         for agent, level in rising:
@@ -227,5 +239,8 @@ class Pager:
                 continue
             for load in loads:
                 agent.metrics.paged(load.seconds, load.bytes)
+        for agent, head in heads:
+            if head.split.level <= agent.family.resident and await asyncio.to_thread(head.load, agent.family.chain):
+                agent.metrics.paged_head(head.bytes)
         # Loading takes twice what is loaded, and most of it is free again.
         await asyncio.to_thread(give_back)

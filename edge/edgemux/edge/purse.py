@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from edgemux.edge.budget import Allowance
+from edgemux.multiplexer.domain import Cost
 from edgemux.multiplexer.limits import TokenBucket
 from edgemux.multiplexer.toll import TolledBudget
 
@@ -125,7 +126,7 @@ class Purse:
         if kind == "joules":
             self._joules.append(bucket)
         else:
-            tolled = TolledBudget(bucket, self.one_offload[kind] or 1.0)
+            tolled = TolledBudget(bucket, self._unit(kind))
             self._tolled.append((kind, tolled))
         self._budgets.append((kind, tolled or bucket))
         self._shown.append((kind, "rate" if name is None else name.partition("/")[2], bucket, tolled))
@@ -195,18 +196,35 @@ class Purse:
             for kind, per, bucket, tolled in self._shown
         ]
 
-    def toll(self, now_s: float) -> float:
-        """What an offload must gain beside its own price, in P(correct)."""
-        return sum(budget.price(now_s) for _, budget in self._tolled)
+    def dear(self, now_s: float) -> bool:
+        """Whether the bytes of an offload have a price now: of two ways the smaller one is cheaper."""
+        return any(kind != "offloads" and budget.price(now_s) > 0 for kind, budget in self._tolled)
 
-    def settle(self, lacked: bool, now_s: float) -> None:
-        """An input is done with; ``lacked``: only tokens kept it from being sent. The tolls learn from every input."""
+    def toll(self, size: float, now_s: float) -> float:
+        """What an offload of ``size`` bytes must gain beside its own price, in P(correct)."""
+        if not self._tolled:
+            return 0.0
+        costs = self.tariff.offload(size)
+        return sum(budget.price(now_s) * costs[kind] / self._unit(kind) for kind, budget in self._tolled)
+
+    def settle(self, lacked: Cost | None, now_s: float) -> None:
+        """An input is done with; ``lacked``: what it would have taken, where only tokens kept it from being sent. The
+        tolls learn from every input.
+        """
         for kind, budget in self._tolled:
-            budget.settle(lacked and budget.available(now_s) < self.one_offload[kind], now_s)
+            cost = 0.0 if lacked is None else _of(lacked, kind)
+            budget.settle(cost / self._unit(kind) if budget.available(now_s) < cost else 0.0, now_s)
+
+    def _unit(self, kind: Kind) -> float:
+        return self.one_offload[kind] or 1.0
 
     def tokens(self, now_s: float) -> dict[str, float]:
         """What the named budgets hold, for the state on disk."""
         return {name: bucket.available(now_s) for name, bucket in self._buckets.items()}
+
+
+def _of(cost: Cost, kind: Kind) -> float:
+    return {"offloads": cost.offloads, "bytes": cost.sent_bytes, "joules": cost.energy_j, "money": cost.money}[kind]
 
 
 def fill(purse: Purse, budgets: Sequence[BudgetSettings], kept: Mapping[str, float] | None) -> None:

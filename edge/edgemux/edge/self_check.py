@@ -19,7 +19,7 @@ class SelfCheck:
     ) -> None:
         """``answer`` runs a level as requests do: in the event loop, or in the thread that must answer then."""
         self._answer = answer
-        self._inputs = {name: array[:1].copy() for name, array in golden.inputs.items()}
+        self.inputs = {name: array[:1].copy() for name, array in golden.inputs.items()}
         width = len(manifest.classes)
         self._expected = {level.level: golden.recorded(level.name, width)[:1].copy() for level in manifest.levels}
 
@@ -27,7 +27,7 @@ class SelfCheck:
         """Whether every loaded level up to ``most_level``, the smallest in any case, gives its golden answer."""
         for level, expected in self._expected.items():
             if level <= max(1, most_level):
-                given = await self._answer(level, self._inputs)
+                given = await self._answer(level, self.inputs)
                 if given is not None and not np.allclose(given, expected, rtol=0.0, atol=GOLDEN_TOLERANCE):
                     return False
         return True

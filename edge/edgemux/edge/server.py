@@ -20,6 +20,7 @@ from edgemux.edge.device_executor import DeviceExecutor
 from edgemux.edge.events import NothingMayBeSent
 from edgemux.edge.gallery import Gallery
 from edgemux.edge.gauges import export_settings
+from edgemux.edge.heads import load_fitting
 from edgemux.edge.loading import Loaded, load
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.pager import Pager
@@ -83,7 +84,7 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
     )
     channels = _channels(config.cloud)
     store = Store(config.state_dir)
-    call_bytes = max(Peer.of(each.bundle.manifest, None).call_bytes for each in loaded)
+    call_bytes = max(_call_bytes(each, config.split.never_send_raw) for each in loaded)
     purse = _purse(config, call_bytes, store.begin() if config.budgets else None)
     forgetful = bool(config.budgets) and not store.works
     agents: dict[str, Agent] = {}
@@ -94,7 +95,7 @@ async def open_agents(config: EdgeConfig) -> AsyncIterator[dict[str, Agent]]:
             agents[each.bundle.manifest.name] = agent
             agent.metrics.forgets(forgetful)
             if _is_tight(config):
-                each.family.lower_to(1)
+                each.shrink()
         sampler.start()
         pager = Pager(list(agents.values()), applications, config.limits, config.scheduler)
         async with _watched(list(agents.values()), pager, config.cloud.probe_interval_s):
@@ -134,13 +135,13 @@ def _loaded(config: EdgeConfig) -> list[Loaded]:
     memory_bytes = config.limits.memory_bytes
     loaded: list[Loaded] = []
     for each in config.every_application():
-        room = memory_bytes - sum(other.family.resident_bytes for other in loaded)
+        room = memory_bytes - sum(other.resident_bytes for other in loaded)
         has_cloud = bool(config.cloud.every_address())
         answers = has_cloud and not config.split.never_send_raw
         split = config.split if has_cloud else None
         loaded.append(load(each.bundle, each.previous_bundle, each.name, answers, room, split))
         if _is_tight(config):
-            loaded[-1].family.lower_to(1)
+            loaded[-1].shrink()
     smallest = [each.family.bytes_of.get(1, 0) for each in loaded]
     for one, own in zip(loaded, smallest, strict=True):
         one.family.cap(memory_bytes - (sum(smallest) - own))
@@ -192,12 +193,14 @@ def _agent(
     drift = config.drift if family.routes else msgspec.structs.replace(config.drift, enabled=False)
     vigil = Vigil(manifest, drift, config.audit_share if family.routes else 0.0)
     family.raise_to(family.highest)
+    load_fitting(loaded.heads, family)
     metrics.degraded(loaded.fallback)
     halves = None if cloud is None else _splits(config, loaded, peer, cloud, device, metrics)
     gates, fallback = loaded.gates, loaded.fallback
     agent = Agent(
         manifest, config, family, gates, policy, device, cloud, purse, sampler, metrics, vigil, fallback, halves
     )
+    agent.alone = loaded.alone
     if loaded.golden is not None:
         one = {name: array[:1] for name, array in loaded.golden.inputs.items()}
         device.warm_up(one)
@@ -228,6 +231,13 @@ def _splits(
     whole = settings.use == "auto" and not settings.never_send_raw
     choice = SplitChoice(manifest, splits, whole_ways(manifest, peer.payloads, peer.call_bytes) if whole else ())
     return SplitExecutor(halves, choice, cloud, device, loaded.family, metrics, settings.never_send_raw)
+
+
+def _call_bytes(loaded: Loaded, never_send_raw: bool) -> float:
+    """What an offload takes at most, as far as is known: a whole input, where that may be sent."""
+    manifest = loaded.bundle.manifest
+    cut = [Peer.of_tail(manifest, head.split, "", manifest.name).call_bytes for head in loaded.heads]
+    return max(cut) if cut and never_send_raw else Peer.of(manifest, None).call_bytes
 
 
 def _purse(config: EdgeConfig, call_bytes: float, kept: dict[str, float] | None) -> Purse:

@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 from edgemux.edge.cloud_executor import CloudExecutor
 from edgemux.edge.clouds import Cloud
 from edgemux.edge.device_executor import INLINE_S, DeviceExecutor
-from edgemux.edge.heads import Head
+from edgemux.edge.heads import Alone, Head
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.packing import LOOK_S, LOOK_SHARE
 from edgemux.edge.sample import Sample
 from edgemux.edge.split_planning import SplitChoice, link_of
 from edgemux.edge.variants import Family
+from edgemux.multiplexer.bundle import Split
 from edgemux.multiplexer.chain import Activations
 from edgemux.multiplexer.domain import Placement, Prediction, Reason, Route
 from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError
-from edgemux.multiplexer.estimate import DurationEstimate
-from edgemux.multiplexer.onnx_model import Stop
+from edgemux.multiplexer.estimate import DurationEstimate, LinkEstimate
+from edgemux.multiplexer.onnx_model import OnnxModel, Stop
 from edgemux.multiplexer.planner import Conditions
 from edgemux.wire.tracing import Attribute, Stage
 
@@ -35,8 +36,12 @@ Clock = Callable[[], float]
 PLAN_S = 0.02
 # How long the whole input is offered to find out about the link, until one is sent.
 LOOKING_S = 1.0
+# Whole inputs and parts say something of the same link when there is at most so much time between them.
+TOGETHER_S = 1.0
 # A head that has failed is left alone for so long.
 FAILED_S = 30.0
+# What is no reason of the device's.
+OF_TAIL = frozenset({Alone.CLOUD_INCOMPATIBLE, Alone.CLOUD_DENIED, Alone.TAIL_FAILING})
 
 
 class Timed(msgspec.Struct, frozen=True):
@@ -61,17 +66,35 @@ class Half:
         self.compute = DurationEstimate(self.split.head_ms / 1000)
         self.failed_s = float("-inf")
 
-    def ready(self, resident: int, now_s: float) -> bool:
-        """Whether it can be had, as far as is known. resident: the highest level that is loaded."""
-        return not self.tail.incompatible and self.split.level <= resident and now_s - self.failed_s >= FAILED_S
+    def alone(self, resident: int, now_s: float) -> Alone | None:
+        """Why it is left alone now, None where it can be had. resident: the highest level that is loaded."""
+        if self.head.unfit is not None:
+            return self.head.unfit
+        if self.head.wrong:
+            return Alone.HEAD_WRONG
+        if now_s - self.failed_s < FAILED_S:
+            return Alone.HEAD_FAILED
+        if self.split.level > resident or not self.head.loaded:
+            return Alone.MEMORY if self.split.level <= resident and not self.head.wanted else Alone.DEVICE_BUSY
+        if self.tail.incompatible:
+            return Alone(next(peer.unserved for peer in self.tail.peers if peer.unserved is not None))
+        return Alone.TAIL_FAILING if self.tail.failing(now_s) else None
 
     def blocked(self, resident: int, now_s: float, lot: float) -> Reason | None:
         """Why the input that drew ``lot`` must not be answered like this, None when it may."""
-        if self.split.level > resident:
+        alone = self.alone(resident, now_s)
+        if alone in (Alone.DEVICE_BUSY, Alone.MEMORY):
             return Reason.DEVICE_BUSY
-        if now_s - self.failed_s < FAILED_S:
-            return Reason.DEVICE_FAILED
-        return self.tail.blocked(now_s, lot)
+        return self.tail.blocked(now_s, lot) if alone is None or alone in OF_TAIL else Reason.DEVICE_FAILED
+
+
+def fits(split: Split, sent: NDArray[Any]) -> bool:
+    """Whether this is one input of the tail: so it was for golden inputs, and may not be for strange ones."""
+    return (
+        sent.dtype == np.uint8
+        and sent.shape == (1, *split.sent.shape[1:])
+        and not int(sent.max(initial=0)) >> split.bits
+    )
 
 
 class SplitExecutor:
@@ -109,7 +132,7 @@ class SplitExecutor:
         """The split by which an input is sent now, None where it is sent whole."""
         if sample.exact and not self.never_send_raw:
             return None
-        ready = tuple(name for name, half in self.halves.items() if half.ready(resident, now_s))
+        ready = tuple(name for name, half in self.halves.items() if half.alone(resident, now_s) is None)
         if not ready:
             return self._latest if self.never_send_raw else None
         key = sample.activations.reached, ready
@@ -120,12 +143,32 @@ class SplitExecutor:
             self.chosen = name
         return None if name is None or self._looks(sample, now_s) else self.halves[name]
 
+    def tried(self, sample: Sample, resident: int, now_s: float) -> Half | None:
+        """The split by which an input would be sent with nobody waiting: one whose tail has failed comes first."""
+        for half in self.halves.values():
+            if half.alone(resident, now_s) is Alone.TAIL_FAILING and half.tail.wants_shadow(now_s, Reason.BREAKER):
+                return half
+        return self.offered(sample, resident, now_s)
+
+    def loses(self, name: str) -> float:
+        """The share of right answers that a split is measured to lose against the cloud; 0 for what is no split."""
+        half = self.halves.get(name)
+        return 0.0 if half is None else max(0.0, self._choice.accuracy - half.split.accuracy)
+
+    def cheaper(self, half: Half | None, resident: int, now_s: float) -> list[Half]:
+        """The splits that can be had besides ``half``, those of the fewest bytes first."""
+        ready = [each for each in self.halves.values() if each is not half and each.alone(resident, now_s) is None]
+        return sorted(ready, key=lambda each: each.tail.request_bytes)
+
     def _looks(self, sample: Sample, now_s: float) -> bool:
         """Whether the whole input is sent for once: a link that carried little may carry more by now.
 
-        Only where that is expected to take at most a share of the time that is left.
+        Only where that is expected to take at most a share of the time that is left, and only one: many at once
+        would be in each other's way, on a link that is slow as it is.
         """
         if not self._choice.has_whole or self._cloud.offload_age_s(now_s) < LOOK_S:
+            return False
+        if now_s - self._cloud.asked_s < LOOK_S:
             return False
         if self._whole_s > LOOK_SHARE * (sample.deadline_s - now_s):
             return False
@@ -136,7 +179,13 @@ class SplitExecutor:
     def link(self, now_s: float) -> tuple[float, float] | None:
         """Round trip and bytes a second, from what was sent lately; None while that is not known."""
         part = min((half.tail for half in self.halves.values()), key=lambda tail: tail.offload_age_s(now_s))
-        return link_of(self._cloud.small_s(now_s), self._cloud.offload_seen(now_s), part.offload_seen(now_s))
+        small_s, older_s = self._cloud.small_s(now_s), self._cloud.offload_age_s(now_s) - part.offload_age_s(now_s)
+        # One kind and the smallest calls are enough: of the other it is only known how the link was.
+        whole = None if small_s is not None and older_s > TOGETHER_S else self._cloud.offload_seen(now_s)
+        parts = None if small_s is not None and -older_s > TOGETHER_S else part.offload_seen(now_s)
+        if parts is not None and parts[0] <= LinkEstimate.SMALL_BYTES:  # too few bytes to tell a bandwidth by
+            parts = None
+        return link_of(small_s, whole, parts)
 
     def _conditions(self, now_s: float) -> Conditions | None:
         """How things stand; None while that is not known."""
@@ -166,6 +215,14 @@ class SplitExecutor:
         """How many times as long a head takes here as on its maker's machine."""
         latest = self._latest
         return latest.latency.mean_s / (latest.split.head_ms / 1000) if latest.split.head_ms > 0 else 1.0
+
+    def predict_s(self, half: Half, now_s: float) -> float:
+        """Seconds that the tail's call is expected to take: as the last ones did, before the first as the link is."""
+        seen_s = half.tail.predict_s(now_s)
+        link = None if half.tail.offload_seen(now_s) is not None else self.link(now_s)
+        if link is None:
+            return seen_s
+        return max(seen_s, link[0] + half.tail.request_bytes / link[1] + half.split.tail_ms / 1000)
 
     def work_s(self, half: Half, reached: int) -> tuple[float, float]:
         """Seconds, and of CPU time, that the device is expected to take after level ``reached``."""
@@ -206,7 +263,7 @@ class SplitExecutor:
     async def _sent(self, half: Half, sample: Sample, timeout_s: float) -> NDArray[np.uint8]:
         self._latest = half
         expected_s, _ = self.work_s(half, sample.activations.reached)
-        work = partial(self._timed, half, sample.activations)
+        work = partial(self._timed, half, half.head.held(), sample.activations)
         try:
             if expected_s <= INLINE_S:
                 made = work()
@@ -230,25 +287,59 @@ class SplitExecutor:
         if sample.trace is not None:
             sample.trace.took(Stage.DEVICE, seconds, {Attribute.LEVEL: half.split.level}, failed=failed)
 
-    def _timed(self, half: Half, activations: Activations, stop: Stop | None = None) -> Timed:
+    def _timed(self, half: Half, model: OnnxModel, activations: Activations, stop: Stop | None = None) -> Timed:
         """The level below it, where it is not there yet, and the head."""
         wall, cpu = time.perf_counter(), time.thread_time()
         if half.split.level:
             (activations.chain or self._family.chain).reach(half.split.level, activations, stop)
         head_wall, head_cpu = time.perf_counter(), time.thread_time()
-        sent = half.head.run(activations, stop)
+        sent = half.head.run(model, activations, stop)
+        if not fits(half.split, sent):
+            raise ExecutionError("the head made what cannot be sent")
         ended, cpu_ended = time.perf_counter(), time.thread_time()
         return Timed(sent, ended - head_wall, cpu_ended - head_cpu, ended - wall, cpu_ended - cpu)
 
     def warm_up(self, tensors: Mapping[str, NDArray[Any]], times: int = 5) -> None:
-        """Measure every head on this device: the first run allocates and is not counted."""
+        """Measure every loaded head on this device: the first run allocates and is not counted."""
         for half in self.halves.values():
+            if not half.head.loaded:
+                continue
             activations = Activations(tensors)
-            self._timed(half, activations)
+            self._timed(half, half.head.held(), activations)
             for _ in range(times):
-                made = self._timed(half, activations)
+                made = self._timed(half, half.head.held(), activations)
                 half.latency.observe(made.head_s)
                 half.compute.observe(made.head_cpu_s)
+
+    async def look(self, first: Mapping[str, NDArray[Any]]) -> None:
+        """Have every head that can be had make the codes of the ``first`` golden input again, counted nowhere.
+
+        One that makes others is left alone until it makes these.
+        """
+        chain = self._family.chain
+        for half in self.halves.values():
+            if half.head.loaded and half.split.level <= len(chain):
+                work = partial(half.head.look, first, chain)
+                if self.work_s(half, 0)[0] <= INLINE_S:
+                    work()
+                else:
+                    await self._device.aside(work)
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """Of all splits, loaded or not."""
+        return tuple(half.head for half in self.halves.values())
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the files of the heads that are loaded."""
+        return sum(half.head.bytes for half in self.halves.values() if half.head.loaded)
+
+    def left_alone(self, now_s: float) -> dict[str, Alone]:
+        """By name, why splits are not used now."""
+        resident = self._family.resident
+        found = {name: half.alone(resident, now_s) for name, half in self.halves.items()}
+        return {name: alone for name, alone in found.items() if alone is not None}
 
     def status(self, now_s: float) -> dict[str, Any]:
         """For the status page: what is chosen now, and how each split stands."""

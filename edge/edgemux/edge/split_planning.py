@@ -54,7 +54,8 @@ def whole_ways(manifest: Manifest, payloads: Sequence[Payload], raw_bytes: float
     for each in payloads:
         if each.encoding != RAW:
             size, decode_s = each.bytes + AROUND_BYTES, each.decode_ms / 1000
-            ways.append(Way(each.encoding, Placement.CLOUD, each.encode_ms / 1000, cloud_s + decode_s, size))
+            encode_s, changed = each.encode_ms / 1000, each.changed
+            ways.append(Way(each.encoding, Placement.CLOUD, encode_s, cloud_s + decode_s, size, changed=changed))
     return tuple(ways)
 
 
@@ -63,7 +64,8 @@ def split_way(manifest: Manifest, split: Split, reached: int) -> Way:
     levels_ms = [0.0, *(level.median_ms for level in manifest.levels)]
     below_ms = max(0.0, levels_ms[split.level] - levels_ms[reached]) if reached < split.level else 0.0
     device_s = (below_ms + split.head_ms) / 1000
-    return Way(split.name, Placement.SPLIT, device_s, split.tail_ms / 1000, split.bytes + AROUND_BYTES)
+    size, tail_s = split.bytes + AROUND_BYTES, split.tail_ms / 1000
+    return Way(split.name, Placement.SPLIT, device_s, tail_s, size, changed=split.changed)
 
 
 Sent = tuple[float, float]
@@ -73,18 +75,19 @@ def link_of(small_s: float | None, whole: Sent | None, part: Sent | None) -> tup
     """Round trip and bytes a second, from (bytes, seconds) of calls with whole inputs and with parts.
 
     small_s: of a call that carries next to nothing. None where less than two of the three are known. What a call takes
-    beside the smallest one is not all for its bytes: where both are known, whole inputs and parts tell more. Infinite
-    where more bytes take no more time.
+    beside the smallest one is not all for its bytes: where both are known, whole inputs and parts tell more, unless
+    what went before them on the link held up the smaller for longer. Infinite where more bytes take no more time.
     """
     least = None if small_s is None else (LinkEstimate.SMALL_BYTES / 2, small_s)
     known = sorted(each for each in (least, part, whole) if each is not None)
     if len(known) < 2:
         return None
-    (few, quick_s), (many, slow_s) = known[-2:]
-    if slow_s <= quick_s or many <= few:
-        return min(slow_s, quick_s), math.inf
-    bytes_per_s = (many - few) / (slow_s - quick_s)
-    return max(0.0, quick_s - few / bytes_per_s), bytes_per_s
+    many, slow_s = known[-1]
+    for few, quick_s in (known[-2], known[0]):
+        if slow_s > quick_s and many > few:
+            bytes_per_s = (many - few) / (slow_s - quick_s)
+            return max(0.0, quick_s - few / bytes_per_s), bytes_per_s
+    return min(seconds for _, seconds in known), math.inf
 
 
 class SplitChoice:
@@ -95,6 +98,7 @@ class SplitChoice:
     ) -> None:
         """whole: what ``whole_ways`` gives; none where the whole input is never to be sent by first choice."""
         self._manifest = manifest
+        self.accuracy = manifest.cloud.accuracy
         self._splits = {split.name: split for split in splits}
         self._whole = tuple(whole)
         self.has_whole = bool(whole)
@@ -116,7 +120,8 @@ class SplitChoice:
 
     def forget(self) -> None:
         """The link has not been seen for long: begin again with what is there without a head."""
-        self._planners.clear()
+        for planner in self._planners.values():
+            planner.forget()
 
     def _planner(self, reached: int, ready: tuple[str, ...]) -> Planner:
         splits = [split_way(self._manifest, self._splits[name], reached) for name in ready]

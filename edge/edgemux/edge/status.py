@@ -79,9 +79,11 @@ def status_of(agent: Agent) -> dict[str, Any]:
 
 def _split(agent: Agent, now_s: float) -> dict[str, Any]:
     """Nothing where there is nothing to say: no split, and whole inputs may be sent."""
-    if agent.splits is None and not agent.never_send_raw:
+    if agent.splits is None and not agent.never_send_raw and not agent.alone:
         return {}
     said: dict[str, Any] = {"never_send_raw": agent.never_send_raw, "answers_alone": agent.silent}
+    if alone := agent.left_alone(now_s):
+        said["left_alone"] = {name: why.value for name, why in alone.items()}
     return {"split": said | ({} if agent.splits is None else agent.splits.status(now_s))}
 
 

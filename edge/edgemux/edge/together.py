@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
+from numpy.typing import NDArray
 
 from edgemux.wire.codec import add_checksum
 from edgemux.wire.payload import ENCODING
@@ -33,6 +34,14 @@ class Row(msgspec.Struct, frozen=True):
     def fits(self, other: Row) -> bool:
         """Whether both can be rows of one message."""
         return [_form(each) for each in self.request.inputs] == [_form(each) for each in other.request.inputs]
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What came back for one input: its probabilities FP32 [classes], the whole answer, the bytes of the call."""
+
+    response: Any
+    row: NDArray[Any]
+    size: int
 
 
 def _form(message: Any) -> tuple[Any, ...]:

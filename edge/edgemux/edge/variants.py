@@ -39,8 +39,8 @@ class Family:
 
     ``routes`` by rising level, of all of them; ``bytes_of[k]``: bytes of level k and below; ``load_s`` is what loading
     each level's delta took, by rising level: what raising the level to it costs. ``highest`` is the highest level that
-    could ever be loaded; ``loads`` are those of the start. ``chain`` is what is loaded now: a value, so that whoever
-    holds it can go on with levels that are dropped meanwhile.
+    could ever be loaded within ``most_bytes``; ``loads`` are those of the start. ``chain`` is what is loaded now: a
+    value, so that whoever holds it can go on with levels that are dropped meanwhile.
     """
 
     def __init__(self, bundle: Bundle, most_bytes: float = math.inf) -> None:
@@ -51,6 +51,7 @@ class Family:
         )
         self.bytes_of = {level.level: bundle.size(level.files) for level in manifest.levels}
         self.highest = 1
+        self.most_bytes = most_bytes
         self.cap(most_bytes)
         self.load_s = [0.0] * len(manifest.levels)
         self._bundle = bundle
@@ -102,10 +103,12 @@ class Family:
         family = cls.__new__(cls)
         family.routes, family.bytes_of, family.load_s, family.loads = (), {}, [], []
         family.highest, family._deltas, family.chain = 0, (), Chain((), ())
+        family.most_bytes = math.inf
         return family
 
     def cap(self, most_bytes: float) -> None:
         """From now on no level that takes more than ``most_bytes`` can be raised to; drops nothing."""
+        self.most_bytes = most_bytes
         if not self.routes:
             return
         self.highest = max([1, *(level for level, size in self.bytes_of.items() if size <= most_bytes)])

@@ -59,14 +59,20 @@ class Chain:
         pool = activations.pool
         if activations.kept is not None and activations.kept[0] == level:
             return activations.kept[1]
-        for index in range(min(activations.reached, level - 1), level):
-            delta, wanted = self._deltas[index], self._states[index]
-            if index == level - 1:
-                wanted = [PROBABILITIES, *wanted]
-            results = delta.run({name: pool[name] for name in delta.inputs}, wanted, stop)
-            pool.update(zip(wanted, results, strict=True))
+        for index in range(min(activations.reached, level - 1), level - 1):
+            pool.update(self._left_by(index, pool, stop))
+        left = self._left_by(level - 1, pool, stop, [PROBABILITIES])
+        # Never in the pool: a run that was given up may still end in its thread while another level answers here.
+        answer = left.pop(PROBABILITIES)
+        pool.update(left)
         activations.reached = max(activations.reached, level)
-        return pool.pop(PROBABILITIES)
+        return answer
+
+    def _left_by(
+        self, index: int, pool: Mapping[str, Array], stop: Stop | None, more: Sequence[str] = ()
+    ) -> dict[str, Array]:
+        delta, wanted = self._deltas[index], [*more, *self._states[index]]
+        return dict(zip(wanted, delta.run({name: pool[name] for name in delta.inputs}, wanted, stop), strict=True))
 
     def reach(self, level: int, activations: Activations, stop: Stop | None = None) -> None:
         """See that what the levels up to ``level`` leave behind is there; its answer is kept for whoever asks."""

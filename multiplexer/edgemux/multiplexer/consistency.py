@@ -54,7 +54,8 @@ def _check_files(manifest: Manifest) -> None:
     used.update(path for level in manifest.levels for path in level.files)
     if manifest.samples is not None:
         used.add(manifest.samples)
-    used.update(file for split in splits_of(manifest) for file in (split.head, split.tail))
+    for split in splits_of(manifest):
+        used.update((split.head, split.tail, *(() if split.golden is msgspec.UNSET else (split.golden,))))
     missing = sorted(used.difference(listed))
     if missing:
         raise ArtifactError(f"{MANIFEST}: {missing[0]} is used but not listed")

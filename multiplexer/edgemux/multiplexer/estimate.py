@@ -144,17 +144,21 @@ class LinkEstimate:
         self._large_bytes = 0.0
         # Of everything that is sent over this link.
         self._every_large = [self._large]
+        self._most_small = float(self.SMALL_BYTES)
 
     def beside(self) -> LinkEstimate:
-        """The same link for offloads of another size: one round trip, and what such offloads take is their own."""
+        """The same link for offloads of another size: one round trip, and what such offloads take is their own.
+
+        However small they are: that one of them is not answered is no round trip.
+        """
         other = LinkEstimate()
-        other._small, other._every_large = self._small, self._every_large
+        other._small, other._every_large, other._most_small = self._small, self._every_large, 0.0
         self._every_large.append(other._large)
         return other
 
     def observe(self, sent_bytes: float, network_s: float, now_s: float) -> None:
         """Add one sample; ``network_s`` excludes what the server says it spent itself."""
-        if sent_bytes <= self.SMALL_BYTES:
+        if sent_bytes <= self._most_small:
             self._small.observe(network_s, now_s)
         else:
             self._large.observe(network_s, now_s)

@@ -144,7 +144,9 @@ class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     head: ONNX; takes inputs of the bundle (level 0), or what the levels up to ``level`` leave. tail: ONNX, what is sent
     -> probabilities [n, classes]. sent: UINT8 [-1, ...] of a fixed size, its values below 2**bits.
     bytes: mean of an input as it is sent. head_ms, tail_ms: one input on one thread, the head without the level below
-    it. accuracy, changed: on ``n`` inputs; changed: the share that gets another label than from the cloud model.
+    it. accuracy: to be read beside the cloud model's here, of which ``n`` inputs lose the difference. changed: the
+    share of these that gets another label than from the cloud model. golden: the file with what head and tail must
+    make of the golden inputs, see codes.py.
     """
 
     name: str
@@ -160,6 +162,7 @@ class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n: int
     accuracy: float
     changed: float
+    golden: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -2,7 +2,7 @@
 
 The sum that is made small is Neurosurgeon's (Kang et al., ASPLOS 2017): time on the device, on the link and in the
 cloud, and the device's energy for computing and sending. Unlike there the cloud's queue counts, and the whole input in
-the smallest form that is known is a way like any other: a cut often loses to it (Matsubara et al., WACV 2023).
+the smallest form that is known is a way like any other: a cut often loses to it (Matsubara et al., TMLR 2023).
 """
 
 from __future__ import annotations
@@ -18,13 +18,20 @@ from edgemux.multiplexer.domain import Placement
 
 # Another way must be better by this share: estimates are not that good, and each change costs a first time.
 BETTER = 0.9
+# A way that changes answers counts as longer, by this and by so much for all that it changes: where times are alike
+# nothing is to be lost, and of two that are alike less.
+LOSSY, CHANGED = 0.1, 2.5
+# Seconds and their like are taken for no more than this, and bandwidths for no less than its inverse: beyond there is
+# nothing to tell ways apart by.
+MOST = 1e9
 
 
 class Way(msgspec.Struct, frozen=True):
     """One way to answer an input. ``name``: of a cut, or of the form in which the input is sent.
 
     device_s: CPU time on the device when nothing else runs there, encoding included. cloud_s: computing in the cloud,
-    decoding included. sent_bytes, answer_bytes: on the link, each way; none where the device answers.
+    decoding included. sent_bytes, answer_bytes: on the link, each way; none where the device answers. changed: the
+    share of answers that are others than to the input itself.
     """
 
     name: str
@@ -33,6 +40,7 @@ class Way(msgspec.Struct, frozen=True):
     cloud_s: float = 0.0
     sent_bytes: float = 0.0
     answer_bytes: float = 0.0
+    changed: float = 0.0
 
 
 class Conditions(msgspec.Struct, frozen=True):
@@ -47,6 +55,22 @@ class Conditions(msgspec.Struct, frozen=True):
     queue_s: float = 0.0
     slowdown: float = 1.0
     lost_share: float = 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether these are readings at all: none is NaN or below zero, and the device takes some time."""
+        seconds = self.rtt_s, self.bytes_per_s, self.queue_s, self.lost_share
+        return all(each >= 0 for each in seconds) and self.slowdown > 0
+
+    def within_reason(self) -> Conditions:
+        """With finite times, and a bandwidth over zero."""
+        return Conditions(
+            min(self.rtt_s, MOST),
+            max(self.bytes_per_s, 1 / MOST),
+            min(self.queue_s, MOST),
+            min(self.slowdown, MOST),
+            min(self.lost_share, 1.0),
+        )
 
 
 class Price(msgspec.Struct, frozen=True):
@@ -74,18 +98,23 @@ class Table:
     """Ways as columns: what they take under any conditions is a product. Those that can never be best are left out."""
 
     def __init__(self, ways: Sequence[Way], price: Price | None = None) -> None:
-        """Raises ValueError without ways."""
+        """Raises ValueError without ways, and for one that takes less than nothing, or no number."""
         if not ways:
             raise ValueError("there must be a way")
+        if not all(0 <= each < math.inf for way in ways for each in _axes(way)):
+            raise ValueError("a way takes what is no number")
         self.ways = tuple(undominated(ways))
         self._price = price or Price()
         self._device = np.array([way.device_s for way in self.ways])
         self._cloud = np.array([way.cloud_s for way in self.ways])
         self._bytes = np.array([way.sent_bytes + way.answer_bytes for way in self.ways])
+        self._counts = np.array([counted(way.changed) for way in self.ways])
         self._leaves = np.array([way.placement is not Placement.EDGE for way in self.ways], float)
+        self._energy_s = self._price.seconds_per_joule * self.energies_j()
 
     def latencies_s(self, conditions: Conditions) -> NDArray[np.float64]:
         """Seconds of each way, [ways]."""
+        conditions = conditions.within_reason()
         link_s = self._leaves * (conditions.rtt_s + conditions.queue_s) + self._bytes / conditions.bytes_per_s
         # A call that is lost with probability p is made 1 / (1 - p) times on average.
         often = 1.0 / max(1.0 - conditions.lost_share, 1e-3)
@@ -94,7 +123,7 @@ class Table:
 
     def prices_s(self, conditions: Conditions) -> NDArray[np.float64]:
         """What is made small, of each way, [ways]."""
-        prices: NDArray[np.float64] = self.latencies_s(conditions) + self._price.seconds_per_joule * self.energies_j()
+        prices: NDArray[np.float64] = self._counts * (self.latencies_s(conditions) + self._energy_s)
         return prices
 
     def energies_j(self) -> NDArray[np.float64]:
@@ -111,17 +140,24 @@ class Table:
 
 def undominated(ways: Sequence[Way]) -> list[Way]:
     """Without ways that take at least as much of everything as another one: no conditions make these best."""
-    kept: list[Way] = []
-    for way in sorted(ways, key=lambda way: (*_axes(way), way.name)):
-        axes = _axes(way)
-        if not any(all(a <= b for a, b in zip(_axes(other), axes, strict=True)) for other in kept):
-            kept.append(way)
-    return kept
+    if not ways:
+        return []
+    ordered = sorted(ways, key=lambda way: (*_axes(way), way.name))
+    axes = np.array([_axes(way) for way in ordered]).reshape(len(ordered), -1)
+    no_worse = (axes[:, None] <= axes[None, :]).all(axis=2)
+    # Whatever beats a way comes before it, or is its equal.
+    beaten = np.triu(no_worse, 1).any(axis=0)
+    return [ordered[at] for at in np.flatnonzero(~beaten)]
 
 
 def _axes(way: Way) -> tuple[float, ...]:
     leaves = float(way.placement is not Placement.EDGE)
-    return leaves, way.device_s, way.cloud_s, way.sent_bytes + way.answer_bytes
+    return leaves, way.changed, way.device_s, way.cloud_s, way.sent_bytes + way.answer_bytes
+
+
+def counted(changed: float) -> float:
+    """As how many times as long a way counts that changes this share of answers."""
+    return 1.0 + LOSSY + CHANGED * changed if changed > 0 else 1.0
 
 
 class Planner:
@@ -132,20 +168,20 @@ class Planner:
         self._chosen: int | None = None
 
     def plan(self, conditions: Conditions | None) -> Way:
-        """The way for now. conditions: None while the link is not known: what was chosen stays, at first the way that
-        needs no link, else the first of the table.
+        """The way for now. conditions: None while the link is not known, and so are readings that are none: what was
+        chosen stays, at first the way that needs no link, else the first of the table.
         """
-        if conditions is None:
+        if conditions is None or not conditions.known:
             return self.table.ways[self._unknown() if self._chosen is None else self._chosen]
         prices = self.table.prices_s(conditions)
         best = int(prices.argmin())
-        if (
-            self._chosen is None
-            or not math.isfinite(prices[self._chosen])
-            or prices[best] < BETTER * prices[self._chosen]
-        ):
+        if self._chosen is None or prices[best] < BETTER * prices[self._chosen]:
             self._chosen = best
         return self.table.ways[self._chosen]
+
+    def forget(self) -> None:
+        """What was chosen is not kept."""
+        self._chosen = None
 
     def _unknown(self) -> int:
         places = [way.placement for way in self.table.ways]

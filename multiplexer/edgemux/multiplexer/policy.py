@@ -21,6 +21,7 @@ from edgemux.multiplexer.domain import (
     Budget,
     Candidate,
     Case,
+    Cost,
     Decision,
     Placement,
     Prediction,
@@ -136,12 +137,14 @@ def _untolled(candidate: Candidate) -> float:
     return candidate.score - candidate.price
 
 
-def lacks_tokens(case: Case) -> bool:
-    """Whether an input whose device answer is kept was worth an offload at today's toll, but for the tokens."""
+def lacking(case: Case) -> Cost | None:
+    """What an input whose device answer is kept would have taken, where it was worth that at today's toll and only the
+    tokens were not there; None otherwise.
+    """
     held = case.held
     if held is None or case.failure is not None:
-        return False
-    return any(
-        worth(candidate) > held.confidence and obstacle(candidate, case.budget, held) is Reason.BUDGET
-        for candidate in case.candidates
-    )
+        return None
+    for candidate in case.candidates:
+        if worth(candidate) > held.confidence and obstacle(candidate, case.budget, held) is Reason.BUDGET:
+            return candidate.cost
+    return None

@@ -64,8 +64,8 @@ class TolledBudget:
         emptiness = 1.0 - (self._bucket.available(now_s) - self._unit) / burst if burst > 0 else 1.0
         return self._toll.price * min(1.0, RELIEF * emptiness)
 
-    def settle(self, lacked: bool, now_s: float) -> None:
-        """One input is done with. ``lacked``: it was worth an offload at this price, and the tokens were not there.
+    def settle(self, lacked: float, now_s: float) -> None:
+        """One input is done with. ``lacked``: units that it was worth at this price, and that were not there.
 
         Whoever took tokens meanwhile (an audit, a probe of the link) counts as having wanted them.
         """
@@ -77,4 +77,4 @@ class TolledBudget:
         self._seen = now
         # What a bucket cannot hold was never there to be spent.
         allowed = min(accrued, self._bucket.burst / self._unit)
-        self._toll.settle(taken + (1.0 if lacked else 0.0), allowed, spilled)
+        self._toll.settle(taken + lacked, allowed, spilled)

@@ -39,7 +39,8 @@ class Served(msgspec.Struct, frozen=True):
     """A model as clients see it.
 
     preprocessing: None where encoded pictures are not taken. max_batch: rows of one request; 0 for a model whose
-    tensors have no dimension for the batch. properties: what clients may want to show.
+    tensors have no dimension for the batch. properties: what clients may want to show. bits: values of UINT8 inputs are
+    below 2**bits.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Served(msgspec.Struct, frozen=True):
     platform: str = ""
     max_batch: int = 1
     properties: Mapping[str, str] = {}
+    bits: int = 8
 
     @classmethod
     def of(cls, manifest: Manifest, platform: str, max_batch: int) -> Served:
@@ -65,6 +67,15 @@ class Served(msgspec.Struct, frozen=True):
             max_batch,
             properties,
         )
+
+
+def _within_bits(arrays: dict[str, Array], served: Served) -> dict[str, Array]:
+    """``arrays``. Raises InputError naming what would spoil a batch: tails may take values for places in a table."""
+    if served.bits < 8:
+        for name, array in arrays.items():
+            if array.dtype.name == "uint8" and int(array.max(initial=0)) >> served.bits:
+                raise InputError(name, f"holds values of more than {served.bits} bits")
+    return arrays
 
 
 class ModelService:
@@ -193,10 +204,10 @@ class ModelService:
             if isinstance(given, Pictures):
                 pictures += len(given.elements)
         if not pictures:
-            return inputs  # type: ignore[return-value]
+            return _within_bits(inputs, served)  # type: ignore[arg-type]
         if self._decoding > 0 and self._decoding + pictures > self._max_decoding:
             raise Overloaded("too many pictures are waiting to be decoded")
-        return await self._decoded(inputs, served, pictures, deadline_s)
+        return _within_bits(await self._decoded(inputs, served, pictures, deadline_s), served)
 
     def _read(self, request: Any, served: Served) -> dict[str, Array | Pictures]:
         return check_inputs(request, served.inputs, served.preprocessing, served.max_batch)

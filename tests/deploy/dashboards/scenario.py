@@ -1,7 +1,7 @@
 """A run of the real agent and cloud through an outage, a squeeze, an overload and a drift, watched by a Prometheus.
 
-Two agents of one cloud, an emulated link in front of the first. Nothing is simulated but that link and the files that
-the sensors read. It takes about a minute.
+Two agents of one cloud, an emulated link in front of the first; the second sends inputs cut in two. Nothing is
+simulated but that link and the files that the sensors read. It takes about a minute.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from edgemux.multiplexer.bundle import Bundle
 from edgemux.wire.codec import make_request
 from edgemux.wire.service import Stub
 from tests.authority import DAY, Authority
+from tests.deploy.dashboards.cut import with_cuts
 from tests.deploy.dashboards.device import FINE, PROGRAM, SQUEEZED, Device
 from tests.deploy.dashboards.server import Prometheus, free_port, prometheus
 from tests.deploy.dashboards.variables import Span
@@ -53,6 +54,8 @@ _EDGE = """
 bundle = "{bundle}"
 state_dir = "{state}"
 audit_share = 0.2
+[split]
+use = "{split}"
 [cloud]
 address = "{cloud}"
 probe_interval_s = 0.3
@@ -124,6 +127,7 @@ class _Processes:
         # The authority itself lasts 30 days; two weeks are when the alert is due.
         self._issued = authority.issue("server", last=25 * DAY)
         self._running: dict[str, subprocess.Popen[str]] = {}
+        self._bundle = with_cuts(BUNDLE, folder / "bundle")
         self.ports = {name: {"grpc": free_port(), "metrics": free_port()} for name in ("cloud", *EDGES)}
         self.devices = {name: Device(folder / f"device-{number}") for number, name in enumerate(EDGES)}
 
@@ -137,7 +141,10 @@ class _Processes:
         text = _EDGE if name in EDGES else _CLOUD
         config = self._folder / f"{name}.toml"
         listen = _LISTEN.format(cert=self._issued.cert, key=self._issued.key, **self.ports[name])
-        config.write_text(text.format(bundle=BUNDLE, state=state, cloud=cloud, ca=self.ca, listen=listen))
+        # One agent sends what a head makes whatever the link is like, the other what is answered soonest.
+        split = "always" if name == EDGES[1] else "auto"
+        said = {"bundle": self._bundle, "state": state, "cloud": cloud, "ca": self.ca, "listen": listen}
+        config.write_text(text.format(split=split, **said))
         command = [sys.executable, "-m", "edgemux.cli.main", "cloud", "--config", str(config)]
         if name in EDGES:
             device = str(self.devices[name].folder)

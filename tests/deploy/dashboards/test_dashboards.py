@@ -61,6 +61,8 @@ CAME_TO = {
     "kept answers were audited": f'increase(edgemux_audit_total{{{FIRST},outcome="agree"}}[$run]) > 0',
     "offloads had a price": f'max_over_time(edgemux_budget_price{{{FIRST},budget="offloads"}}[$run]) > 0',
     "the certificate was withdrawn": f'edgemux_certificate{{{FIRST},standing="withdrawn"}} == 1',
+    "inputs were answered by a split": 'sum(increase(edgemux_requests_total{route="split"}[$run])) > 0',
+    "another was left alone": f'edgemux_split_left_alone{{{FIRST},reason="loses_too_much"}} == 1',
     "an alert fired": 'max_over_time(ALERTS{alertname="EdgemuxCloudDown",alertstate="firing"}[$run]) == 1',
 }
 

@@ -2,6 +2,7 @@
 
 ``fuzz.py wire BUNDLE SEED COUNT [LEAK_BYTES]``: through everything that a server does before inference.
 ``fuzz.py endpoint BUNDLE SEED COUNT ADDRESS``: through a running agent.
+``fuzz.py tail BUNDLE SEED COUNT ADDRESS``: through a running cloud, as what the head of the bundle's first split sends.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import msgspec
 import numpy as np
 from mutations import Mutator
 
-from edgemux.multiplexer.bundle import Bundle, Manifest, Tensor
+from edgemux.multiplexer.bundle import Bundle, Manifest, Tensor, splits_of, tail_model
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.channel import client_options
 from edgemux.wire.codec import DTYPES, requested_outputs
@@ -43,9 +44,17 @@ def resident_bytes() -> int:
 
 
 def variants(manifest: Manifest) -> list[Manifest]:
-    """The bundle's own model, which takes pictures, and one of two tensors that holds what the first does not."""
+    """The bundle's own model, which takes pictures, one of tensors that hold what the first does not, and two tails:
+    of so few values that they are inflated at once, and of so many that they are not.
+    """
     tensors = (Tensor("x", "FP32", (-1, 3, -1)), Tensor("ids", "INT64", (-1, 2)), Tensor("half", "FP16", (-1, 4)))
-    return [manifest, msgspec.structs.replace(manifest, inputs=tensors, preprocessing=None)]
+    tails = [tail_of(manifest, manifest.name, Tensor("sent", "UINT8", shape)) for shape in ((-1, 3, 5), (-1, 64, 800))]
+    return [manifest, msgspec.structs.replace(manifest, inputs=tensors, preprocessing=None), *tails]
+
+
+def tail_of(manifest: Manifest, name: str, sent: Tensor) -> Manifest:
+    """What is known of a tail, as of a model."""
+    return msgspec.structs.replace(manifest, name=name, inputs=(sent,), preprocessing=None)
 
 
 class Validating(ModelService):
@@ -133,7 +142,7 @@ async def through_the_wire(bundle: Path, seed: int, count: int, leak_bytes: int)
     for number in range(count):
         if number == min(WARM_UP, count // 4):
             before = resident_bytes()
-        mutator, infer = pairs[number & 1]
+        mutator, infer = pairs[number % len(pairs)]
         content = mutator.next()
         context = Context()
         started = time.process_time()
@@ -162,9 +171,9 @@ async def through_the_wire(bundle: Path, seed: int, count: int, leak_bytes: int)
     }
 
 
-async def through_the_endpoint(bundle: Path, seed: int, count: int, address: str) -> dict[str, Any]:
-    """Bytes to a running agent. Those that take long are asked again, alone: only what does it again is a hang."""
-    mutator = Mutator(Bundle.open(bundle).manifest, seed)
+async def through_the_endpoint(manifest: Manifest, seed: int, count: int, address: str) -> dict[str, Any]:
+    """Bytes to a running server. Those that take long are asked again, alone: only what does it again is a hang."""
+    mutator = Mutator(manifest, seed)
     codes: collections.Counter[str] = collections.Counter()
     wrong: list[str] = []
     slow: list[bytes] = []
@@ -205,8 +214,12 @@ def main(how: str, bundle: str, seed: str, count: str, last: str = "0") -> None:
     """The command line."""
     if how == "wire":
         print(json.dumps(asyncio.run(through_the_wire(Path(bundle), int(seed), int(count), int(last)))))
-    else:
-        print(json.dumps(asyncio.run(through_the_endpoint(Path(bundle), int(seed), int(count), last))))
+        return
+    manifest = Bundle.open(Path(bundle)).manifest
+    if how == "tail":
+        split = splits_of(manifest)[0]
+        manifest = tail_of(manifest, tail_model(manifest.name, split.name), split.sent)
+    print(json.dumps(asyncio.run(through_the_endpoint(manifest, int(seed), int(count), last))))
 
 
 if __name__ == "__main__":

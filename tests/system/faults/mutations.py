@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import random
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from PIL import Image
 from edgemux.multiplexer.bundle import Manifest
 from edgemux.wire import oip_pb2 as oip
 from edgemux.wire.codec import CHECKSUM, DTYPES, add_checksum, join_bytes, make_request
+from edgemux.wire.payload import ENCODING, OWN, PACKED_BITS, encode, mark
 
 # Numbers at which something wraps, overflows or turns negative, and some that nobody may allocate.
 NUMBERS = (0, 1, -1, 2, 3, 10, 28, 255, 256, 257, 1000, 2**16, 10**6, 2**31 - 1, 2**31, -(2**31), 2**32, 2**33)
@@ -59,6 +61,8 @@ def good_requests(manifest: Manifest) -> list[bytes]:
         made.append(_typed(manifest, made[0]))
     if manifest.preprocessing is not None:
         made.append(_pictures(manifest))
+    if takes_packed_bits(manifest):
+        made += [_packed(manifest, form, rows) for form in PACKED_BITS for rows in (1, 3)]
     sealed = _tensors(manifest, rng, 1)
     add_checksum(sealed)
     made.append(sealed)
@@ -83,6 +87,38 @@ def _typed(manifest: Manifest, raw: Any) -> Any:
         made = request.inputs.add(name=message.name, datatype=message.datatype, shape=message.shape)
         getattr(made.contents, field).extend(values.tolist())
     return request
+
+
+def takes_packed_bits(manifest: Manifest) -> bool:
+    """Whether its one input is what a head makes."""
+    (tensor, *others) = manifest.inputs
+    return not others and tensor.datatype == "UINT8" and manifest.preprocessing is None
+
+
+def _packed(manifest: Manifest, form: str, rows: int) -> Any:
+    tensor = manifest.inputs[0]
+    values = np.random.default_rng(rows).integers(0, 2 ** PACKED_BITS[form], (rows, *tensor.shape[1:]))
+    request = make_request(manifest.name, {tensor.name: encode(form, values.astype(np.uint8), None)})
+    mark(request.inputs[0], form)
+    return request
+
+
+def _packed_hostility(manifest: Manifest) -> Iterator[bytes]:
+    """Rows that are not what they say: too long, too short, bombs, no deflate at all, none, of another number."""
+    size = math.prod(manifest.inputs[0].shape[1:])
+    bomb = zlib.compressobj(9, wbits=-15)
+    bombs = bomb.compress(bytes(8 * 2**20)) + bomb.flush()
+    plain = zlib.compressobj(0, wbits=-15)
+    stored = plain.compress(b"\xff" * size) + plain.flush()
+    empty_blocks = b"\0\0\0\xff\xff" * 4000 + stored
+    for element in (b"", b"\0", b"\xff" * 9, bombs, bombs[:-5], stored[:-1], stored + b"\0", stored * 2, empty_blocks):
+        for form in PACKED_BITS:
+            for rows in (1, 3, 300):
+                request = _packed(manifest, form, 1)
+                request.inputs[0].shape[0] = rows
+                request.raw_input_contents[0] = join_bytes([element] * rows)
+                if len(request.raw_input_contents[0]) < 2**20:
+                    yield bytes(request.SerializeToString())
 
 
 def _pictures(manifest: Manifest) -> Any:
@@ -127,7 +163,8 @@ def hostile_requests(manifest: Manifest) -> list[bytes]:
     elements.inputs.add(name=name, datatype="BYTES", shape=[3])
     elements.raw_input_contents.append(join_bytes([b"\x89PNG\r\n\x1a\n", b"", b"\xff\xd8\xff"]) + b"\xff\xff\xff\xff")
     made.append(elements)
-    return [request.SerializeToString() for request in made] + list(_raw_hostility(manifest))
+    packed = _packed_hostility(manifest) if takes_packed_bits(manifest) else ()
+    return [*(request.SerializeToString() for request in made), *_raw_hostility(manifest), *packed]
 
 
 def _shaped(manifest: Manifest, shape: Sequence[int], content: bytes) -> Any:
@@ -305,6 +342,9 @@ class Mutator:
             raw[at] = self._random.choice(ends)
 
     def _parameter(self, request: Any) -> None:
+        if self._random.random() < 0.2:
+            self._input(request).parameters[ENCODING].string_param = self._random.choice((*OWN, "bits3", "", "raw"))
+            return
         slot = request.parameters[self._random.choice(WORDS)]
         match self._random.choice(("int64_param", "uint64_param", "string_param", "bool_param", "double_param", None)):
             case "int64_param":

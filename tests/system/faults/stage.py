@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemux.multiplexer.bundle import Bundle
-from edgemux.multiplexer.chain import Chain
+from edgemux.multiplexer.bundle import Bundle, Split, splits_of
+from edgemux.multiplexer.chain import PROBABILITIES, Activations, Chain
 from edgemux.multiplexer.onnx_model import OnnxModel
 from tests.simulated_cloud import SimulatedCloud, listening
 from tests.system.faults import ledgers
@@ -61,12 +61,26 @@ class Pictures(msgspec.Struct):
         for model in (*manifest.levels, manifest.cloud):
             chain = Chain([OnnxModel(bundle.read(path), path) for path in model.files], [name])
             answers[model.name] = chain.answer({name: images})
+        halves = {split.name: _by_halves(bundle, split, {name: images}) for split in splits_of(manifest)}
         confidences = np.array([answers[level.name].max(axis=1) for level in manifest.levels])
         doubtful = np.flatnonzero((confidences < DOUBTFUL).all(axis=0))
         sure = np.flatnonzero((confidences > 1 - (1 - DOUBTFUL) / 2).all(axis=0))
         chosen = np.concatenate([doubtful, sure[: len(doubtful)]])
-        labels = {name: probabilities.argmax(axis=1)[chosen].tolist() for name, probabilities in answers.items()}
+        every = (answers | halves).items()
+        labels = {name: probabilities.argmax(axis=1)[chosen].tolist() for name, probabilities in every}
         return cls(images[chosen], labels, len(doubtful))
+
+
+def _by_halves(bundle: Bundle, split: Split, tensors: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """What a split answers: the levels below its head, the head, the tail."""
+    activations = Activations(tensors)
+    if split.level:
+        files = bundle.manifest.levels[split.level - 1].files
+        Chain([OnnxModel(bundle.read(path), path) for path in files], list(tensors)).reach(split.level, activations)
+    head, tail = (OnnxModel(bundle.read(path), path) for path in (split.head, split.tail))
+    (sent,) = head.run({name: activations.pool[name] for name in head.inputs}, [split.sent.name])
+    (answers,) = tail.run({split.sent.name: sent}, [PROBABILITIES])
+    return answers
 
 
 def write_config(path: Path, settings: Mapping[str, Any]) -> Path:
@@ -125,6 +139,9 @@ class Agent:
 class Scene:
     """An agent, a cloud, and something between them that can be broken and mended."""
 
+    # Where the agent sends what it sends when all is well.
+    away = "cloud"
+
     def __init__(self, backstage: Backstage, agent: Agent, seen: Pictures) -> None:
         self.backstage = backstage
         self.agent = agent
@@ -147,11 +164,14 @@ class Scene:
         """Everything works again, and the agent knows: nothing that the cloud is wanted for stays on the device."""
         self.mend()
         with self.load(order=range(self.pictures.doubtful)) as load:
-            load.wait(lambda: _all_in_the_cloud([e for e in list(load.entries) if e.outcome][-WELL:]), _PATIENCE_S)
+            load.wait(lambda: self._all_away([e for e in list(load.entries) if e.outcome][-WELL:]), _PATIENCE_S)
+
+    def _all_away(self, latest: Sequence[Entry]) -> bool:
+        return len(latest) == WELL and all(entry.route == self.away for entry in latest)
 
     def recovery_s(self, load: Load, repaired_s: float, within_s: float = _PATIENCE_S) -> float:
         """Wait for a cloud answer to a request that was sent after the repair: seconds from the one to the other."""
-        return load.first(lambda entry: entry.route == "cloud", within_s, repaired_s).ended_s - repaired_s
+        return load.first(lambda entry: entry.route == self.away, within_s, repaired_s).ended_s - repaired_s
 
     def judge(self, load: Load) -> Verdict:
         """Both ledgers of a load that is over."""
@@ -213,10 +233,6 @@ class Stage(Scene):
         self.answer(self.simulated.well)
         self.simulated_is_ready(True)
         super().well()
-
-
-def _all_in_the_cloud(latest: Sequence[Entry]) -> bool:
-    return len(latest) == WELL and all(entry.route == "cloud" for entry in latest)
 
 
 def found_by(

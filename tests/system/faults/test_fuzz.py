@@ -101,6 +101,21 @@ def test_a_running_agent_takes_mutated_requests_without_a_crash_a_hang_or_a_new_
     ask_well()
 
 
+def test_a_running_cloud_takes_mutated_rows_of_packed_bits_without_a_crash_a_hang_or_a_failed_batch(
+    serving: Any, split_bundle: Path
+) -> None:
+    """Its tail, which is asked all the time by others too: what is wrong with one request is not told to another."""
+    with serving("cloud", "--bundle", str(split_bundle)) as cloud:
+        told(started("tail", split_bundle, 6, WARM_UP, cloud.grpc))
+        before = resident_bytes(cloud)
+        report = told(started("tail", split_bundle, 7, SAMPLE // 2, cloud.grpc))
+        assert report["wrong"] == []
+        assert report["hung"] == []
+        assert report["codes"]["OK"] > SAMPLE // 2 * 0.02
+        assert resident_bytes(cloud) - before <= MOST_GROWTH_BYTES
+        assert cloud.popen.poll() is None
+
+
 @pytest.fixture
 def ask_well(agent: Any, samples: dict[str, Any]) -> Callable[[], None]:
     """Good requests, answered wherever they are answered: every series that they can make is there afterwards."""

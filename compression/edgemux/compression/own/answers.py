@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,13 @@ from edgemux.compression.chain import run_levels
 from edgemux.compression.fit import Tick
 from edgemux.compression.glance import glance_graph
 from edgemux.compression.models import CLOUD, level_file
-from edgemux.compression.own.entry import cast
-from edgemux.compression.own.inputs import Inputs
+from edgemux.compression.own.feed import Feed
 from edgemux.compression.recipe import Certify
-from edgemux.multiplexer.bundle import Tensor
 from edgemux.multiplexer.certify import rows_needed
 from edgemux.multiplexer.errors import ConfigError
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.multiplexer.training.labels import Answers, Floats
 
-ROWS = 256
 GATE_SHARE, CERTIFY_SHARE = 0.4, 0.3
 # Below this the gates would be fitted to a handful of inputs.
 FEWEST = 50
@@ -59,34 +55,6 @@ def splits(count: int, how: Certify, seed: int) -> Splits:
     certified = max(needed, int(CERTIFY_SHARE * count))
     first = int(GATE_SHARE * count)
     return Splits(order[:first], order[first : first + certified], order[first + certified :])
-
-
-class Feed:
-    """The inputs as the bundle takes them, some rows at a time."""
-
-    def __init__(self, inputs: Inputs, tensor: Tensor) -> None:
-        self.tensor = tensor
-        self._inputs = inputs
-
-    def rows(self, index: NDArray[np.int64]) -> NDArray[Any]:
-        """Rows [n, ...] of the bundle's datatype. Raises ConfigError for what the servers would refuse."""
-        rows = self._inputs.take(index)
-        if self.tensor.datatype == "UINT8" and rows.ndim > len(self.tensor.shape):
-            rows = rows[..., 0]  # grey pictures with their one channel spelt out
-        rows = cast(rows, self.tensor.datatype)
-        if rows.dtype.kind == "f" and not np.isfinite(rows).all():
-            bad = index[~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)][0]
-            raise ConfigError(f"inputs: row {bad} holds NaN or infinity, which the servers refuse")
-        return np.ascontiguousarray(rows)
-
-    def batches(self, index: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
-        """All rows of ``index``, in order, in batches."""
-        for start in range(0, len(index), ROWS):
-            yield self.rows(index[start : start + ROWS])
-
-    def answers(self, model: OnnxModel, index: NDArray[np.int64]) -> NDArray[Any]:
-        """The first output of a model for rows of the inputs."""
-        return np.concatenate([model.run({self.tensor.name: rows})[0] for rows in self.batches(index)])
 
 
 def write(

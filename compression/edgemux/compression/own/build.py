@@ -13,7 +13,8 @@ from edgemux.compression import measure
 from edgemux.compression.models import read_report
 from edgemux.compression.multiplex import Prices, read_prices
 from edgemux.compression.own import answers, given, models, pack, router
-from edgemux.compression.own.answers import Feed, Splits
+from edgemux.compression.own.answers import Splits
+from edgemux.compression.own.feed import Feed
 from edgemux.compression.own.inputs import Inputs, find
 from edgemux.compression.own.models import Pair, class_names, paired
 from edgemux.compression.own.plan import Plan

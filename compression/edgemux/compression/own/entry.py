@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import TensorProto
 
 from edgemux.compression.glance import KINDS
 from edgemux.compression.graph import Graph
 from edgemux.compression.own.given import Given
 from edgemux.compression.own.plan import Picture
-from edgemux.multiplexer.bundle import DATATYPES, Preprocessing, Tensor
+from edgemux.multiplexer.bundle import Preprocessing, Tensor
 from edgemux.multiplexer.errors import ConfigError
 
 CHANNELS = {"L": 1, "RGB": 3}
@@ -73,19 +71,6 @@ def array_entry(given: Given, shape: tuple[int, ...]) -> Entry:
         raise ConfigError(f"{given.file}: takes {_spelt(given)}, a row of the inputs is {list(shape)}")
     plain = given.input.isidentifier() and given.input not in TAKEN
     return Entry(Tensor(given.input if plain else "input", given.datatype, (-1, *shape)))
-
-
-def cast(rows: NDArray[Any], datatype: str) -> NDArray[Any]:
-    """Rows as the bundle's datatype. Raises ConfigError where that would change whole numbers, or make floats whole."""
-    wanted = np.dtype(DATATYPES[datatype])
-    if rows.dtype == wanted:
-        return rows
-    if not np.can_cast(rows.dtype, wanted, "same_kind") and not (rows.dtype.kind in "iu" and wanted.kind in "iu"):
-        raise ConfigError(f"inputs: they are {rows.dtype}, the models take {datatype}")
-    result = rows.astype(wanted)
-    if wanted.kind in "iu" and not np.array_equal(result, rows):
-        raise ConfigError(f"inputs: some numbers are outside of what {datatype} holds")
-    return result
 
 
 def enter(graph: Graph, entry: Entry, given: Given, to: str) -> None:

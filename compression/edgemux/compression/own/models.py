@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemux.compression.models import CLOUD, REPORT, Exported, level_file
-from edgemux.compression.own.answers import Feed, check_finite
+from edgemux.compression.own.answers import check_finite
 from edgemux.compression.own.entry import Entry, array_entry, picture_entry, preprocessing
+from edgemux.compression.own.feed import Feed, check_labels
 from edgemux.compression.own.given import Given
 from edgemux.compression.own.inputs import Inputs, decoded
 from edgemux.compression.own.plan import Picture, Plan
@@ -116,14 +117,6 @@ def _raw(made: Wrapped, feed: Feed, index: NDArray[np.int64]) -> NDArray[np.floa
         raise ConfigError(f"{made.given.file}: fails on the inputs given") from error
     check_finite(made.given.file, raw)
     return raw
-
-
-def check_labels(labels: NDArray[np.int64], classes: int) -> None:
-    """Raises ConfigError for a label that no class has."""
-    outside = np.flatnonzero((labels < 0) | (labels >= classes))
-    if len(outside):
-        row = int(outside[0])
-        raise ConfigError(f"labels: {labels[row]} in row {row}, the models answer classes 0 to {classes - 1}")
 
 
 def class_names(inputs: Inputs, classes: int) -> tuple[str, ...]:

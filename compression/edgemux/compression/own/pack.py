@@ -14,7 +14,8 @@ from edgemux.compression.data import stratified
 from edgemux.compression.measure import Figures
 from edgemux.compression.models import CLOUD, Exported, level_file
 from edgemux.compression.multiplex import POST_GATE, PRE_GATE, Prices
-from edgemux.compression.own.answers import Feed, Splits
+from edgemux.compression.own.answers import Splits
+from edgemux.compression.own.feed import Feed
 from edgemux.compression.own.plan import Plan, without_places
 from edgemux.compression.pack import GOLDEN, SAMPLES, check_target, golden_answers, manifest_of, provenance_of
 from edgemux.compression.payloads import add_payloads

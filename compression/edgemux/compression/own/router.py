@@ -20,7 +20,8 @@ from edgemux.compression.multiplex import (
     save_prices,
     stated,
 )
-from edgemux.compression.own.answers import Feed, Splits, digests, read
+from edgemux.compression.own.answers import Splits, digests, read
+from edgemux.compression.own.feed import Feed
 from edgemux.compression.recipe import Certify, Gates
 from edgemux.multiplexer.bundle import Certified
 from edgemux.multiplexer.certify import DEFER_ALL, KEEP_ALL, certify

@@ -82,12 +82,13 @@ def _narrowed(source: Source, size: tuple[int, int], width: int) -> nn.Sequentia
     channels, *extent = source.shape
     units: list[ConvUnit] = []
     while tuple(extent) != size:
-        if any(now <= wanted for now, wanted in zip(extent, size, strict=True)):
+        halved = [(now + 1) // 2 for now in extent]
+        if halved == extent or any(now < wanted for now, wanted in zip(halved, size, strict=True)):
             shown = f"{source.shape[1]}x{source.shape[2]}"
             raise PassError(f"{source.name}: halving its {shown} never gives {size[0]}x{size[1]}")
         # A picture has few channels: more of its neighbourhood goes into the first layer.
         units.append(ConvUnit(channels, width, size=5 if channels <= 3 else 3, stride=2))
-        channels, extent = width, [(now + 1) // 2 for now in extent]
+        channels, extent = width, halved
     return nn.Sequential(*(units or [ConvUnit(channels, width, size=1)]))
 
 

@@ -11,10 +11,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from edgemux.compression.split.cuts import Cut, Layout, layout_of
+from edgemux.compression.split.cuts import Cut, Layout, layout_of, leading_to
 from edgemux.compression.split.shapes import Arrays, Measured
 from edgemux.multiplexer.bundle import DATATYPES
-from edgemux.multiplexer.errors import PassError
+from edgemux.multiplexer.errors import ArtifactError, PassError
 from edgemux.multiplexer.onnx_model import OnnxModel
 
 # What a half says of itself, in the model's metadata: of which file it is a part, where that was cut, which part it is.
@@ -36,24 +36,35 @@ def sent_name(name: str, layout: Layout) -> str:
     """What a tensor of a cut is called on the way. An input or output of the whole needs a second name there: a graph
     cannot have one name for what it takes and what it gives.
     """
-    return f"{name}.sent" if name in layout.inputs or name in layout.outputs else name
+    if name not in layout.inputs and name not in layout.outputs:
+        return name
+    sent = f"{name}.sent"
+    while sent in layout.names:
+        sent += "_"
+    return sent
 
 
-def halves_of(model: onnx.ModelProto, cut: Cut, measured: Mapping[str, Measured], digest: str) -> Halves:
+def halves_of(
+    model: onnx.ModelProto, cut: Cut, measured: Mapping[str, Measured], digest: str, layout: Layout | None = None
+) -> Halves:
     """Cut ``model``, of whose file ``digest`` is the SHA-256. ``measured``: every tensor of the cut.
 
     The head takes only those inputs that it reads, the tail only what is sent, and answers all that the whole does.
     """
-    layout = layout_of(model.graph)
+    layout = layout or layout_of(model.graph)
     names = {name: sent_name(name, layout) for name in cut.tensors}
     between = [_value(names[name], measured[name]) for name in cut.tensors]
     renamed = [(name, sent) for name, sent in names.items() if name != sent]
-    first = _Half(model, layout, layout.computed[: cut.nodes], after=_copies(renamed))
-    rest = _Half(model, layout, layout.computed[cut.nodes :], before=_copies([(b, a) for a, b in renamed]))
+    answered = list(model.graph.output)
+    behind = layout.computed[cut.nodes :]
+    read_there = {name for position in behind for name in layout.reads[position]} | set(layout.outputs)
+    again = [position for position in layout.made_again(read_there) if position not in behind]
+    first = _Half(model, layout, layout.computed[: cut.nodes], cut.tensors, after=_copies(renamed))
+    rest = _Half(model, layout, [*again, *behind], layout.outputs, before=_copies([(b, a) for a, b in renamed]))
     read = first.reads | set(cut.tensors)
     taken = [value for value in model.graph.input if value.name in layout.inputs and value.name in read]
     head = first.finish(taken, between)
-    tail = rest.finish(between, list(model.graph.output))
+    tail = rest.finish(between, answered)
     for part, name in ((head, "head"), (tail, "tail")):
         helper.set_model_props(part, {WHOLE_KEY: digest, CUT_KEY: ",".join(names.values()), PART_KEY: name})
     return Halves(head, tail)
@@ -67,12 +78,13 @@ class _Half:
         model: onnx.ModelProto,
         layout: Layout,
         positions: Iterable[int],
+        makes: Sequence[str],
         before: Sequence[onnx.NodeProto] = (),
         after: Sequence[onnx.NodeProto] = (),
     ) -> None:
         self._model, self._layout = model, layout
         self._before, self._after = before, after
-        self._positions = list(positions)
+        self._positions = leading_to(makes, sorted(positions), model.graph, layout.reads)
         self.reads = {name for position in self._positions for name in layout.reads[position]}
 
     def finish(self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
@@ -111,24 +123,42 @@ def _value(name: str, measured: Measured) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, shape)
 
 
+class Pair:
+    """Both halves, loaded."""
+
+    def __init__(self, halves: Halves) -> None:
+        """Raises ArtifactError when a half cannot be loaded."""
+        self.head = OnnxModel(halves.head.SerializeToString(), "head.onnx", quiet=True)
+        self.tail = OnnxModel(halves.tail.SerializeToString(), "tail.onnx", quiet=True)
+
+    def answers(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        """What head and then tail answer, by name. Raises ArtifactError when a half cannot be run."""
+        try:
+            return joined(self.head, self.tail, feeds)
+        except Exception as error:  # whatever the library raises
+            raise ArtifactError(f"head and tail cannot be run ({type(error).__name__})") from error
+
+
 def joined(head: OnnxModel, tail: OnnxModel, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
     """What head and then tail answer, by name."""
     sent = dict(zip(head.outputs, head.run({name: feeds[name] for name in head.inputs}), strict=True))
     return dict(zip(tail.outputs, tail.run(sent), strict=True))
 
 
-def check(halves: Halves, whole: OnnxModel, feeds: Mapping[str, NDArray[Any]]) -> float:
+def check(halves: Halves, whole: OnnxModel, feeds: Mapping[str, NDArray[Any]], tolerance: float = TOLERANCE) -> float:
     """The largest difference of head and then tail to the whole, as a share of an output's largest value.
 
-    Raises PassError when it is above TOLERANCE or not a number, ArtifactError when a half cannot be loaded.
+    Raises PassError when it is above ``tolerance`` or not a number, ArtifactError when a half cannot be loaded or run.
     """
-    head = OnnxModel(halves.head.SerializeToString(), "head.onnx", quiet=True)
-    tail = OnnxModel(halves.tail.SerializeToString(), "tail.onnx", quiet=True)
-    found = joined(head, tail, feeds)
+    return compared(Pair(halves).answers(feeds), dict(zip(whole.outputs, whole.run(feeds), strict=True)), tolerance)
+
+
+def compared(found: Mapping[str, Any], wanted: Mapping[str, Any], tolerance: float = TOLERANCE) -> float:
+    """The largest difference of answers by name, as ``check`` has it. Raises PassError."""
     worst = 0.0
-    for name, wanted in zip(whole.outputs, whole.run(feeds), strict=True):
-        difference = _difference(np.asarray(wanted), np.asarray(found[name]))
-        if not difference <= TOLERANCE:
+    for name, array in wanted.items():
+        difference = _difference(np.asarray(array), np.asarray(found[name]))
+        if not difference <= tolerance:
             raise PassError(
                 f"output {name!r}: head and tail differ from the whole by {difference:.2g} of its largest value"
             )
@@ -139,9 +169,12 @@ def check(halves: Halves, whole: OnnxModel, feeds: Mapping[str, NDArray[Any]]) -
 def _difference(wanted: NDArray[Any], found: NDArray[Any]) -> float:
     if wanted.shape != found.shape or wanted.dtype != found.dtype:
         return float("inf")
-    if wanted.size == 0:
-        return 0.0
     if wanted.dtype.kind != "f":
         return 0.0 if np.array_equal(wanted, found) else float("inf")
-    scale = max(float(np.abs(wanted).max()), 1e-6)
-    return float(np.abs(wanted.astype(np.float64) - found).max()) / scale
+    finite = np.isfinite(wanted)
+    # What is no number, or infinite, is so in both.
+    if not np.array_equal(wanted[~finite], found[~finite], equal_nan=True):
+        return float("inf")
+    numbers, others = wanted[finite].astype(np.float64), found[finite].astype(np.float64)
+    scale = max(float(np.abs(numbers).max(initial=0.0)), 1e-6)
+    return float(np.abs(numbers - others).max(initial=0.0)) / scale

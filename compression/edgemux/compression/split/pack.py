@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgemux.compression.places import check_place, replacing
 from edgemux.multiplexer.bundle import MANIFEST, Bundle, File, Manifest, Split, seal, splits_of
 from edgemux.multiplexer.chain import PROBABILITIES, Activations, Chain, Golden, probabilities
+from edgemux.multiplexer.codes import GoldenCodes
 from edgemux.multiplexer.errors import ArtifactError, ConfigError
 from edgemux.multiplexer.onnx_model import Array, OnnxModel
 
@@ -20,9 +21,9 @@ def add_split(bundle_dir: Path, out_dir: Path, split: Split, head_bytes: bytes, 
     """Write the bundle of ``bundle_dir`` with one more split into ``out_dir``, which may be the same folder.
 
     Returns the manifest. The split's files get the names that it has for them; one that the bundle has already must be
-    the same. Whatever is wrong, ``out_dir`` stays as it was. Raises ConfigError for a place or file name that cannot be
-    used, ArtifactError for a bundle that is damaged, a split that makes no sense, halves that do not fit it or fail on
-    the golden inputs.
+    the same. What both halves make of the golden inputs is put beside them (``Split.golden``). Whatever is wrong,
+    ``out_dir`` stays as it was. Raises ConfigError for a place or file name that cannot be used, ArtifactError for a
+    bundle that is damaged, a split that makes no sense, halves that do not fit it or fail on the golden inputs.
     """
     check_place(out_dir, MANIFEST, "not a bundle")
     source = Bundle.open(bundle_dir)
@@ -39,10 +40,27 @@ def add_split(bundle_dir: Path, out_dir: Path, split: Split, head_bytes: bytes, 
                 raise ConfigError(f"{name}: the bundle has another file of that name")
             listed[name] = listed.get(name) or File(name, 0, "")
             (part / name).write_bytes(content)
-        files, splits = tuple(listed.values()), (*splits_of(manifest), split)
-        sealed = seal(part, msgspec.structs.replace(manifest, files=files, splits=splits))
-        check_split(Bundle.open(part), split)
+        plain = msgspec.structs.replace(split, golden=msgspec.UNSET)
+        sealed = _sealed(part, manifest, plain, tuple(listed.values()))
+        made = _made(Bundle.open(part), plain)
+        golden = golden_file(split)
+        _check_name(golden)
+        if golden in listed:
+            raise ConfigError(f"{golden}: the bundle has a file of that name")
+        np.savez_compressed(part / golden, allow_pickle=False, **made.arrays())
+        files = (*sealed.files, File(golden, 0, ""))
+        sealed = _sealed(part, manifest, msgspec.structs.replace(split, golden=golden), files)
+        check_split(Bundle.open(part), splits_of(sealed)[-1])
     return sealed
+
+
+def golden_file(split: Split) -> str:
+    """Where a bundle has what the halves of a split make of its golden inputs."""
+    return f"{split.name}-golden.npz"
+
+
+def _sealed(part: Path, manifest: Manifest, split: Split, files: tuple[File, ...]) -> Manifest:
+    return seal(part, msgspec.structs.replace(manifest, files=files, splits=(*splits_of(manifest), split)))
 
 
 def _check_name(name: str) -> None:
@@ -53,8 +71,20 @@ def _check_name(name: str) -> None:
 def check_split(source: Bundle, split: Split) -> NDArray[np.uint8]:
     """What the head makes of the bundle's golden inputs, UINT8 [N, ...]. Raises ArtifactError naming a half's file.
 
-    Both must be what the manifest says, and the tail's answers probabilities; how good they are is not looked at.
+    Both must be what the manifest says, and the tail's answers probabilities; how good they are is not looked at, but
+    where the bundle has golden codes and answers of the split they must be those.
     """
+    made = _made(source, split)
+    golden = GoldenCodes.read(source, split)
+    if golden is not None:
+        golden.check_head(split.head, made.sent)
+        tail = OnnxModel(source.read(split.tail), split.tail)
+        golden.check_tail(split.tail, lambda sent: tail.run({split.sent.name: sent}, [PROBABILITIES])[0])
+    return made.sent
+
+
+def _made(source: Bundle, split: Split) -> GoldenCodes:
+    """What both halves make of the golden inputs. Raises ArtifactError naming a half's file."""
     manifest, inputs = source.manifest, Golden(source).inputs
     head = OnnxModel(source.read(split.head), split.head)
     tail = OnnxModel(source.read(split.tail), split.tail)
@@ -66,12 +96,12 @@ def check_split(source: Bundle, split: Split) -> NDArray[np.uint8]:
     rows = len(next(iter(inputs.values())))
     for count in (1, rows):
         sent = _sent(head, split, {name: given[name][:count] for name in head.inputs}, count)
-        probabilities(
+        answers = probabilities(
             split.tail,
             (count, len(manifest.classes)),
             lambda sent=sent: tail.run({split.sent.name: sent}, [PROBABILITIES])[0],  # type: ignore[misc]
         )
-    return sent
+    return GoldenCodes(sent, answers)
 
 
 def _given(source: Bundle, level: int, inputs: dict[str, Array]) -> dict[str, Array]:

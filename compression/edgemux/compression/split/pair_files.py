@@ -84,7 +84,7 @@ def head_graph(encoder: Encoder, bits: int, int8: bool) -> onnx.ModelProto:
     weight, bias = folded(encoder.last.weight, encoder.norm, float(steps))
     # The bias is scaled as the weights are: what comes out are steps, not values in 0..1.
     constants = graph.weight(weight), graph.constant((bias * steps).astype(np.float32))
-    y = graph.add("Conv", x, *constants, pads=[1] * 4, strides=[1, 1])
+    y = graph.add("Conv", x, *constants, pads=[int(encoder.last.padding[0])] * 4, strides=[1, 1])
     bounds = [graph.constant(np.array(value, np.float32)) for value in (0.0, steps)]
     whole = graph.add("Round", graph.add("Clip", y, *bounds))
     graph.add("Cast", whole, to=SENT, to_type=TensorProto.UINT8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,17 @@ from edgemux.multiplexer.errors import ArtifactError, ConfigError
 from edgemux.multiplexer.onnx_model import OnnxModel
 
 _DATATYPE_OF = {numpy_name: name for name, numpy_name in DATATYPES.items()}
+# As the runtime calls arrays of numbers.
+_NUMBERS = (
+    "bool",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    "float16",
+    "float",
+    "double",
+)
+_ARRAYS = frozenset(f"tensor({kind})" for kind in _NUMBERS)
+# More values than these of an input are not made up: a gigabyte.
+_MOST_VALUES = 2**28
 Arrays = dict[str, NDArray[Any]]
 Sizes = Mapping[str, tuple[int, ...]]
 
@@ -79,7 +91,7 @@ def measure(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, Measured]
     return {
         name: _measured(alone[name], pair.get(name))
         for name in wanted
-        if isinstance(alone[name], np.ndarray) and alone[name].dtype.name in _DATATYPE_OF
+        if isinstance(alone.get(name), np.ndarray) and alone[name].dtype.name in _DATATYPE_OF
     }
 
 
@@ -96,6 +108,8 @@ def _looked_into(model: onnx.ModelProto, names: list[str], feeds: Arrays) -> Arr
     answered = {value.name for value in looked.graph.output}
     looked.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in answered)
     graph = OnnxModel(looked.SerializeToString(), "model", quiet=True)
+    kinds = dict(zip(graph.outputs, graph.output_types, strict=True))
+    names = [name for name in names if kinds[name] in _ARRAYS]
     try:
         found = dict(zip(names, graph.run(feeds, names), strict=True)) if names else {}
     except Exception as error:  # whatever the library raises
@@ -104,18 +118,27 @@ def _looked_into(model: onnx.ModelProto, names: list[str], feeds: Arrays) -> Arr
 
 
 def _set_sizes(value: onnx.ValueInfoProto, given: tuple[int, ...] | None) -> None:
-    axes = value.type.tensor_type.shape.dim
+    """Open sizes are set, but for the first where it is given as 1: that stays open, it counts inputs."""
+    kind = value.type.tensor_type
+    if not kind.HasField("shape") and value.type.HasField("tensor_type"):
+        if given is None:
+            raise ConfigError(f"--shape: the sizes of input {value.name!r} are open: give {value.name}=1,...")
+        for _ in given:
+            kind.shape.dim.add()
+    axes = kind.shape.dim
     known = [axis.dim_value for axis in axes]
     if given is None:
         given = tuple(known)
-    if len(given) != len(known) or any(size not in (0, new) for size, new in zip(known[1:], given[1:], strict=True)):
-        raise ConfigError(f"--shape: {value.name} has the sizes {_shown(known)}, not {','.join(map(str, given))}")
+    if len(given) != len(known) or any(size not in (0, new) for size, new in zip(known, given, strict=True)):
+        raise ConfigError(f"--shape: {value.name!r} has the sizes {_shown(known)}, not {','.join(map(str, given))}")
     if not all(given[1:]):
         raise ConfigError(
             f"--shape: sizes of input {value.name!r} are open: give {value.name}={_shown([1, *known[1:]])}"
         )
-    for axis, size in zip(axes[1:], given[1:], strict=True):
-        axis.dim_value = size
+    first = int(given[:1] == (1,))
+    for axis, size in zip(axes[first:], given[first:], strict=True):
+        if size:
+            axis.dim_value = size
 
 
 def _shown(sizes: list[int]) -> str:
@@ -129,6 +152,8 @@ def _drawn(draw: np.random.Generator, value: onnx.ValueInfoProto, rows: int) -> 
     axes = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
     shape = (axes[0] or rows, *axes[1:]) if axes else ()
     dtype = helper.tensor_dtype_to_np_dtype(kind)
+    if math.prod(shape) > _MOST_VALUES:
+        raise ConfigError(f"input {value.name!r}: {math.prod(shape):,} values are too many to be made up")
     if dtype.kind == "f":
         return draw.standard_normal(shape).astype(dtype)
     return draw.integers(0, 256 if dtype == np.uint8 else 2, shape).astype(dtype)

@@ -27,7 +27,7 @@ from edgemux.edge.loading import Loaded
 from edgemux.edge.peer import Peer
 from edgemux.edge.sensors import PROC, cpu_limit
 from edgemux.multiplexer import plugins
-from edgemux.multiplexer.bundle import Bundle, splits_of
+from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.errors import ArtifactError, ConfigError
 from edgemux.multiplexer.findings import Finding, Findings
 
@@ -135,8 +135,7 @@ def _bundles(
             name = loaded.bundle.manifest.name
             yield from level_findings(name, timings, wanted, readings, all_levels - len(timings))
             if has_cloud:
-                usable, there = [head.split.name for head in loaded.heads], splits_of(loaded.bundle.manifest)
-                yield from split_findings(name, usable, len(there), config.split.never_send_raw)
+                yield from split_findings(name, *timing.look_at_splits(loaded), config.split.never_send_raw)
     return served
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from edgemux.edge.budget import LEAST_RATE, Readings, cpu_share
+from edgemux.edge.heads import Alone
 from edgemux.multiplexer.findings import Finding, Findings
 
 
@@ -137,15 +138,27 @@ def level_findings(
     return found.all
 
 
-def split_findings(model: str, usable: Sequence[str], there: int, never_send_raw: bool) -> list[Finding]:
-    """Which splits of a bundle may be used, of how many; what that means where whole inputs must not leave."""
+FIXES = {
+    Alone.OFF: "see split.use",
+    Alone.LOSS: "raise split.max_loss if that much may be lost",
+    Alone.HEAD_WRONG: "see the log for what is wrong; reinstall onnxruntime, or the bundle",
+    Alone.PASSES_ON: "make a split whose head computes something",
+    Alone.MEMORY: "raise limits.memory_bytes",
+}
+
+
+def split_findings(
+    model: str, usable: Sequence[str], alone: Mapping[str, Alone], never_send_raw: bool
+) -> list[Finding]:
+    """Which splits may be used, and why not the others; what that means where whole inputs must not leave."""
     found = Findings("splits")
     if usable:
         whole = "; whole inputs never leave this device" if never_send_raw else ""
-        found.ok(model, f"{len(usable)} of {there} may be used: {', '.join(usable)}{whole}")
+        found.ok(model, f"{len(usable)} of {len(usable) + len(alone)} may be used: {', '.join(usable)}{whole}")
     elif never_send_raw:
         says = "none may be used, and whole inputs must not leave: the device answers alone"
         found.problem(model, says, "name a bundle with splits, raise split.max_loss, or unset split.never_send_raw")
-    elif there:
-        found.note(model, f"none of {there} may be used", "see split.use and split.max_loss")
+    for name, why in alone.items():
+        tell = found.problem if why is Alone.HEAD_WRONG else found.note
+        tell(f"{model}.{name}", f"left alone: {why.value}", FIXES[why])
     return found.all

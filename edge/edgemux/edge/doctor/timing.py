@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from edgemux.edge.config import ApplicationSettings
 from edgemux.edge.doctor.models import BundleSeen, LevelTiming, RuntimeSeen
+from edgemux.edge.heads import Alone
 from edgemux.edge.loading import Fallback, Loaded, load
 from edgemux.edge.split_planning import SplitSettings
 from edgemux.multiplexer.bundle import Bundle
@@ -70,6 +71,13 @@ def _others(bundle: Bundle) -> str:
     except ArtifactError as error:
         return str(error)
     return ""
+
+
+def look_at_splits(loaded: Loaded) -> tuple[list[str], dict[str, Alone]]:
+    """The splits that may be used, and why the others are left alone, by name."""
+    usable = [head.split.name for head in loaded.heads if head.loaded]
+    left_out = {head.split.name: Alone.MEMORY for head in loaded.heads if not head.loaded}
+    return usable, {**loaded.alone, **left_out}
 
 
 def time_levels(

@@ -2,6 +2,7 @@
 
 import { Chart, SPAN_S, Table, badge, bytes, card, clockTime, el, lasting, meter, millis, num, onAxis, pairs, percent, picture, rate, renewed, score, scrolling, seconds, swatch, text } from "./draw.js";
 import { History, sum } from "./history.js";
+import { Splits } from "./splits.js";
 import { BREAKERS, FALLBACKS, KINDS, READINGS, REFUSALS, STANDINGS, WITHDRAWALS, inOrder, reasonOf, routeName } from "./words.js";
 
 const NOW_S = 10;
@@ -15,7 +16,8 @@ export class EdgeView {
     const main = el("div", { class: "column" });
     root.append(this.now(), el("div", { class: "columns" }, main, this.aside));
     main.append(this.routes(), this.last(), this.latency());
-    this.aside.append(this.clouds(), this.certificates(), this.levels(), this.budgets(), this.readings());
+    this.splits = new Splits();
+    this.aside.append(this.clouds(), this.splits.node, this.certificates(), this.levels(), this.budgets(), this.readings());
     choice.onchange = () => this.draw();
   }
 
@@ -211,6 +213,7 @@ export class EdgeView {
     this.shown.update(this.inputs.filter((row) => this.choice.value === ALL || row.model === this.choice.value).slice(0, MOST_INPUTS));
     this.drawTimes();
     this.drawClouds();
+    this.splits.draw(Object.entries(this.data.applications), this.several);
     this.drawCertificates();
     const names = Object.entries(this.data.applications);
     this.levelTable.update(names.map(([name, each]) => ({ ...each, key: name, name, of: each.levels.length })));

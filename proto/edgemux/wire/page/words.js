@@ -45,6 +45,20 @@ export const reasonOf = (route, reason) => ({ ...((route === "split" && SPLIT[re
 const ORDER = Object.keys(REASONS);
 export const inOrder = (a, b) => (ORDER.indexOf(a) + 99) % 99 - (ORDER.indexOf(b) + 99) % 99;
 
+// Why a split is left alone.
+export const ALONE = {
+  off: "left alone: split.use is off",
+  loses_too_much: "left alone: it may lose more accuracy than is allowed",
+  head_wrong: "left alone: its head does not compute here what it should",
+  passes_input_on: "left alone: its head sends the input itself",
+  head_failed: "left alone: its head has just failed",
+  memory: "left alone: no memory for its head",
+  device_busy: "left alone: its level is not loaded",
+  cloud_incompatible: "left alone: the cloud lacks its tail, or has another one",
+  cloud_denied: "left alone: the cloud does not let us ask for its tail",
+  tail_failing: "left alone: its tail fails; it is tried now and then",
+};
+
 export const STANDINGS = {
   none: ["none", "", "The bundle has no certificate."],
   unwatched: ["not watched", "warn", "As in the bundle; nobody looks whether it still holds."],

@@ -1,17 +1,16 @@
 """Makes the starter bundle's bottlenecks and measures them: bytes on the way against accuracy, beside pictures.
 
-    python benchmarks/split_training.py [--limit IMAGES] [--epochs N N N N N] [--work DIR] [--out DIR] [--full]
+    python benchmarks/split_training.py [--limit IMAGES] [--epochs N N N N] [--work DIR] [--out DIR] [--full]
 
 "continuation": the encoder reads the picture and what device level 3 leaves behind, so nothing is computed twice; the
 cloud goes on with the last residual block of its model. "bottleneck": the device runs the first layers of the cloud's
-model, and the encoder narrows what comes out. Five trainings, on one thread, each kept in the work folder and resumed
+model, and the encoder narrows what comes out. Four trainings, on one thread, each kept in the work folder and resumed
 at its last epoch; all values are sent in 2 bits:
 
 1. encoder and decoder of the continuation, so that the decoder gives the tensor that the cloud's model has there;
 2. the same and the tail, which is then no longer a part of the cloud's model, so that they answer as that does, also
    of mixtures of two images;
-3. once more so, from where that ended, at a lower rate;
-4. and 5. the first and the second for the bottleneck.
+3. and 4. the first and the second for the bottleneck.
 
 One of no epochs is left out.
 
@@ -45,40 +44,38 @@ from split_bench.measured import measure
 from split_bench.report import judged, report
 from split_bench.study import CHANNELS, CUT, LEFT_BEHIND, SEED, SIZE, Study, picture
 
-# Of the five trainings.
-FULL_EPOCHS = (2, 2, 1, 1, 1)
+# Of the four trainings.
+FULL_EPOCHS = (2, 2, 1, 1)
 AUGMENT = Augment(flip=True, shift_px=1, erase=0.0)
 # 24 channels of 2 bits are as many bytes as 12 of 4.
 TRAINED_BITS = (2,)
 
 
 class Trainings:
-    """The five, each done once: its weights are kept in ``work``."""
+    """The four, each done once: its weights are kept in ``work``."""
 
     def __init__(self, study: Study, work: Path, epochs: tuple[int, ...], say: Callable[[str], None]) -> None:
         self._study, self._work, self._epochs, self._say = study, work, epochs, say
         work.mkdir(parents=True, exist_ok=True)
 
     def continuation(self) -> Pair:
-        """After the first three."""
+        """After the first two."""
         torch.manual_seed(SEED)
         pair = self._pair(Encoder(LEFT_BEHIND, CHANNELS, SIZE, joins=2))
         self._tensor_first(0, "1-tensor", pair, self._study.left_behind)
-        for number, name, rate in ((1, "2-answers", 0.002), (2, "3-again", 0.0012)):
-            weights = Weights(answers=1.0, features=1.0)
-            answers = self._course(number, weights, rate, batch=64, mixed=0.4, tail_share=0.3)
-            self._train(name, pair, self._study.left_behind, answers)
+        answers = self._course(1, Weights(answers=1.0, features=1.0), 0.002, batch=64, mixed=0.4, tail_share=0.3)
+        self._train("2-answers", pair, self._study.left_behind, answers)
         return pair
 
     def bottleneck(self) -> Pair:
         """After the last two. The pair's encoder reads the cut's tensor: the layers before it are not changed."""
         torch.manual_seed(SEED)
         pair = self._pair(Encoder(self._study.at_cut, CHANNELS, SIZE, width=64))
-        self._tensor_first(3, "4-narrow", pair, self._study.cut)
+        self._tensor_first(2, "3-narrow", pair, self._study.cut)
         # The tail is near to where it has to be: it moves less, and what it reads stays what it was.
         weights = Weights(target=0.3, answers=1.0, features=1.0)
-        answers = self._course(4, weights, 0.002, batch=64, mixed=0.3, tail_share=0.15)
-        self._train("5-narrow-answers", pair, self._study.cut, answers)
+        answers = self._course(3, weights, 0.002, batch=64, mixed=0.3, tail_share=0.15)
+        self._train("4-narrow-answers", pair, self._study.cut, answers)
         return pair
 
     def _pair(self, encoder: Encoder) -> Pair:
@@ -131,7 +128,7 @@ def main() -> int:
     def say(text: str) -> None:
         console.print(text, highlight=False)
 
-    epochs = tuple(options.epochs or (FULL_EPOCHS if options.full else (1, 1, 0, 1, 1)))
+    epochs = tuple(options.epochs or (FULL_EPOCHS if options.full else (1, 1, 1, 1)))
     with tempfile.TemporaryDirectory() as place:
         work, out = options.work or Path(place), options.out or Path(place) / "out"
         try:
@@ -163,7 +160,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train and measure the starter bundle's bottlenecks.")
     parser.add_argument("--full", action="store_true", help="the setting of docs/split.md: hours on two busy cores")
     parser.add_argument("--limit", type=int, default=2000, help="training images and test images, unless --full")
-    parser.add_argument("--epochs", type=int, nargs=5, help="of the five trainings")
+    parser.add_argument("--epochs", type=int, nargs=4, help="of the four trainings")
     parser.add_argument("--work", type=Path, help="where trainings are kept; without: nowhere")
     parser.add_argument("--out", type=Path, help="where head, tail, figures and plot go")
     return parser.parse_args()

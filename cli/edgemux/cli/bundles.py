@@ -104,19 +104,21 @@ def _payload_table(payloads: list[dict[str, Any]], right: str) -> Table:
 
 
 def _split_table(splits: list[dict[str, Any]], right: str) -> Table:
-    sizes = ("head bytes", "tail bytes", "tail macs", "bits", "sent bytes")
-    table = _titled("splits", "split", "level", *sizes, "label changed", right, "head ms", "tail ms")
+    titles = ("head bytes", "tail bytes", "tail M macs", "bits", "sent bytes")
+    table = _titled("splits", "split", "level", *titles, "label changed", right, "head ms", "tail ms")
     for each in splits:
-        whole = (f"{each[key]:,.0f}" for key in ("head_bytes", "tail_bytes", "tail_macs", "bits", "bytes"))
+        files = (f"{each[key]:,}" for key in ("head_bytes", "tail_bytes"))
+        sizes = (*files, f"{each['tail_macs'] / 1e6:.1f}", str(each["bits"]), f"{each['bytes']:,.0f}")
         shares = (f"{each[key] * 100:.2f} %" for key in ("changed", "accuracy"))
         times = (f"{each[key]:.3f}" for key in ("head_ms", "tail_ms"))
-        table.add_row(each["name"], str(each["level"] or "-"), *whole, *shares, *times)
+        table.add_row(each["name"], str(each["level"] or "-"), *sizes, *shares, *times)
     return table
 
 
 def _titled(title: str, first: str, *numbers: str) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column(first)
+    # A name is what one copies into a configuration: whole, even where the numbers' titles take three lines then.
+    table.add_column(first, no_wrap=True)
     for column in numbers:
         table.add_column(column, justify="right")
     return table

@@ -33,7 +33,7 @@ PHASES = (
     Phase("normal", "normal", 40),
     # Half as many a second: the link is to decide here, not how much of its CPU the device can spare for heads.
     Phase(NARROW, "narrow link", 12, link=NARROW_LINK, pace=0.5),
-    # Half as many here too: two others want the CPU, and a third of it does not carry every machine through the full rate.
+    # Half as many here too: two others want the CPU, and a third of it does not always carry the full rate.
     Phase("busy_device", "busy device", 12, busy=True, pace=0.5),
     Phase("slow_link", "slow link", 12, link=SLOW_LINK),
     Phase("cloud_killed", "cloud killed", 12, cloud="is_killed"),

@@ -9,7 +9,7 @@ import msgspec
 from edgemux.edge.packing import most_lost
 from edgemux.edge.split_planning import SplitSettings
 from edgemux.multiplexer.bundle import Manifest, splits_of
-from edgemux.wire.codec import DTYPES
+from edgemux.wire.codec import row_bytes
 
 # Of the cloud's accuracy, at 95 %: splits that may lose more are not for showing.
 MOST_LOST = 0.03
@@ -50,6 +50,6 @@ def part_ways(manifest: Manifest) -> PartWays | None:
     if not splits:
         return None
     lost = max(most_lost(accuracy, split) for split in splits)
-    whole = sum(math.prod(t.shape[1:]) * DTYPES[t.datatype].itemsize for t in manifest.inputs)
+    whole = row_bytes(manifest.inputs)
     sent = sum(split.bytes for split in splits) / len(splits)
     return PartWays(tuple(split.name for split in splits), sent, whole, math.ceil(lost * 1000) / 1000)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import re
 
 import msgspec
 
@@ -12,7 +11,7 @@ OFFLOAD_ATTEMPTS = "edgemux_offload_attempts_total"
 OFFLOAD_BYTES = "edgemux_offload_bytes_total"
 # By form; what a split sends are packed bits.
 OFFLOAD_PAYLOADS = "edgemux_offload_payloads_total"
-_PARTS = re.compile(rf'^{OFFLOAD_PAYLOADS}{{[^}}]*payload="bits\d"[^}}]*}} (\S+)', re.MULTILINE)
+PARTS = 'payload="bits'
 # The agent shows it only once it has measured its link.
 LINK_MEASURED = 'edgemux_resource{sensor="link_rtt_seconds"}'
 TIMEOUT_S = 2.0
@@ -31,9 +30,10 @@ def scrape(address: str) -> str:
         connection.close()
 
 
-def counter_in(text: str, name: str) -> int | None:
-    """The sum of a counter's samples in a text exposition, None when there is none."""
-    samples = [line for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
+def counter_in(text: str, name: str, having: str = "") -> int | None:
+    """The sum of a counter's samples in a text exposition, None when there is none. having: of their labels."""
+    lines = (line for line in text.splitlines() if having in line)
+    samples = [line for line in lines if line.startswith((f"{name} ", f"{name}{{"))]
     # After the labels come the value and, optionally, a time stamp.
     values = [line.rpartition("}")[2].removeprefix(name).split()[0] for line in samples]
     return round(sum(float(value) for value in values)) if values else None
@@ -56,4 +56,4 @@ def sent_in(text: str) -> Sent | None:
     inputs, size = counter_in(text, OFFLOAD_ATTEMPTS), counter_in(text, OFFLOAD_BYTES)
     if inputs is None or size is None:
         return None
-    return Sent(inputs, round(sum(float(value) for value in _PARTS.findall(text))), size)
+    return Sent(inputs, counter_in(text, OFFLOAD_PAYLOADS, PARTS) or 0, size)

@@ -164,14 +164,8 @@ class Candidates:
         return Candidate(self._away, score, cost, price, blocked, toll)
 
     def _sending(self, latency_s: float, size: float) -> Cost:
-        tariff = self._purse.tariff
-        return Cost(
-            latency_s,
-            energy_j=size * tariff.joules_per_byte,
-            sent_bytes=size,
-            offloads=1,
-            money=tariff.money_per_offload + size * tariff.money_per_byte,
-        )
+        takes = self._purse.tariff.offload(size)
+        return Cost(latency_s, energy_j=takes["joules"], sent_bytes=size, offloads=1, money=takes["money"])
 
     def _toll(self, price: float, held: int, size: float, now_s: float) -> float:
         toll = self._purse.toll(size, now_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -15,7 +15,7 @@ from edgemux.edge.events import SplitLeftAlone
 from edgemux.edge.variants import Family
 from edgemux.multiplexer.bundle import Bundle, Split
 from edgemux.multiplexer.chain import Activations, Chain, Golden
-from edgemux.multiplexer.codes import GoldenCodes, same_codes
+from edgemux.multiplexer.codes import GoldenCodes, same_codes, within
 from edgemux.multiplexer.errors import ArtifactError, ExecutionError
 from edgemux.multiplexer.onnx_model import OnnxModel, Stop
 from edgemux.wire.events import Name, Why, tell, why
@@ -105,8 +105,10 @@ class Head:
 
     def run(self, model: OnnxModel, activations: Activations, stop: Stop | None = None) -> NDArray[np.uint8]:
         """What is sent, UINT8 [N, ...]. ``model``: what is ``held``. What the levels below leave must be there."""
-        pool = activations.pool
-        feeds = {name: pool[name] for name in model.inputs}
+        return self._sent(model, activations.pool, stop)
+
+    def _sent(self, model: OnnxModel, known: Mapping[str, Any], stop: Stop | None = None) -> NDArray[np.uint8]:
+        feeds = {name: known[name] for name in model.inputs}
         sent: NDArray[np.uint8] = model.run(feeds, [self.split.sent.name], stop)[0]
         return sent
 
@@ -132,10 +134,7 @@ class Head:
         return model
 
     def _made(self, model: OnnxModel, tensors: Mapping[str, Any], chain: Chain) -> NDArray[np.uint8]:
-        activations = Activations(tensors)
-        if self.split.level:
-            chain.reach(self.split.level, activations)
-        return self.run(model, activations)
+        return self._sent(model, chain.known_at(self.split.level, tensors))
 
     def _checked(self, model: OnnxModel, tensors: Mapping[str, Any], chain: Chain) -> NDArray[np.uint8]:
         rows = len(next(iter(tensors.values())))
@@ -146,9 +145,14 @@ class Head:
         shape = (rows, *self.split.sent.shape[1:])
         if not isinstance(sent, np.ndarray) or sent.dtype != np.uint8 or sent.shape != shape:
             raise ArtifactError(f"{self.split.head}: does not make UINT8 {list(shape)} of the bundle's golden inputs")
-        if sent.size and int(sent.max()) >= 2**self.split.bits:
+        if not within(self.split.bits, sent):
             raise ArtifactError(f"{self.split.head}: makes values of more than {self.split.bits} bits")
         return sent
+
+
+def loaded_bytes(heads: Iterable[Head]) -> int:
+    """Of the files of those that are in memory."""
+    return sum(head.bytes for head in heads if head.loaded)
 
 
 def fitting(heads: Sequence[Head], level: int, room: float) -> list[Head]:

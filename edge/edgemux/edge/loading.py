@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemux.edge.events import BundleFallback, BundleUnusable, ModelLoaded
-from edgemux.edge.heads import Alone, Head, drop_others, heads_of
+from edgemux.edge.heads import Alone, Head, drop_others, heads_of, loaded_bytes
 from edgemux.edge.split_planning import SplitSettings, usable_splits
 from edgemux.edge.variants import Family
 from edgemux.multiplexer.bundle import Bundle, Manifest, splits_of
@@ -71,7 +71,7 @@ class Loaded(msgspec.Struct, frozen=True):
     @property
     def resident_bytes(self) -> int:
         """Bytes of the files of all levels and heads that are loaded."""
-        return self.family.resident_bytes + sum(head.bytes for head in self.heads if head.loaded)
+        return self.family.resident_bytes + loaded_bytes(self.heads)
 
     def shrink(self) -> None:
         """Leave the first level alone in memory."""

@@ -14,7 +14,7 @@ from edgemux.multiplexer.bundle import Manifest, Payload, Preprocessing, Split, 
 from edgemux.multiplexer.chain import PROBABILITIES
 from edgemux.multiplexer.domain import Placement
 from edgemux.multiplexer.errors import BadAnswer
-from edgemux.wire.codec import DTYPES, MODEL_DIGEST, read_outputs
+from edgemux.wire.codec import MODEL_DIGEST, read_outputs, row_bytes
 
 # HTTP/2 and gRPC framing around a message, both ways, once headers are compressed; measured 90-130 on loopback.
 CALL_OVERHEAD_BYTES = 120
@@ -76,7 +76,7 @@ class Peer(msgspec.Struct, frozen=True):
         """
         own = next(tensor for tensor in manifest.outputs if tensor.name == PROBABILITIES)
         named = own if output is None else msgspec.structs.replace(own, name=output)
-        payload = sum(math.prod(t.shape[1:]) * DTYPES[t.datatype].itemsize for t in manifest.inputs)
+        payload = row_bytes(manifest.inputs)
         size = payload + MESSAGE_BYTES + CALL_OVERHEAD_BYTES
         payloads = usable(manifest, max_loss)
         name = model or manifest.name

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgemux.edge.cloud_executor import CloudExecutor
 from edgemux.edge.clouds import Cloud
 from edgemux.edge.device_executor import INLINE_S, DeviceExecutor
-from edgemux.edge.heads import Alone, Head
+from edgemux.edge.heads import Alone, Head, loaded_bytes
 from edgemux.edge.metrics import EdgeMetrics
 from edgemux.edge.packing import LOOK_S, LOOK_SHARE
 from edgemux.edge.sample import Sample
@@ -23,6 +23,7 @@ from edgemux.edge.split_planning import SplitChoice, link_of
 from edgemux.edge.variants import Family
 from edgemux.multiplexer.bundle import Split
 from edgemux.multiplexer.chain import Activations
+from edgemux.multiplexer.codes import within
 from edgemux.multiplexer.domain import Placement, Prediction, Reason, Route
 from edgemux.multiplexer.errors import DeadlineExceeded, ExecutionError
 from edgemux.multiplexer.estimate import DurationEstimate, LinkEstimate
@@ -90,11 +91,7 @@ class Half:
 
 def fits(split: Split, sent: NDArray[Any]) -> bool:
     """Whether this is one input of the tail: so it was for golden inputs, and may not be for strange ones."""
-    return (
-        sent.dtype == np.uint8
-        and sent.shape == (1, *split.sent.shape[1:])
-        and not int(sent.max(initial=0)) >> split.bits
-    )
+    return sent.dtype == np.uint8 and sent.shape == (1, *split.sent.shape[1:]) and within(split.bits, sent)
 
 
 class SplitExecutor:
@@ -333,7 +330,7 @@ class SplitExecutor:
     @property
     def resident_bytes(self) -> int:
         """Bytes of the files of the heads that are loaded."""
-        return sum(half.head.bytes for half in self.halves.values() if half.head.loaded)
+        return loaded_bytes(self.heads)
 
     def left_alone(self, now_s: float) -> dict[str, Alone]:
         """By name, why splits are not used now."""

@@ -79,6 +79,13 @@ class Chain:
         if activations.reached < level:
             activations.kept = level, self.run(level, activations, stop)
 
+    def known_at(self, level: int, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        """The inputs, and what the levels up to ``level`` leave of them, by name: what the head of a split can read."""
+        activations = Activations(tensors)
+        if level:
+            self.reach(level, activations)
+        return activations.pool
+
     def answer(self, tensors: Mapping[str, Array], level: int | None = None) -> Array:
         """Probabilities FP32 [N, classes] of one level, by default the last, from nothing but the input."""
         return self.run(len(self) if level is None else level, Activations(tensors))

@@ -23,6 +23,11 @@ SENT = "sent"
 FLIPPED_SHARE = 0.01
 
 
+def within(bits: int, codes: Codes) -> bool:
+    """Whether all values are below 2**bits."""
+    return not int(codes.max(initial=0)) >> bits
+
+
 def same_codes(given: Codes, expected: Codes) -> bool:
     """Whether both are the same but for rounding: no value by more than one step, few by one."""
     if given.shape != expected.shape:

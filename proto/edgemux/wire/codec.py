@@ -53,6 +53,11 @@ CHECKSUM = "edgemux_crc32"
 MODEL_DIGEST = "edgemux_model_digest"
 
 
+def row_bytes(tensors: Iterable[Tensor]) -> int:
+    """Of one row of all of them, as raw contents; their sizes but the first must be fixed."""
+    return sum(math.prod(tensor.shape[1:]) * DTYPES[tensor.datatype].itemsize for tensor in tensors)
+
+
 class Pictures(msgspec.Struct, frozen=True):
     """An input of encoded pictures: as many as its shape says, nothing of them looked at yet."""
 

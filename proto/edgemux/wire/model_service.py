@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from edgemux.multiplexer.bundle import Manifest, Preprocessing, Tensor
+from edgemux.multiplexer.codes import within
 from edgemux.multiplexer.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -73,7 +74,7 @@ def _within_bits(arrays: dict[str, Array], served: Served) -> dict[str, Array]:
     """``arrays``. Raises InputError naming what would spoil a batch: tails may take values for places in a table."""
     if served.bits < 8:
         for name, array in arrays.items():
-            if array.dtype.name == "uint8" and int(array.max(initial=0)) >> served.bits:
+            if array.dtype.name == "uint8" and not within(served.bits, array):
                 raise InputError(name, f"holds values of more than {served.bits} bits")
     return arrays
 

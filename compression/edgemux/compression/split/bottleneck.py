@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edgemux.compression.nets import PIXEL_SCALE, ConvUnit
 from edgemux.compression.split.graph_net import GraphNet
+from edgemux.compression.split.layouts import halvings
 from edgemux.multiplexer.errors import ConfigError, PassError
 
 BITS = (8, 4, 2)
@@ -79,16 +80,15 @@ def _scaled(source: Source, x: Tensor) -> Tensor:
 
 
 def _narrowed(source: Source, size: tuple[int, int], width: int) -> nn.Sequential:
-    channels, *extent = source.shape
+    channels, height, across = source.shape
+    count = halvings(source.shape, size)
+    if count is None:
+        raise PassError(f"{source.name}: halving its {height}x{across} never gives {size[0]}x{size[1]}")
     units: list[ConvUnit] = []
-    while tuple(extent) != size:
-        halved = [(now + 1) // 2 for now in extent]
-        if halved == extent or any(now < wanted for now, wanted in zip(halved, size, strict=True)):
-            shown = f"{source.shape[1]}x{source.shape[2]}"
-            raise PassError(f"{source.name}: halving its {shown} never gives {size[0]}x{size[1]}")
+    for _ in range(count):
         # A picture has few channels: more of its neighbourhood goes into the first layer.
         units.append(ConvUnit(channels, width, size=5 if channels <= 3 else 3, stride=2))
-        channels, extent = width, halved
+        channels = width
     return nn.Sequential(*(units or [ConvUnit(channels, width, size=1)]))
 
 

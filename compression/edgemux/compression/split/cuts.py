@@ -93,7 +93,7 @@ def layout_of(graph: onnx.GraphProto) -> Layout:
         reads.append(read)
     outputs = tuple(value.name for value in graph.output)
     alive = leading_to(outputs, computed, graph, reads)
-    return Layout(inputs, outputs, tuple(alive), tuple(constant), tuple(reads), stored, dequantised, _names(graph))
+    return Layout(inputs, outputs, tuple(alive), tuple(constant), tuple(reads), stored, dequantised, names_of(graph))
 
 
 def leading_to(
@@ -197,12 +197,13 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
         yield from (value.name for value in inner.output if value.name not in own)
 
 
-def _names(graph: onnx.GraphProto) -> frozenset[str]:
+def names_of(graph: onnx.GraphProto) -> frozenset[str]:
+    """Every name that there is, inside of nodes too."""
     found = {value.name for value in (*graph.input, *graph.output)} | {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         found.update(node.input, node.output)
         for inner in _inner_graphs(node):
-            found |= _names(inner)
+            found |= names_of(inner)
     return frozenset(found)
 
 

@@ -54,15 +54,15 @@ def across(sizes: Sequence[int]) -> tuple[Layout, ...]:
     return layouts(sizes)[1:] if len(sizes) == 2 else layouts(sizes)
 
 
-def narrows(shape: Image, size: tuple[int, int]) -> bool:
-    """Whether halving, as an encoder does it, brings height and width to ``size``."""
-    extent = shape[1:]
+def halvings(shape: Image, size: tuple[int, int]) -> int | None:
+    """How often an encoder halves height and width until they are ``size``; None where they never are."""
+    extent, count = shape[1:], 0
     while extent != size:
         halved = ((extent[0] + 1) // 2, (extent[1] + 1) // 2)
         if halved == extent or halved[0] < size[0] or halved[1] < size[1]:
-            return False
-        extent = halved
-    return True
+            return None
+        extent, count = halved, count + 1
+    return count
 
 
 def chosen(sources: Mapping[str, Sequence[int]], crossing: Sequence[int]) -> tuple[dict[str, Layout], Layout] | None:
@@ -70,7 +70,7 @@ def chosen(sources: Mapping[str, Sequence[int]], crossing: Sequence[int]) -> tup
     for target in across(crossing):
         found: dict[str, Layout] = {}
         for name, sizes in sources.items():
-            able = [way for way in layouts(sizes) if narrows(way.shape, target.shape[1:])]
+            able = [way for way in layouts(sizes) if halvings(way.shape, target.shape[1:]) is not None]
             if able:
                 found[name] = able[0]
         if found:

@@ -30,6 +30,7 @@ from edgemux.compression.split.layouts import Scaled, chosen, entered, left
 from edgemux.compression.split.material import Material, single
 from edgemux.compression.split.pair_files import SENT, pair_files
 from edgemux.compression.split.shapes import example
+from edgemux.compression.split.teach import Lesson, Taught, cross_entropy, drawn_bits, logarithms
 from edgemux.compression.split.trial import Made, Plan, Pool, left_by, pool_of, tried
 from edgemux.compression.workshop import Workshop
 from edgemux.multiplexer.bundle import DATATYPES
@@ -49,7 +50,6 @@ FIRST_RATE, SECOND_RATE = 0.05, 0.03
 BATCHES = 1500
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 200
 TARGET_WEIGHT = 0.3
-LEAST = 1e-7
 WEIGHTS = "pair.pt"
 _INNER = "crossing"
 
@@ -64,15 +64,6 @@ class How(msgspec.Struct, frozen=True):
         """How often ``count`` inputs are passed over."""
         made = math.ceil(BATCHES / math.ceil(count / BATCH))
         return min(MOST_EPOCHS, max(FEWEST_EPOCHS, made)) if self.epochs is None else self.epochs
-
-
-@dataclass(frozen=True)
-class Lesson(Batch):
-    """pixels: the cut's tensor as the decoder is to give it. answers: the whole's probabilities [n, classes]."""
-
-    sources: dict[str, Tensor]
-    answers: Tensor
-    bits: int
 
 
 @dataclass(frozen=True)
@@ -279,10 +270,10 @@ def _tell(tick: Tick, begun: float, part: float, share: float) -> None:
 
 def _drawn(lessons: Lessons, index: Tensor, generator: torch.Generator) -> Lesson:
     given, crossing, answers = lessons.of(index.numpy())
-    bits = BITS[int(torch.randint(len(BITS), (1,), generator=generator))]
     sources = {name: torch.from_numpy(array) for name, array in given.items()}
-    flipped = torch.zeros(len(index), dtype=torch.bool)
-    return Lesson(torch.from_numpy(crossing), index, flipped, sources, torch.from_numpy(answers), bits)
+    target, none = torch.from_numpy(crossing), torch.zeros(len(index), dtype=torch.bool)
+    taught = Taught(target, torch.from_numpy(answers), torch.empty(len(index), 0))
+    return Lesson(target, index, none, sources, taught, drawn_bits(BITS, generator))
 
 
 def _loss(of: Callable[[Pair, Lesson], Tensor], model: nn.Module, batch: Batch) -> Tensor:
@@ -291,15 +282,13 @@ def _loss(of: Callable[[Pair, Lesson], Tensor], model: nn.Module, batch: Batch) 
 
 
 def _crossing_missed(pair: Pair, lesson: Lesson) -> Tensor:
-    return nn.functional.mse_loss(pair.decoded(lesson.sources, lesson.bits), lesson.pixels)
+    return nn.functional.mse_loss(pair.decoded(lesson.sources, lesson.bits), lesson.taught.target)
 
 
 def _both_missed(pair: Pair, lesson: Lesson) -> Tensor:
     decoded = pair.decoded(lesson.sources, lesson.bits)
-    missed = nn.functional.mse_loss(decoded, lesson.pixels)
-    logs = pair.answers(decoded).clamp_min(LEAST).log()
-    # The whole's own entropy is left out of the divergence: it has no gradient.
-    return TARGET_WEIGHT * missed - (lesson.answers * logs).sum(dim=1).mean()
+    missed = nn.functional.mse_loss(decoded, lesson.taught.target)
+    return TARGET_WEIGHT * missed + cross_entropy(logarithms(pair.answers(decoded)), lesson.taught.answers)
 
 
 def _written(task: Task, pair: Pair, plan: Plan) -> Halves:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from edgemux.compression.places import check_place, replacing
 from edgemux.multiplexer.bundle import MANIFEST, Bundle, File, Manifest, Split, seal, splits_of
-from edgemux.multiplexer.chain import PROBABILITIES, Activations, Chain, Golden, probabilities
-from edgemux.multiplexer.codes import GoldenCodes
+from edgemux.multiplexer.chain import PROBABILITIES, Chain, Golden, probabilities
+from edgemux.multiplexer.codes import GoldenCodes, within
 from edgemux.multiplexer.errors import ArtifactError, ConfigError
 from edgemux.multiplexer.onnx_model import Array, OnnxModel
 
@@ -106,11 +106,13 @@ def _made(source: Bundle, split: Split) -> GoldenCodes:
 
 def _given(source: Bundle, level: int, inputs: dict[str, Array]) -> dict[str, Array]:
     """What a head on that level can read, for all golden inputs."""
-    activations = Activations(inputs)
-    if level:
-        files = source.manifest.levels[level - 1].files
-        Chain([OnnxModel(source.read(file), file) for file in files], inputs).run(level, activations)
-    return activations.pool
+    return chain_up_to(source, level).known_at(level, inputs)
+
+
+def chain_up_to(source: Bundle, level: int) -> Chain:
+    """The levels of a bundle up to that one, loaded; none of them for 0."""
+    files = source.manifest.levels[level - 1].files if level else ()
+    return Chain([OnnxModel(source.read(file), file) for file in files], [t.name for t in source.manifest.inputs])
 
 
 def _sent(head: OnnxModel, split: Split, given: dict[str, Array], count: int) -> NDArray[np.uint8]:
@@ -120,6 +122,6 @@ def _sent(head: OnnxModel, split: Split, given: dict[str, Array], count: int) ->
         raise ArtifactError(f"{split.head}: fails on the bundle's golden inputs") from error
     if sent.dtype != np.uint8 or sent.shape != (count, *split.sent.shape[1:]):
         raise ArtifactError(f"{split.head}: does not send UINT8 {[count, *split.sent.shape[1:]]}")
-    if int(sent.max()) >> split.bits:
+    if not within(split.bits, sent):
         raise ArtifactError(f"{split.head}: sends values of more than {split.bits} bits")
     return sent

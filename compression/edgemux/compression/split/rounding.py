@@ -8,6 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edgemux.compression.split.cuts import names_of
 from edgemux.compression.split.halves import Halves
 from edgemux.multiplexer.errors import ConfigError
 
@@ -67,7 +68,7 @@ def rounded(halves: Halves, tensor: str, steps: Steps) -> tuple[Halves, str]:
     head.CopyFrom(halves.head)
     tail.CopyFrom(halves.tail)
     name = SENT
-    while name in _names(head.graph) | _names(tail.graph):
+    while name in names_of(head.graph) | names_of(tail.graph):
         name += "_"
     _end(head.graph, tensor, name, steps)
     _begin(tail.graph, tensor, name, steps)
@@ -122,8 +123,3 @@ def _replace(values: list[onnx.ValueInfoProto], tensor: str, name: str) -> None:
     for value in values:
         if value.name == tensor:
             value.name, value.type.tensor_type.elem_type = name, TensorProto.UINT8
-
-
-def _names(graph: onnx.GraphProto) -> set[str]:
-    made = {name for node in graph.node for name in (*node.input, *node.output)}
-    return made | {value.name for value in (*graph.input, *graph.output)} | {each.name for each in graph.initializer}

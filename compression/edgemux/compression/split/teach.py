@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,7 @@ def teach(
         pixels = mixed_pixels(batch.pixels[:, 0], course.mixed, generator).numpy()
         taught = teacher.of(pixels, course.weights.tail)
         given = {name: torch.from_numpy(value) for name, value in sources(pixels).items()}
-        bits = course.bits[int(torch.randint(len(course.bits), (1,), generator=generator))]
-        return Lesson(batch.pixels, index, batch.flipped, given, taught, bits)
+        return Lesson(batch.pixels, index, batch.flipped, given, taught, drawn_bits(course.bits, generator))
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         assert isinstance(model, Pair) and isinstance(batch, Lesson)
@@ -137,6 +136,11 @@ def teach(
     steps = None if course.tail_share is None else _adam(course.tail_share)
     schedule, seed = course.schedule, course.seed
     fit_drawn(pair, len(images), drawn, loss, schedule, seed, checkpoint, tick, clip=5.0, optimiser_of=steps)
+
+
+def drawn_bits(bits: Sequence[int], generator: torch.Generator) -> int:
+    """Those in which a batch is sent."""
+    return bits[int(torch.randint(len(bits), (1,), generator=generator))]
 
 
 def mixed_pixels(pixels: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -166,6 +170,18 @@ def _adam(tail_share: float) -> Callable[[nn.Module, Schedule], torch.optim.Opti
     return made
 
 
+def logarithms(probabilities: Tensor) -> Tensor:
+    """Of probabilities [n, classes], as far as they say something."""
+    return probabilities.clamp_min(LEAST).log()
+
+
+def cross_entropy(logs: Tensor, answers: Tensor) -> Tensor:
+    """Of the whole's answers, probabilities [n, classes], and the pair's logarithms. The whole's own entropy is left
+    out of the divergence: it has no gradient.
+    """
+    return -(answers * logs).sum(dim=1).mean()
+
+
 def loss_of(pair: Pair, lesson: Lesson, weights: Weights, truth: Tensor | None) -> Tensor:
     """Squared errors of tensors as shares of their variance, plus cross-entropies to whole and labels."""
     taught = lesson.taught
@@ -176,13 +192,12 @@ def loss_of(pair: Pair, lesson: Lesson, weights: Weights, truth: Tensor | None) 
     if not weights.tail:
         return value
     found = pair.tail(decoded)
-    logs = found[pair.tail.outputs[0]].clamp_min(LEAST).log()
+    logs = logarithms(found[pair.tail.outputs[0]])
     if weights.features and pair.features is not None:
         apart = nn.functional.mse_loss(found[pair.features], taught.features)
         value = value + weights.features * apart / taught.features.var()
     if weights.answers:
-        # The whole's own entropy is left out of the divergence: it has no gradient.
-        value = value - weights.answers * (taught.answers * logs).sum(dim=1).mean()
+        value = value + weights.answers * cross_entropy(logs, taught.answers)
     if weights.labels and truth is not None:
         value = value + weights.labels * nn.functional.nll_loss(logs, truth)
     return value

@@ -14,8 +14,9 @@ from edgemux.compression.profile import macs
 from edgemux.compression.split.costs import median_ms
 from edgemux.compression.split.halves import Halves
 from edgemux.compression.split.material import Material
+from edgemux.compression.split.pack import chain_up_to
 from edgemux.multiplexer.bundle import Split, Tensor
-from edgemux.multiplexer.chain import PROBABILITIES, Activations, Chain
+from edgemux.multiplexer.chain import PROBABILITIES
 from edgemux.multiplexer.errors import PassError
 from edgemux.multiplexer.onnx_model import OnnxModel
 from edgemux.wire.payload import encode, size_of
@@ -64,17 +65,8 @@ class Plan(msgspec.Struct, frozen=True):
 
 def pool_of(material: Material, level: int) -> Pool:
     """Rows of inputs -> all that a head on that level can read of them, by name."""
-    bundle, name = material.bundle, material.feed.tensor.name
-    files = bundle.manifest.levels[level - 1].files if level else ()
-    models = [OnnxModel(bundle.read(file), file) for file in files]
-
-    def pool(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        activations = Activations({name: rows})
-        if models:
-            Chain(models, [name]).run(level, activations)
-        return activations.pool
-
-    return pool
+    chain, name = chain_up_to(material.bundle, level), material.feed.tensor.name
+    return lambda rows: chain.known_at(level, {name: rows})
 
 
 def left_by(material: Material, level: int) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,15 +36,15 @@ from edgemux.compression import data, profile
 from edgemux.compression.chain import answers_of
 from edgemux.compression.places import replacing
 from edgemux.compression.split import curve
-from edgemux.compression.split.pack import add_split
-from edgemux.multiplexer.bundle import BITS, Bundle, Split, Tensor, seal, splits_of
-from edgemux.multiplexer.chain import Activations, Chain
+from edgemux.compression.split.pack import add_split, without_splits
+from edgemux.multiplexer.bundle import BITS, Bundle, Split, Tensor, splits_of
+from edgemux.multiplexer.chain import Chain
 from edgemux.multiplexer.errors import ConfigError, EdgemuxError
 from edgemux.multiplexer.onnx_model import Array, OnnxModel
-from edgemux.wire.bits import packed
+from split_bench.halves import level_of, sent_of, through
 from split_bench.study import BUNDLE, HELD_OUT, SEED
 
-BATCH, TIMED = 250, 300
+TIMED = 300
 
 
 class Halves(msgspec.Struct, frozen=True):
@@ -65,36 +66,28 @@ class Starter:
         self.manifest = self.bundle.manifest
         self._input = self.manifest.inputs[0].name
         files = self.manifest.levels[-1].files
-        self._chain = Chain([OnnxModel(self.bundle.read(file), file) for file in files], [self._input])
+        self._levels = [OnnxModel(self.bundle.read(file), file) for file in files]
+        self._chain = Chain(self._levels, [self._input])
         self.cloud = OnnxModel(self.bundle.read(self.manifest.cloud.files[0]), "cloud.onnx")
 
-    def level_below(self, head: OnnxModel, images: NDArray[np.uint8]) -> int:
+    def level_below(self, head: OnnxModel) -> int:
         """The lowest level that leaves what the head reads. Raises ConfigError where none does."""
-        for level in range(len(self.manifest.levels) + 1):
-            if set(head.inputs) <= set(self.given(level, images[:1])):
-                return level
-        raise ConfigError(f"{head.name}: reads {', '.join(head.inputs)}, which no level leaves")
+        try:
+            return level_of(head.inputs, self._levels, [self._input])
+        except ValueError as error:
+            raise ConfigError(f"{head.name}: reads {', '.join(head.inputs)}, which no level leaves") from error
 
     def given(self, level: int, images: NDArray[np.uint8]) -> dict[str, Array]:
         """What a head on that level can read of uint8 [n, 28, 28]."""
-        activations = Activations({self._input: images})
-        if level:
-            self._chain.run(level, activations)
-        return activations.pool
+        return self._chain.known_at(level, {self._input: images})
 
 
 def measure(starter: Starter, halves: Halves, test: data.Split) -> Split:
     """What the two files are and cost. Raises ConfigError for a head that reads what no level leaves."""
     head, tail = OnnxModel(halves.head, f"{halves.name}_head.onnx"), OnnxModel(halves.tail, halves.tail_file)
-    level, sent_name = starter.level_below(head, test.images), head.outputs[0]
-    labels, sizes, shape = [], [], (-1,)
-    for images in np.array_split(test.images, max(1, len(test.images) // BATCH)):
-        given = starter.given(level, images)
-        sent = head.run({name: given[name] for name in head.inputs}, [sent_name])[0]
-        sizes += [curve.LENGTH_BYTES + len(element) for element in packed(sent, halves.bits)]
-        labels.append(tail.run({sent_name: sent}, ["probabilities"])[0].argmax(axis=1))
-        shape = (-1, *sent.shape[1:])
-    found = np.concatenate(labels)
+    level, sent_name = starter.level_below(head), head.outputs[0]
+    found, sizes = through(head, tail, halves.bits, partial(starter.given, level), test.images)
+    shape = (-1, *sent_of(head, starter.given(level, test.images[:1])).shape[1:])
     head_ms, tail_ms = _times(starter, head, tail, level, test.images[:1])
     return Split(
         name=halves.name,
@@ -103,7 +96,7 @@ def measure(starter: Starter, halves: Halves, test: data.Split) -> Split:
         tail=tail.name,
         sent=Tensor(sent_name, "UINT8", shape),
         bits=halves.bits,
-        bytes=round(float(np.mean(sizes)), 1),
+        bytes=round(curve.LENGTH_BYTES + float(np.mean(sizes)), 1),
         head_ms=round(head_ms, 4),
         tail_ms=round(tail_ms, 4),
         tail_macs=profile.macs(onnx.load_from_string(halves.tail)),
@@ -144,15 +137,9 @@ def taken(folder: Path, names: Sequence[str]) -> list[Halves]:
 
 def exchange(starter: Starter, made: Sequence[tuple[Split, Halves]]) -> None:
     """Put these splits in the place of those that the bundle has; whatever fails, the bundle stays as it was."""
-    manifest = starter.manifest
-    dropped = {file for split in splits_of(manifest) for file in (split.head, split.tail, split.golden)}
-    files = tuple(file for file in manifest.files if file.path not in dropped)
     with TemporaryDirectory() as place, replacing(starter.folder) as part:
         built = Path(place) / "bundle"
-        built.mkdir()
-        for file in files:
-            (built / file.path).write_bytes(starter.bundle.read(file.path))
-        seal(built, msgspec.structs.replace(manifest, files=files, splits=msgspec.UNSET))
+        without_splits(starter.bundle, built)
         for split, halves in made:
             add_split(built, built, split, halves.head, halves.tail)
         for path in built.iterdir():

@@ -6,7 +6,6 @@ The agent sends everything in one way: the whole input, or one split. The device
 from __future__ import annotations
 
 import asyncio
-import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -19,8 +18,8 @@ from numpy.typing import NDArray
 from edgemux.cli.children import Child, allowed_cpus
 from edgemux.cli.link import Conditions
 from edgemux.cli.link import Link as Shaper
-from edgemux.compression.split.pack import add_split
-from edgemux.multiplexer.bundle import Bundle, seal, splits_of
+from edgemux.compression.split.pack import add_split, without_splits
+from edgemux.multiplexer.bundle import Bundle
 from edgemux.multiplexer.domain import Placement
 from edgemux.multiplexer.errors import ExecutionError
 from edgemux.wire import Client
@@ -70,13 +69,7 @@ class Counting(Shaper):
 
 def with_one(bundle: Path, folder: Path, half: Half, option: Option, seen: Seen) -> Path:
     """A copy of the bundle in ``folder``, whose only split is made of these halves: the agent has no other to take."""
-    shutil.copytree(bundle, folder)
-    manifest = Bundle.open(folder).manifest
-    of_splits = {name for split in splits_of(manifest) for name in (split.head, split.tail, split.golden)}
-    files = tuple(file for file in manifest.files if file.path not in of_splits)
-    for name in {file.path for file in manifest.files} - {file.path for file in files}:
-        (folder / name).unlink()
-    seal(folder, msgspec.structs.replace(manifest, files=files, splits=msgspec.UNSET))
+    without_splits(Bundle.open(bundle), folder)
     sender = Sender(half, seen)
     shape = sender.head_of(seen.images[:1]).shape[1:]
     split = manifest_split(half, option, {"name": sender.tail.inputs[0], "shape": shape}, len(seen.images))

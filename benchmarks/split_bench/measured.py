@@ -18,7 +18,7 @@ from edgemux.compression.hardware import hardware
 from edgemux.compression.split import curve
 from edgemux.compression.split.pair_files import SENT, PairFiles
 from edgemux.multiplexer.onnx_model import OnnxModel
-from edgemux.wire.bits import packed
+from split_bench.halves import through
 from split_bench.study import BUNDLE, Study
 
 # With more bits these pairs would send more than a lossless picture has.
@@ -97,12 +97,7 @@ class Sender:
 
     def send(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.int64], list[int]]:
         """The labels that come back, and the bytes of each input."""
-        labels, sizes = [], []
-        for part in np.array_split(images, max(1, len(images) // 250)):
-            sent = self.head.run(self._sources(part), [SENT])[0]
-            sizes += [len(element) for element in packed(sent, self.files.bits)]
-            labels.append(self.tail.run({SENT: sent})[0].argmax(axis=1))
-        return np.concatenate(labels).astype(np.int64), sizes
+        return through(self.head, self.tail, self.files.bits, self._sources, images)
 
     def half(self, pair: str, study: Study) -> Half:
         """What the files cost."""

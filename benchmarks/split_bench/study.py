@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemux.compression import data
-from edgemux.compression.chain import answers_of, answers_of_levels
+from edgemux.compression.chain import answers_of_levels
 from edgemux.compression.split.bottleneck import Source
 from edgemux.compression.split.costs import Whole
 from edgemux.compression.split.graph_net import exposed
 from edgemux.compression.split.teach import Teacher
 from edgemux.multiplexer.bundle import Bundle
-from edgemux.multiplexer.gates import gain_after
+from edgemux.multiplexer.chain import Chain
 from edgemux.multiplexer.onnx_model import OnnxModel
-from edgemux.multiplexer.training.labels import one_hot
+from split_bench.halves import gains_after_last
 
 BUNDLE = Path(__file__).parents[2] / "deploy" / "bundles" / "fashion-mnist"
 # Of the recipe that made the bundle: the same images are held out.
@@ -58,10 +58,7 @@ class Study:
 
     def left_behind(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """What levels 1 to LEVEL leave behind of uint8 [n, 28, 28], as far as the encoder reads it."""
-        pool: dict[str, NDArray[Any]] = {"image": pixels}
-        for level in self.levels[:LEVEL]:
-            names = [name for name in level.outputs if name != "probabilities"]
-            pool.update(zip(names, level.run({name: pool[name] for name in level.inputs}, names), strict=True))
+        pool = Chain(self.levels, ["image"]).known_at(LEVEL, {"image": pixels})
         return {source.name: pool[source.name] for source in LEFT_BEHIND}
 
     def cut(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
@@ -81,13 +78,8 @@ class Study:
 
     def gains(self, images: NDArray[np.uint8]) -> tuple[Probabilities, NDArray[np.float64]]:
         """The last level's answers, and what the post-gate then expects of the cloud."""
-        answers, top = answers_of_levels(self.levels, images)[-1], len(self.levels)
-        feeds = {
-            "probabilities": answers,
-            "level": one_hot(top, top, len(answers)),
-            "scores": answers_of(self.pre, images),
-        }
-        return answers, gain_after(self.post.run({name: feeds[name] for name in self.post.inputs})[0], top)
+        answers = answers_of_levels(self.levels, images)[-1]
+        return answers, gains_after_last(self.pre, self.post, answers, len(self.levels), images)
 
 
 def picture(pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from edgemux.compression.chain import answers_of, answers_of_levels
 from edgemux.compression.profile import macs
 from edgemux.compression.split.costs import Whole
+from edgemux.compression.split.curve import LENGTH_BYTES
 from edgemux.compression.split.shapes import example
 from edgemux.edge.split_planning import AROUND_BYTES
 from edgemux.multiplexer.bundle import Bundle, Preprocessing, Split, Tensor, splits_of
 from edgemux.multiplexer.chain import Activations, Chain
-from edgemux.multiplexer.gates import gain_after
 from edgemux.multiplexer.onnx_model import OnnxModel
-from edgemux.multiplexer.training.labels import one_hot
 from edgemux.wire.bits import packed
 from edgemux.wire.codec import DTYPES
 from edgemux.wire.payload import LOSSLESS as LOSING_NOTHING
@@ -28,13 +27,13 @@ from edgemux.wire.payload import RAW as PLAIN
 from edgemux.wire.payload import decoder, encode, encodings, size_of
 
 from .grid import BOTTLENECK, CONTINUATION, CUT, JPEG, LEVEL, LOSSLESS, RAW, WEBP, WHOLE_HERE, Option, Setting
+from .halves import gains_after_last, level_of, sent_of, through
 
 Say = Callable[[str], None]
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 # Of one thing: so long, or so often.
 TIMED_S, LEAST_RUNS, MOST_RUNS = 0.15, 5, 60
-BLOCK = 250
 
 
 class Stopwatch:
@@ -152,15 +151,10 @@ class Seen:
         self.cloud = OnnxModel(bundle.read(manifest.cloud.files[-1]), "cloud")
         self.whole = answers_of(self.cloud, self.images).argmax(axis=1)
         answers = answers_of_levels(self.levels, self.images, self.tensor.name)[-1]
-        self.level, top = answers.argmax(axis=1), len(self.levels)
+        self.level = answers.argmax(axis=1)
         names = manifest.multiplexer
         pre, post = (OnnxModel(bundle.read(file), file) for file in (names.pre_gate, names.post_gate))
-        feeds = {
-            "probabilities": answers,
-            "level": one_hot(top, top, len(answers)),
-            "scores": answers_of(pre, self.images),
-        }
-        gains = gain_after(post.run({name: feeds[name] for name in post.inputs})[0], top)
+        gains = gains_after_last(pre, post, answers, len(self.levels), self.images)
         self.deferred: NDArray[np.bool_] = gains > names.defer[-1]
 
     @property
@@ -178,20 +172,7 @@ class Seen:
 
     def after_level(self, level: int, images: Images) -> dict[str, NDArray[Any]]:
         """The inputs, and what the levels up to this one leave of them."""
-        activations = Activations({self.tensor.name: images})
-        if level:
-            self.chain.run(level, activations)
-        return activations.pool
-
-
-def level_of(head: Sequence[str], levels: Sequence[OnnxModel], inputs: Sequence[str]) -> int:
-    """The lowest level after which there is all that a head reads, 0 for the input alone. ValueError: there is none."""
-    known = set(inputs)
-    for number, states in enumerate([(), *(level.outputs for level in levels)]):
-        known.update(states)
-        if set(head) <= known:
-            return number
-    raise ValueError(f"no level leaves {sorted(set(head) - known)}")
+        return self.chain.known_at(level, {self.tensor.name: images})
 
 
 def halves_of(bundle: Bundle, pairs: Path | None, seen: Seen) -> list[Half]:
@@ -218,23 +199,20 @@ class Sender:
 
     def head_of(self, images: Images) -> NDArray[np.uint8]:
         """What is sent, before it is packed."""
-        given = self._seen.after_level(self.half.level, images)
-        sent: NDArray[np.uint8] = self.head.run({name: given[name] for name in self.head.inputs})[0]
-        return sent
+        return sent_of(self.head, self._given(images))
+
+    def _given(self, images: Images) -> dict[str, NDArray[Any]]:
+        return self._seen.after_level(self.half.level, images)
 
     def send(self) -> tuple[float, Labels]:
         """Mean bytes of an input in a message, and the labels that come back."""
-        sizes, labels = [], []
-        for part in np.array_split(self._seen.images, max(1, len(self._seen.images) // BLOCK)):
-            sent = self.head_of(part)
-            sizes += [4 + len(element) for element in packed(sent, self.half.bits)]
-            labels.append(self.tail.run({self.tail.inputs[0]: sent}, ["probabilities"])[0].argmax(axis=1))
-        return float(np.mean(sizes)), np.concatenate(labels).astype(np.int64)
+        labels, sizes = through(self.head, self.tail, self.half.bits, self._given, self._seen.images)
+        return LENGTH_BYTES + float(np.mean(sizes)), labels
 
     def times(self, watch: Stopwatch) -> list[float]:
         """Of the level below, of head and packing, of the tail."""
         image, name = self._seen.images[:1], self._seen.tensor.name
-        pool = self._seen.after_level(self.half.level, image)
+        pool = self._given(image)
         given = {each: pool[each] for each in self.head.inputs}
         sent = {self.tail.inputs[0]: self.head_of(image)}
         chain, level = self._seen.chain, self.half.level

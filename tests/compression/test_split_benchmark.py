@@ -35,10 +35,11 @@ from benchmarks.split_bench.grid import (
     Option,
     Setting,
 )
+from benchmarks.split_bench.halves import level_of
 from benchmarks.split_bench.live import edge_config
 from benchmarks.split_bench.published import beside
 from benchmarks.split_bench.traces import hindsight, planning, walk
-from benchmarks.split_bench.ways import Stopwatch, in_ms, kind_of, level_of
+from benchmarks.split_bench.ways import Stopwatch, in_ms, kind_of
 from hypothesis import given
 from hypothesis import strategies as st
 

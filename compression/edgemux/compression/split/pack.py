@@ -54,6 +54,17 @@ def add_split(bundle_dir: Path, out_dir: Path, split: Split, head_bytes: bytes, 
     return sealed
 
 
+def without_splits(source: Bundle, out_dir: Path) -> Manifest:
+    """Write a bundle without its splits, and their files, into the new folder ``out_dir``; returns the manifest."""
+    manifest = source.manifest
+    dropped = {file for split in splits_of(manifest) for file in (split.head, split.tail, split.golden)}
+    files = tuple(file for file in manifest.files if file.path not in dropped)
+    for file in files:
+        (out_dir / file.path).parent.mkdir(parents=True, exist_ok=True)
+        (out_dir / file.path).write_bytes(source.read(file.path))
+    return seal(out_dir, msgspec.structs.replace(manifest, files=files, splits=msgspec.UNSET))
+
+
 def golden_file(split: Split) -> str:
     """Where a bundle has what the halves of a split make of its golden inputs."""
     return f"{split.name}-golden.npz"

@@ -71,15 +71,15 @@ async def test_a_head_that_makes_other_codes_is_left_alone_until_it_makes_its_ow
         before = counted(agent)
         assert await agent.well() and agent.left_alone(began) == {}
         assert counted(agent) == before
-        head = agent.splits.halves[PLAIN].head
-        run = head.run
-        for spoilt in (lambda *given: run(*given) ^ 2, lambda *given: 1 / 0):
-            head.run = spoilt
+        model = agent.splits.halves[PLAIN].head.held()
+        run = model.run
+        for spoilt in (lambda *given: [run(*given)[0] ^ 2], lambda *given: 1 / 0):
+            model.run = spoilt
             assert await agent.well()
             assert agent.left_alone(began) == {PLAIN: Alone.HEAD_WRONG}
             assert status_of(agent)["split"]["left_alone"] == {PLAIN: "head_wrong"}
             assert [type(event) for event in notices.look(began) if hasattr(event, "split")] == [SplitLeftAlone]
-            head.run = run
+            model.run = run
             assert await agent.well() and agent.left_alone(began) == {}
             (back,) = (event for event in notices.look(began + 5.0) if hasattr(event, "split"))
             assert back == SplitUsable(model=Name(agent.manifest.name), split=Name(PLAIN), seconds=5.0)

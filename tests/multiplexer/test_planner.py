@@ -7,7 +7,7 @@ import random
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgemux.multiplexer.domain import Placement
@@ -150,8 +150,14 @@ def test_where_nothing_gets_through_the_device_answers_if_it_may_and_else_what_w
     assert len({planner.plan(dead).name for _ in range(5)}) == 1
 
 
+# What two ways take is the same, and yet one sends what the other is answered.
+SENDS = Way("", Placement.EDGE, 0.0, sent_bytes=1.0)
+ANSWERED = Way("", Placement.EDGE, 0.0, answer_bytes=1.0)
+
+
 @settings(deadline=None)
 @given(st.lists(ways, min_size=1, max_size=10), conditions)
+@example([ANSWERED, SENDS], Conditions(0.0, 1000.0))
 def test_equal_ways_are_one_and_the_order_in_which_ways_are_given_does_not_matter(
     given: list[Way], now: Conditions
 ) -> None:

@@ -142,7 +142,8 @@ def undominated(ways: Sequence[Way]) -> list[Way]:
     """Without ways that take at least as much of everything as another one: no conditions make these best."""
     if not ways:
         return []
-    ordered = sorted(ways, key=lambda way: (*_axes(way), way.name))
+    # By the bytes sent and the name too: of equal ways the same one is left whatever order they come in.
+    ordered = sorted(ways, key=lambda way: (*_axes(way), way.sent_bytes, way.name, way.placement))
     axes = np.array([_axes(way) for way in ordered]).reshape(len(ordered), -1)
     no_worse = (axes[:, None] <= axes[None, :]).all(axis=2)
     # Whatever beats a way comes before it, or is its equal.

@@ -29,7 +29,7 @@ Report = Callable[[Found], None]
 # while the device is throttled (a quarter), above level 4 when it is not.
 LEVEL_S = 0.0004
 RATE_PER_S = 40.0
-AFFORDS_S = 0.0024
+AFFORDS_S = 0.0028
 # An agent whose sensors read the folders sys and proc of argv[1], and whose level n takes n * LEVEL_S of the CPU. That
 # others keep this machine busy is hidden from it, and its own quota is not.
 HOUSED = f"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.system.faults.ledgers import waited_after
+from tests.system.faults.ledgers import Entry, waited_after
+from tests.system.faults.load import Load
 from tests.system.faults.proxy import FaultProxy
 from tests.system.faults.rows import BUSY_RECOVERY_S, FAILURES, RECOVERY_S, USUAL, WAITED
 from tests.system.faults.stage import Agent, Pictures, Scene, Stage, agent_process, found_by
@@ -133,18 +135,24 @@ def test_row_2_a_name_that_comes_back_is_found_again(
         assert recovery_s <= RECOVERY_S + BUSY_RECOVERY_S
 
 
+def under_way(load: Load, for_s: float) -> list[Entry]:
+    """Requests that have waited for an outcome for longer than that: the device answers sooner."""
+    return [e for e in list(load.entries) if not e.outcome and 0 < e.sent_s < time.monotonic() - for_s]
+
+
 def test_row_3_requests_that_a_dying_cloud_has_in_hand_are_answered_by_the_device(
     on_stage: Stage, serving: Any, tiny_bundle: Path, report: Callable[[Found], None]
 ) -> None:
-    """It waits a little for more inputs to a batch, so that it has some in hand when it is killed."""
-    options = ("cloud", "--bundle", str(tiny_bundle), "--linger", "0.1")
+    """It is stopped in the middle of its work, and killed when it has certainly some in hand."""
+    options = ("cloud", "--bundle", str(tiny_bundle))
     with contextlib.ExitStack() as stack:
         doomed = stack.enter_context(serving(*options))
         on_stage.lead_to(doomed.grpc)
         on_stage.well()
         with on_stage.load() as load:
             load.more(60)
-            time.sleep(0.05)  # that was the end of a batch: now half of the wait for the next one is over
+            doomed.popen.send_signal(signal.SIGSTOP)
+            load.wait(lambda: len(under_way(load, 0.03)) >= 3)
             doomed.popen.kill()
             killed_s = time.monotonic()
             load.more(120)

@@ -180,3 +180,12 @@ def test_offloads_of_another_size_have_their_own_time_and_share_the_round_trip_a
     assert beside.small_age_s(2.0) == 2.0
     beside.forget()
     assert link.offload(0.0) is link.small_s(0.0) is beside.offload(0.0) is None
+
+
+def test_one_stall_in_a_warm_up_makes_nothing_dear() -> None:
+    estimate = DurationEstimate(1.0)
+    estimate.warmed_up([0.001, 0.006, 0.001, 0.001, 0.001])
+    assert estimate.mean_s == pytest.approx(0.001)
+    for _ in range(16):
+        estimate.observe(0.002)
+    assert estimate.mean_s > 0.0015  # and what comes later counts

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -176,18 +175,13 @@ class DeviceExecutor:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def warm_up(self, tensors: Mapping[str, NDArray[Any]], times: int = 5) -> None:
-        """Measure every level on this device: the first run allocates and is not counted.
-
-        Of CPU times the median counts as often as was measured: one stall would make a level dear that, not being
-        taken for that, would never be measured again.
-        """
+        """Measure every level on this device: the first run allocates and is not counted."""
         for index, route in enumerate(self._family.routes[: self._family.resident]):
             self._family.run(route.level, Activations(tensors))
             runs = [self._timed(route.level, Activations(tensors)) for _ in range(times)]
-            usual_s = statistics.median(cpu_s for _, _, cpu_s in runs)
             for _, elapsed, _ in runs:
                 self.latency[index].observe(elapsed)
-                self.compute[index].observe(usual_s)
+            self.compute[index].warmed_up([cpu_s for _, _, cpu_s in runs])
 
     def close(self) -> None:
         """Let the thread end."""

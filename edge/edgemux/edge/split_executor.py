@@ -303,10 +303,10 @@ class SplitExecutor:
                 continue
             activations = Activations(tensors)
             self._timed(half, half.head.held(), activations)
-            for _ in range(times):
-                made = self._timed(half, half.head.held(), activations)
+            runs = [self._timed(half, half.head.held(), activations) for _ in range(times)]
+            for made in runs:
                 half.latency.observe(made.head_s)
-                half.compute.observe(made.head_cpu_s)
+            half.compute.warmed_up([made.head_cpu_s for made in runs])
 
     async def look(self, first: Mapping[str, NDArray[Any]]) -> None:
         """Have every head that can be had make the codes of the ``first`` golden input again, counted nowhere.

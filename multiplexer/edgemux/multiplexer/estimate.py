@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
+from collections.abc import Sequence
 
 
 class DurationEstimate:
@@ -37,6 +39,15 @@ class DurationEstimate:
         if self._count % self._RENEW == 0:
             ordered = sorted(self._window)
             self.upper_s = ordered[min(len(ordered) - 1, math.ceil(self._quantile * len(ordered)) - 1)]
+
+    def warmed_up(self, durations_s: Sequence[float]) -> None:
+        """Add what a warm-up has measured, as many observations of its median.
+
+        One stall among so few would make dear what, not being chosen for that, is never measured again.
+        """
+        usual_s = statistics.median(durations_s)
+        for _ in durations_s:
+            self.observe(usual_s)
 
 
 class RateEstimate:
